@@ -1,0 +1,65 @@
+// What llama.cpp calls for every graph node of one context.
+#include "eval_hook.h"
+
+#include <exception>
+
+namespace first_cpp {
+
+bool EvalHook::callback(ggml_tensor * t, bool ask, void * user_data) noexcept {
+    auto * hook = static_cast<EvalHook *>(user_data);
+    try {
+        if (ask) {
+            return hook->on_node(t);
+        }
+        hook->on_computed(t);
+    } catch (const std::exception & e) {
+        hook->fail(e.what());
+    } catch (...) {
+        hook->fail("unknown error");
+    }
+    return !ask;  // computed: always go on, false would leave stale logits and report success
+}
+
+bool EvalHook::on_node(ggml_tensor * t) {
+    bool need = false;
+    if (patch.active()) {
+        need = patch.on_node(t);
+    }
+    if (reader.active() && reader.on_node(t)) {
+        need = true;
+    }
+    if (probe.active()) {
+        probe.on_node(t);
+    }
+    return need;
+}
+
+void EvalHook::on_computed(const ggml_tensor * t) {
+    if (reader.active()) {
+        reader.on_computed(t);
+    }
+    if (patch.active()) {
+        patch.on_computed(t);
+    }
+}
+
+void EvalHook::fail(const char * what) noexcept {
+    patch.restore();
+    reader.read(nullptr, {});
+    try {
+        if (error_.empty()) {
+            error_ = what;
+        }
+    } catch (...) {
+        error_.clear();  // out of memory even for the message
+    }
+}
+
+std::string EvalHook::take_error() {
+    std::string error = error_.empty() ? patch.error() : error_;
+    error_.clear();
+    patch.clear_error();
+    return error;
+}
+
+}  // namespace first_cpp

@@ -1,0 +1,34 @@
+// What llama.cpp calls for every graph node of one context (llama_context_params.cb_eval).
+#pragma once
+
+#include <string>
+
+#include "graph_patch.h"
+#include "graph_probe.h"
+#include "residual_reader.h"
+
+namespace first_cpp {
+
+// One per llama context, and it must outlive it. Nothing here needs Python's GIL, nothing throws across C:
+// an exception is remembered, the graph runs on dense, and error() tells after the decode.
+class EvalHook {
+public:
+    GraphPatch patch;
+    ResidualReader reader;
+    GraphProbe probe;
+
+    // bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data)
+    static bool callback(ggml_tensor * t, bool ask, void * user_data) noexcept;
+
+    // What went wrong since the last call, empty when nothing did.
+    std::string take_error();
+
+private:
+    bool on_node(ggml_tensor * t);
+    void on_computed(const ggml_tensor * t);
+    void fail(const char * what) noexcept;
+
+    std::string error_;
+};
+
+}  // namespace first_cpp

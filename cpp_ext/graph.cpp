@@ -1,0 +1,49 @@
+// Questions about single nodes of a ggml graph: what they are, where their data lies.
+#include "graph.h"
+
+#include <cstring>
+
+namespace first_cpp {
+
+int layer_of_output(const ggml_tensor * t) {
+    constexpr char prefix[] = "l_out-";
+    constexpr size_t length = sizeof(prefix) - 1;
+    if (std::memcmp(t->name, prefix, length) != 0) {
+        return -1;
+    }
+    int layer = 0;
+    const char * digit = t->name + length;
+    if (*digit == '\0') {
+        return -1;
+    }
+    for (; *digit != '\0'; ++digit) {
+        if (*digit < '0' || *digit > '9' || layer > 1'000'000) {
+            return -1;
+        }
+        layer = layer * 10 + (*digit - '0');
+    }
+    return layer;
+}
+
+bool is_alias(const ggml_tensor * t) {
+    switch (t->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return true;
+        default:
+            return false;
+    }
+}
+
+bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const auto a0 = reinterpret_cast<uintptr_t>(a->data);
+    const auto b0 = reinterpret_cast<uintptr_t>(b->data);
+    const size_t a_size = ggml_is_empty(a) ? 0 : ggml_nbytes(a);
+    const size_t b_size = ggml_is_empty(b) ? 0 : ggml_nbytes(b);
+    return a_size != 0 && b_size != 0 && a0 < b0 + b_size && b0 < a0 + a_size;
+}
+
+}  // namespace first_cpp

@@ -1,0 +1,209 @@
+// What a layer is in a graph: the span between two points of the residual stream.
+#include "span.h"
+
+#include <algorithm>
+
+#include "graph.h"
+
+namespace first_cpp {
+
+namespace {
+
+constexpr uint8_t IN_SUM = 1;  // a term of the sum that the output is
+constexpr uint8_t WORK   = 2;  // computed from the residual
+constexpr uint8_t PASSED = 4;  // the residual itself, or rows of it
+
+size_t hash(const ggml_tensor * t) {
+    return static_cast<size_t>((reinterpret_cast<uintptr_t>(t) >> 4) * 0x9E3779B97F4A7C15ULL >> 32);
+}
+
+// Ops whose result is (rows of) their first source, value for value.
+bool passes_through(const ggml_tensor * t) {
+    switch (t->op) {
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_CONT:
+            return true;
+        default:
+            return false;
+    }
+}
+
+}  // namespace
+
+void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, Span & span) {
+    span.residual = span.source = span.row_ids = nullptr;
+    span.work.clear();
+    span.trouble = nullptr;
+
+    index_nodes(nodes);
+    if (!mark_sum(nodes, previous)) {
+        span.trouble = "its output is not its input plus what it computes";
+        return;
+    }
+    const int residual = find_residual(nodes);
+    if (residual < 0) {
+        span.trouble = "its input was not found in the graph";
+        return;
+    }
+    span.residual = nodes[static_cast<size_t>(residual)];
+    if (!mark_work(nodes, residual)) {
+        span.trouble = "its output does not depend on its input";
+        return;
+    }
+    select_rows(nodes, residual, span);
+    span.trouble = check_output(nodes.back(), span);
+    if (span.trouble == nullptr) {
+        span.trouble = check_memory(nodes, residual, span);
+    }
+    for (size_t i = static_cast<size_t>(residual) + 1; i + 1 < nodes.size(); ++i) {
+        if ((marks_[i] & (WORK | PASSED)) == WORK && is_computed(nodes[i])) {
+            span.work.push_back(nodes[i]);
+        }
+    }
+}
+
+void SpanFinder::index_nodes(const std::vector<ggml_tensor *> & nodes) {
+    size_t size = 64;
+    while (size < nodes.size() * 2) {
+        size *= 2;
+    }
+    table_.assign(size, Slot{nullptr, -1});
+    marks_.assign(nodes.size(), 0);
+    for (size_t i = 0; i < nodes.size(); ++i) {
+        size_t slot = hash(nodes[i]) & (size - 1);
+        while (table_[slot].key != nullptr && table_[slot].key != nodes[i]) {
+            slot = (slot + 1) & (size - 1);
+        }
+        table_[slot] = Slot{nodes[i], static_cast<int>(i)};  // the last occurrence: the graph at hand
+    }
+}
+
+int SpanFinder::index_of(const ggml_tensor * t) const {
+    const size_t mask = table_.size() - 1;
+    for (size_t slot = hash(t) & mask; table_[slot].key != nullptr; slot = (slot + 1) & mask) {
+        if (table_[slot].key == t) {
+            return table_[slot].index;
+        }
+    }
+    return -1;
+}
+
+// Walks back from the output through additions and row selections. True when `previous` was met, or none asked.
+bool SpanFinder::mark_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous) {
+    bool met = previous == nullptr;
+    stack_.assign(1, nodes.back());
+    while (!stack_.empty()) {
+        const ggml_tensor * t = stack_.back();
+        stack_.pop_back();
+        if (t == nullptr || t->op == GGML_OP_NONE) {
+            continue;  // weights and inputs
+        }
+        const int i = index_of(t);
+        if (i < 0 || marked(i, IN_SUM)) {
+            continue;
+        }
+        marks_[static_cast<size_t>(i)] |= IN_SUM;
+        if (t == previous) {
+            met = true;
+        } else if (t->op == GGML_OP_ADD) {
+            stack_.push_back(t->src[0]);
+            stack_.push_back(t->src[1]);
+        } else if (passes_through(t)) {
+            stack_.push_back(t->src[0]);
+        }
+    }
+    return met;
+}
+
+// The residual is the earliest term of the sum that the span also reads in another way.
+int SpanFinder::find_residual(const std::vector<ggml_tensor *> & nodes) const {
+    const int n = static_cast<int>(nodes.size());
+    int first = 0;
+    while (first < n && !marked(first, IN_SUM)) {
+        ++first;  // what lies before may be stale
+    }
+    int residual = n;
+    for (int i = first; i < n; ++i) {
+        const ggml_tensor * t = nodes[static_cast<size_t>(i)];
+        if (marked(i, IN_SUM) || !is_computed(t)) {
+            continue;
+        }
+        for (const ggml_tensor * source : t->src) {
+            const int j = source == nullptr ? -1 : index_of(source);
+            if (marked(j, IN_SUM)) {
+                residual = std::min(residual, j);
+            }
+        }
+    }
+    return residual < n ? residual : -1;
+}
+
+bool SpanFinder::mark_work(const std::vector<ggml_tensor *> & nodes, int residual) {
+    marks_[static_cast<size_t>(residual)] |= PASSED;
+    for (size_t i = static_cast<size_t>(residual) + 1; i < nodes.size(); ++i) {
+        for (const ggml_tensor * source : nodes[i]->src) {
+            const int j = source == nullptr ? -1 : index_of(source);
+            if (j == residual || marked(j, WORK)) {
+                marks_[i] |= WORK;
+                break;
+            }
+        }
+        if (marked(static_cast<int>(i), IN_SUM) && passes_through(nodes[i]) &&
+            marked(index_of(nodes[i]->src[0]), PASSED)) {
+            marks_[i] |= PASSED;
+        }
+    }
+    return (marks_.back() & WORK) != 0;
+}
+
+// A last layer keeps only the rows that become outputs: then the copy must take those rows.
+void SpanFinder::select_rows(const std::vector<ggml_tensor *> & nodes, int residual, Span & span) {
+    span.source = span.residual;
+    for (size_t i = static_cast<size_t>(residual) + 1; i < nodes.size(); ++i) {
+        if (nodes[i]->op != GGML_OP_GET_ROWS || (marks_[i] & IN_SUM) == 0) {
+            continue;
+        }
+        if ((marks_[i] & PASSED) != 0) {
+            span.source  = nodes[i];
+            span.row_ids = nullptr;
+            return;
+        }
+        span.row_ids = nodes[i]->src[1];
+    }
+}
+
+const char * SpanFinder::check_output(const ggml_tensor * out, const Span & span) const {
+    const ggml_tensor * from = span.source;
+    if (out->type != GGML_TYPE_F32 || from->type != GGML_TYPE_F32 || !ggml_is_contiguous(out) ||
+        !ggml_is_contiguous(from)) {
+        return "its input or output is not contiguous float32";
+    }
+    if (span.row_ids == nullptr ? !same_shape(out, from)
+                                : out->ne[0] != from->ne[0] || ggml_nrows(out) != ggml_nelements(span.row_ids)) {
+        return "its input and output have different shapes";
+    }
+    const bool in_place = span.row_ids == nullptr && out->data == from->data;
+    if (!in_place && overlap(out, from)) {
+        return "its output lies half over its input in memory";
+    }
+    return nullptr;
+}
+
+// ggml's allocator reuses the residual's memory after its last reader. Readers that are left out do not
+// matter; one that still runs would spoil the copy.
+const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, int residual,
+                                      const Span & span) const {
+    const int source = index_of(span.source);
+    for (int i = residual + 1; i + 1 < static_cast<int>(nodes.size()); ++i) {
+        const ggml_tensor * t = nodes[static_cast<size_t>(i)];
+        const bool runs = is_computed(t) && !is_alias(t) && (!marked(i, WORK) || marked(i, PASSED));
+        if (runs && (overlap(t, span.residual) || (i > source && overlap(t, span.source)))) {
+            return "a node that still runs was given the memory of its input";
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace first_cpp

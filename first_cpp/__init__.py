@@ -1,0 +1,41 @@
+"""first_cpp: `llama_cpp.Llama` whose prompts choose the layers that their answers can do without."""
+
+# llama_cpp first: it loads libllama and libggml, and the extension then uses those, not a second copy.
+import llama_cpp  # noqa: F401, I001
+
+from ._version import __version__, check_versions
+
+check_versions()
+
+from .errors import (  # noqa: E402
+    BusyError,
+    ClosedError,
+    FirstCppError,
+    MissingFileError,
+    ModelFileError,
+    OffloadError,
+    RouterError,
+    RoutingError,
+    SkipError,
+)
+from .llama import Llama, LlamaState  # noqa: E402
+from .policy import Routing  # noqa: E402
+from .routers import Routers, load_routers  # noqa: E402
+
+__all__ = [
+    "BusyError",
+    "ClosedError",
+    "FirstCppError",
+    "Llama",
+    "LlamaState",
+    "MissingFileError",
+    "ModelFileError",
+    "OffloadError",
+    "RouterError",
+    "Routers",
+    "Routing",
+    "RoutingError",
+    "SkipError",
+    "__version__",
+    "load_routers",
+]

@@ -1,0 +1,39 @@
+"""What can go wrong, one class a kind; each is also the built-in error that callers of llama_cpp expect."""
+
+from __future__ import annotations
+
+
+class FirstCppError(Exception):
+    """Base of all errors first_cpp raises on purpose."""
+
+
+class ModelFileError(FirstCppError, ValueError):
+    """A file that cannot be used as a model or router file."""
+
+
+class MissingFileError(ModelFileError, FileNotFoundError):
+    """A file that is not there. llama_cpp raises ValueError for it, the rest of Python FileNotFoundError."""
+
+
+class RouterError(FirstCppError, ValueError):
+    """Routers that are malformed, of another format version, or made for another model."""
+
+
+class SkipError(FirstCppError, ValueError):
+    """A ``skip`` setting that names no valid set of layers."""
+
+
+class OffloadError(FirstCppError, ValueError):
+    """Layers on a GPU and routing asked for: layers can be left out on the CPU only."""
+
+
+class RoutingError(FirstCppError, RuntimeError):
+    """llama.cpp built a graph in which the chosen layers could not be left out."""
+
+
+class BusyError(FirstCppError, RuntimeError):
+    """The model is at work for another thread, or an older answer was resumed after a newer prompt."""
+
+
+class ClosedError(FirstCppError, RuntimeError):
+    """The model was used after ``close()``."""

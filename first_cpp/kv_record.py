@@ -1,0 +1,59 @@
+"""Which positions of the KV cache lack which layers."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+NOTHING: frozenset[int] = frozenset()
+
+
+class KvRecord:
+    """For each position, the layers that were left out when it was evaluated, as runs of equal sets."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[int, frozenset[int]]] = []  # (end position, layers left out), ascending
+
+    def __len__(self) -> int:
+        return self._runs[-1][0] if self._runs else 0
+
+    def copy(self) -> KvRecord:
+        other = KvRecord()
+        other._runs = list(self._runs)
+        return other
+
+    def truncate(self, n_positions: int) -> None:
+        """Forget the positions from `n_positions` on."""
+        while self._runs and self._start_of_last() >= n_positions:
+            self._runs.pop()
+        if self._runs and self._runs[-1][0] > n_positions:
+            self._runs[-1] = (n_positions, self._runs[-1][1])
+
+    def _start_of_last(self) -> int:
+        return self._runs[-2][0] if len(self._runs) > 1 else 0
+
+    def append(self, end: int, left_out: Set[int]) -> None:
+        """The positions up to `end` were evaluated without `left_out`."""
+        if end <= len(self):
+            return
+        if self._runs and self._runs[-1][1] == left_out:
+            self._runs[-1] = (end, self._runs[-1][1])
+        else:
+            self._runs.append((end, frozenset(left_out)))
+
+    def lose(self, layers: Set[int]) -> None:
+        """All positions now lack `layers` too."""
+        runs, self._runs = self._runs, []
+        for end, left_out in runs:
+            self.append(end, left_out | layers)
+
+    def evaluated_like(self, left_out: Set[int]) -> int:
+        """How many leading positions were evaluated without exactly `left_out`."""
+        return next((start for start, run in self._starts() if run != left_out), len(self))
+
+    def readable_with(self, left_out: Set[int]) -> int:
+        """How many leading positions have all that an evaluation without `left_out` reads."""
+        return next((start for start, run in self._starts() if not run <= left_out), len(self))
+
+    def _starts(self) -> list[tuple[int, frozenset[int]]]:
+        ends = [0, *(end for end, _ in self._runs)]
+        return [(start, run) for start, (_, run) in zip(ends, self._runs, strict=False)]

@@ -1,0 +1,491 @@
+"""`Llama`: llama_cpp.Llama whose decoding leaves out the layers that the prompt chose.
+
+The path of a prompt: `generate` drops what the KV cache cannot vouch for and starts an answer; its first `eval` is prefill,
+all layers run and the routers score every position; `_decide` turns the scores into a set of layers; every later `eval` of
+that answer is decoding, without those layers (`Layers.left_out`, cpp_ext/graph_patch.cpp).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import os
+import threading
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from . import _ext
+from .errors import BusyError, ClosedError, MissingFileError, OffloadError, RouterError, SkipError
+from .kv_record import NOTHING, KvRecord
+from .layers import Layers
+from .model_file import fingerprint, normal_path, open_model
+from .policy import Routing, Skip, check_layers, choose_layers, layers_for_share, parse_skip
+from .routers import Base, Routers, check_base, load_routers, read_routers
+
+_BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
+_BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
+
+
+class Llama(llama_cpp.Llama):  # type: ignore[misc]
+    """A drop-in `llama_cpp.Llama` that leaves layers out of decoding (FiRST, arXiv 2410.12513).
+
+    All arguments and methods of the base class work as they do there. Further arguments:
+
+    skip: which layers decoding leaves out. "auto": the share that the router file recommends, nothing without routers;
+        None or 0: nothing; a number below 1: that share of the layers, those with the lowest keep scores; a list of ints:
+        exactly those. Can be set between answers.
+    routers: a GGUF file to take routers from instead of the model file (`python -m convert --routers ... --sidecar`).
+    release_kv: give the KV memory of skipped layers back to the system once a prompt has decided. The next prompt is then
+        read from its beginning.
+
+    Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
+    """
+
+    def __init__(
+        self,
+        model_path: str | bytes | os.PathLike[str],
+        *,
+        skip: object = "auto",
+        routers: str | bytes | os.PathLike[str] | None = None,
+        release_kv: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._lock = threading.RLock()
+        _check_keywords(kwargs)
+        parsed = parse_skip(skip)
+        path = normal_path(model_path)
+        parts = open_model(path)
+        self._routers_path = None if routers is None else normal_path(routers)
+        found = load_routers(self._routers_path) if self._routers_path else read_routers(parts[0][1], path)
+        if isinstance(parsed, float) and parsed > 0 and found is None:
+            raise SkipError(
+                f"skip={skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
+                "with `python -m convert --routers`"
+            )
+        if (lora := kwargs.get("lora_path")) is not None and not os.path.isfile(lora):
+            raise MissingFileError(f"LoRA path does not exist: {lora}")
+        offload = kwargs.get("n_gpu_layers", 0) != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+        if offload and parsed is not None and not (parsed == "auto" and found is None):
+            raise OffloadError(
+                f"n_gpu_layers={kwargs['n_gpu_layers']} with skip={skip!r}: layers can be left out on the CPU only; "
+                "use n_gpu_layers=0, or skip=None"
+            )
+
+        self._layers = Layers()
+        self._offload = offload
+        self._skip: Skip = None
+        self._release_kv = release_kv
+        self._routers = found
+        self._routing: Routing | None = None
+        self._answer: _Answer | None = None
+        self._forced: frozenset[int] | None = None
+        self._kv = KvRecord()
+        self._scores_read = _ext.RouterScores(found.weight, found.bias, found.norm_eps) if found else None
+        self._warned = False
+
+        super().__init__(model_path=path, **kwargs)
+
+        self._n_layer = int(llama_cpp.llama_model_n_layer(self._model.model))
+        if found is not None:
+            architecture = self.metadata.get("general.architecture", "")
+            model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
+            check_base(found, model, self._routers_path or path)
+        self.skip = parsed
+
+    # -- settings ---------------------------------------------------------------------------------------------------
+
+    @property
+    def context_params(self) -> Any:
+        """The llama_context_params of the base class, with the callback set before the context is created from them."""
+        return self._context_params
+
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        if not self._offload:
+            self._layers.attach(params)
+        self._context_params = params
+
+    @property
+    def skip(self) -> Skip:
+        """Which layers decoding leaves out; a change takes effect with the next prompt."""
+        return self._skip
+
+    @skip.setter
+    def skip(self, value: object) -> None:
+        skip = parse_skip(value)
+        if isinstance(skip, float):
+            if skip > 0 and self._routers is None:
+                raise SkipError(f"skip={value!r} needs routers, and this model was loaded without; a list of layers needs none")
+            layers_for_share(skip, self._n_layer)
+        if isinstance(skip, tuple):
+            check_layers(skip, self._n_layer)
+        if skip and not (skip == "auto" and self._routers is None):
+            self._look_at_graph()
+            if isinstance(skip, tuple):
+                self._check_possible(skip)
+        self._skip = skip
+
+    @property
+    def routers(self) -> Routers | None:
+        """The routers in use, None when the model has none."""
+        return self._routers
+
+    @property
+    def routing(self) -> Routing | None:
+        """What the last prompt decided, None before the first."""
+        return self._routing
+
+    @contextlib.contextmanager
+    def leaving_out(self, layers: Iterable[int]) -> Iterator[None]:
+        """Evaluate every token inside without `layers`, prompt or not. Nothing is routed meanwhile.
+
+        Tokens evaluated before, with other layers left out, are read again where they lack KV that is now needed.
+        Raises SkipError for layers that do not exist or cannot be left out of this model.
+        """
+        wanted = parse_skip(list(layers))
+        assert isinstance(wanted, tuple)
+        check_layers(wanted, self._n_layer)
+        if wanted:
+            self._look_at_graph()
+            self._check_possible(wanted)
+        before, self._forced = self._forced, frozenset(wanted)
+        try:
+            yield
+        finally:
+            self._forced = before
+
+    def _check_possible(self, layers: Iterable[int]) -> None:
+        trouble = self._layers.trouble()
+        if all(trouble):
+            self._warn_dense(trouble[0])
+        else:
+            for layer in layers:
+                if trouble[layer]:
+                    raise SkipError(f"layer {layer} of this model cannot be left out: {trouble[layer]}")
+
+    def _warn_dense(self, why: str) -> None:
+        if not self._warned:
+            warnings.warn(f"no layer of {self.model_path} can be left out, it runs dense: {why}", RuntimeWarning, stacklevel=4)
+            self._warned = True
+
+    def _look_at_graph(self) -> None:
+        """Learn, once, how this model's graphs are laid out: one small graph is built and not computed."""
+        if self._layers.known:
+            return
+        if self._offload:
+            raise OffloadError("layers on a GPU: layers can be left out on the CPU only; load with n_gpu_layers=0")
+        model = self._model.model
+        for unsupported, why in (
+            (self._ctx.memory is None, "it has no KV cache"),
+            (llama_cpp.llama_model_has_encoder(model), "it has an encoder"),
+            (llama_cpp.llama_model_is_diffusion(model), "it generates by diffusion"),
+        ):
+            if unsupported:
+                self._layers.declare_unsupported(self._n_layer, why)
+                return
+        with self._exclusive():
+            self._rewind(0)
+            n_tokens = min(2, self.n_batch, self.context_params.n_ubatch)  # more would be several graphs
+            self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+            with self._layers.probing(self._n_layer):
+                self._ctx.decode(self._batch)
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+            self._ctx.reset_timings()
+
+    # -- one answer -------------------------------------------------------------------------------------------------
+
+    def generate(  # type: ignore[override]
+        self, tokens: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Yield the tokens that answer a prompt; arguments as in `llama_cpp.Llama.generate`.
+
+        Raises BusyError when it is resumed after a newer prompt was started on this model.
+        """
+        reset = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
+        answer = _Answer()
+        with self._exclusive():
+            self._answer = answer
+            tokens = self._drop_unusable(list(tokens), reset)
+            if not tokens and self.n_tokens == 0:
+                raise ValueError("the prompt has no tokens")
+        inner = super().generate(tokens, *args, **kwargs)
+        sent: Sequence[int] | None = None
+        try:
+            while True:
+                with self._exclusive():
+                    if self._answer is not answer:
+                        raise BusyError("this answer cannot go on: a newer prompt was started on the same Llama")
+                    try:
+                        token = inner.send(sent)
+                    except StopIteration:
+                        return
+                sent = yield token
+        finally:
+            inner.close()
+            if self._answer is answer:
+                self._answer = None
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself."""
+        with self._exclusive():
+            answer = self._answer
+            prefill = answer is not None and answer.routing is None
+            if self._forced is not None:
+                left_out = self._forced
+            else:
+                left_out = NOTHING if answer is None or answer.routing is None else frozenset(answer.routing.skipped)
+            scores = self._scores_read if prefill and self._routed() else None
+            self._evaluate(list(tokens), left_out, scores)
+            if answer is not None and prefill:
+                answer.routing = self._routing = self._decide()
+
+    def _evaluate(self, tokens: list[int], left_out: frozenset[int], scores: _ext.RouterScores | None) -> None:
+        if all(self._layers.trouble()) and left_out:
+            left_out = NOTHING  # warned about when it was asked for
+        self._forget_beyond()
+        tokens = self._rewind(self._kv.readable_with(left_out)) + tokens
+        start = self.n_tokens
+        if scores is not None:
+            scores.seek(start)
+        try:
+            with self._layers.left_out(left_out), self._layers.reading(scores):
+                super().eval(tokens)
+        except RuntimeError:
+            self.n_tokens = start  # what was evaluated in part cannot be vouched for
+            raise
+        finally:
+            self._kv.append(self.n_tokens, left_out)
+
+    def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
+        """Rewind to the prefix that a fresh model would have evaluated the same way; returns the tokens to evaluate."""
+        self._forget_beyond()
+        usable = self._kv.evaluated_like(self._forced or NOTHING)
+        if self._routed() and self._scores_read is not None:
+            usable = min(usable, len(self._scores_read))
+        dropped = self._rewind(usable)
+        return tokens if reset else dropped + tokens
+
+    def _rewind(self, n_tokens: int) -> list[int]:
+        """Go back to the first `n_tokens` positions, or to none where a recurrent state cannot; returns the tokens dropped."""
+        before = self.n_tokens
+        if n_tokens >= before:
+            return []
+        if self._is_recurrent or self._is_hybrid:
+            n_tokens = 0
+            super().reset()
+        self.n_tokens = n_tokens
+        self._requires_eval = True
+        self._forget_beyond()
+        return [int(token) for token in self.input_ids[n_tokens:before]]
+
+    def _forget_beyond(self) -> None:
+        """The base class goes back by lowering n_tokens; our records follow."""
+        self._kv.truncate(self.n_tokens)
+        if self._scores_read is not None and len(self._scores_read) > self.n_tokens:
+            self._scores_read.seek(self.n_tokens)
+
+    # -- the decision -----------------------------------------------------------------------------------------------
+
+    def _share(self) -> float:
+        """The share of layers that the setting asks routers for."""
+        if self._skip == "auto":
+            return self._routers.skip if self._routers is not None else 0.0
+        return self._skip if isinstance(self._skip, float) else 0.0
+
+    def _routed(self) -> bool:
+        return self._forced is None and self._share() > 0 and not all(self._layers.trouble())
+
+    def _decide(self) -> Routing:
+        keep, skipped, why = self._choose()
+        released = 0
+        if self._release_kv and skipped:
+            released = self._layers.release(skipped)
+            self._kv.lose(frozenset(skipped))
+        return Routing(
+            keep=keep,
+            skipped=skipped,
+            n_layer=self._n_layer,
+            prompt_tokens=self.n_tokens,
+            why=why,
+            kv_bytes_released=released,
+        )
+
+    def _choose(self) -> tuple[tuple[float, ...] | None, tuple[int, ...], str]:
+        trouble = self._layers.trouble()
+        if self._forced is not None:
+            return None, tuple(sorted(self._forced)), "leaving_out()"
+        if isinstance(self._skip, tuple) and self._skip:
+            return self._choose_fixed(self._skip, trouble)
+        share = self._share()
+        if share == 0:
+            why = "no routers" if self._skip == "auto" and self._routers is None else f"skip={self._skip!r}"
+            return None, (), f"{why}: nothing is left out"
+        if all(trouble):
+            return None, (), f"dense: {trouble[0]}"
+        assert self._scores_read is not None
+        assert self._routers is not None
+        # each prompt position counts the same
+        keep = tuple(float(k) for k in self._scores_read.scores()[: self.n_tokens].astype(np.float64).mean(axis=0))
+        possible = [ok and not why for ok, why in zip(self._routers.skippable, trouble, strict=True)]
+        skipped = choose_layers(keep, share, possible)
+        asked = layers_for_share(share, self._n_layer)
+        few = f", only {len(skipped)} are skippable" if len(skipped) < asked else ""
+        return keep, skipped, f"lowest keep scores, share {share:g} asks for {asked} of {self._n_layer} layers{few}"
+
+    def _choose_fixed(self, layers: tuple[int, ...], trouble: list[str]) -> tuple[None, tuple[int, ...], str]:
+        if all(trouble):
+            return None, (), f"dense: {trouble[0]}"
+        marked = () if self._routers is None else tuple(i for i in layers if not self._routers.skippable[i])
+        stay = f", {list(marked)} stay: the router file marks them unskippable" if marked else ""
+        return None, tuple(i for i in layers if i not in marked), f"fixed set{stay}"
+
+    # -- hidden states ----------------------------------------------------------------------------------------------
+
+    def hidden_states(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The residual stream of `tokens`, evaluated alone from position 0 with all layers.
+
+        Returns float32 [n_layer + 1, n_tokens, n_embd]: what enters each layer, and what leaves the last.
+        Raises ValueError for no tokens or more than n_ctx, RoutingError for a model whose graph does not name its layers.
+        """
+        if not 0 < len(tokens) <= self._n_ctx:
+            raise ValueError(f"hidden_states takes 1 to n_ctx={self._n_ctx} tokens, got {len(tokens)}")
+        self._look_at_graph()
+        if all(trouble := self._layers.trouble()):
+            raise RouterError(f"the hidden states of this model cannot be read: {trouble[0]}")
+        sink = _ext.HiddenStates(self._n_layer + 1)
+        with self._exclusive():
+            self._rewind(0)
+            self.n_tokens = 0
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+            with self._layers.reading(sink, final=True):
+                for start in range(0, len(tokens), self.n_batch):
+                    # every token is an output: the last layer would drop the others
+                    self._batch.set_batch(batch=tokens[start : start + self.n_batch], n_past=start, logits_all=True)
+                    self._ctx.decode(self._batch)
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+        return np.stack(sink.points()).reshape(self._n_layer + 1, len(tokens), -1)
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def save_state(self) -> LlamaState:
+        """The base class's state, with what is known of its positions."""
+        with self._exclusive():
+            self._forget_beyond()
+            scores = None if self._scores_read is None else self._scores_read.scores()
+            return LlamaState(super().save_state(), self._kv.copy(), scores, self._router_id())
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """Restore a state; one of stock llama_cpp is taken as evaluated with all layers."""
+        with self._exclusive():
+            super().load_state(state)
+            self._kv = KvRecord()
+            scores = None
+            if isinstance(state, LlamaState):
+                self._kv = state.kv.copy()
+                scores = state.router_scores if state.router_id == self._router_id() else None
+            else:
+                self._kv.append(self.n_tokens, NOTHING)
+            if self._scores_read is not None:
+                self._scores_read.load(np.empty((0, self._n_layer), np.float32) if scores is None else scores)
+
+    def _router_id(self) -> int | None:
+        """Tells routers apart: scores of others are of no use."""
+        return None if self._routers is None else hash((self._routers.weight.tobytes(), self._routers.bias.tobytes()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        skip = list(self._skip) if isinstance(self._skip, tuple) else self._skip
+        return {**super().__getstate__(), "skip": skip, "routers": self._routers_path, "release_kv": self._release_kv}
+
+    def close(self) -> None:
+        """Free the model. Closing again is fine; any other use afterwards raises ClosedError."""
+        if not hasattr(self, "_stack"):
+            return  # the constructor failed early
+        with self._exclusive():
+            super().close()
+            self._ctx = self._model = self._batch = self.tokenizer_ = _CLOSED
+
+    # -- one thread at a time ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """llama.cpp's context serves one thread at a time; a second one gets an error instead of a crash."""
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        # One step of a whole answer is the whole answer: no other thread comes between its tokens.
+        inner = super()._create_completion(*args, **kwargs)
+        try:
+            while True:
+                with self._exclusive():
+                    try:
+                        chunk = next(inner)
+                    except StopIteration:
+                        return
+                yield chunk
+        finally:
+            inner.close()
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As in the base class."""
+        with self._exclusive():
+            return super().sample(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the base class; embeddings are always dense."""
+        with self._exclusive():
+            return super().embed(*args, **kwargs)
+
+    def reset(self) -> None:
+        """As in the base class."""
+        with self._exclusive():
+            super().reset()
+
+
+class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
+    """A saved state that also tells which positions lack which layers, and the router scores of the others."""
+
+    def __init__(
+        self, state: llama_cpp.LlamaState, kv: KvRecord, scores: npt.NDArray[np.float32] | None, router_id: int | None
+    ) -> None:
+        self.__dict__.update(state.__dict__)
+        self.kv = kv
+        self.router_scores = scores
+        self.router_id = router_id
+
+
+class _Answer:
+    """The state of one answer: nothing decided during prefill, then the routing that holds for its decoding."""
+
+    def __init__(self) -> None:
+        self.routing: Routing | None = None
+
+
+class _Closed:
+    def __getattr__(self, name: str) -> Any:
+        raise ClosedError("this Llama is closed")
+
+
+_CLOSED = _Closed()
+
+
+def _check_keywords(given: dict[str, Any]) -> None:
+    """Raise TypeError for a keyword that neither class knows; the base class would swallow it."""
+    known = [name for name, p in _BASE_INIT.parameters.items() if p.kind is p.KEYWORD_ONLY]
+    known += ["model_path", "skip", "routers", "release_kv"]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"Llama() got an unexpected keyword argument {name!r}{hint}")

@@ -1,0 +1,101 @@
+"""From the user's ``skip`` and the routers' keep scores to a set of layers."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Union
+
+from .errors import SkipError
+
+Skip = Union[Literal["auto"], None, float, tuple[int, ...]]
+"""A ``skip`` setting once checked: what the file recommends, nothing, a share of layers, or a fixed set."""
+
+_ALLOWED = '"auto", None, a share from 0 up to 1, or a list of layer numbers'
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one prompt decided.
+
+    keep: mean keep score of each layer over the prompt, 0..1 (DESIGN: mean of sigmoid); None when no scores were read.
+    skipped: the layers that decoding leaves out, ascending.
+    n_layer: layers of the model.
+    prompt_tokens: prompt tokens that the decision stands on, reused ones included.
+    why: the reason in a few words.
+    kv_bytes_released: bytes of KV cache given back to the system (``release_kv=True``).
+    """
+
+    keep: tuple[float, ...] | None
+    skipped: tuple[int, ...]
+    n_layer: int
+    prompt_tokens: int
+    why: str
+    kv_bytes_released: int = 0
+
+    @property
+    def share(self) -> float:
+        """Layers left out / all layers."""
+        return len(self.skipped) / self.n_layer
+
+
+def parse_skip(value: object) -> Skip:
+    """Check the form of a ``skip`` setting; layer numbers are checked against a model by `check_layers`.
+
+    Raises SkipError naming the value and what is allowed.
+    """
+    if value is None or value == "auto":
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or isinstance(value, (str, bytes)):
+        raise SkipError(f"skip={value!r} is not {_ALLOWED}")
+    if isinstance(value, numbers.Real):
+        share = float(value)
+        if not math.isfinite(share) or not 0 <= share < 1:
+            raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1; for one layer write skip=[1]")
+        return share
+    if isinstance(value, Iterable):
+        return _parse_layers(value)
+    raise SkipError(f"skip={value!r} is not {_ALLOWED}")
+
+
+def _parse_layers(value: Iterable[object]) -> tuple[int, ...]:
+    layers = []
+    for layer in value:
+        if isinstance(layer, bool) or not isinstance(layer, numbers.Integral):
+            raise SkipError(f"skip: {layer!r} is not a layer number; allowed: {_ALLOWED}")
+        layers.append(int(layer))
+    for layer in layers:
+        if layer < 0:
+            raise SkipError(f"skip: layer {layer} is below 0; layers count from 0")
+        if layers.count(layer) > 1:
+            raise SkipError(f"skip: layer {layer} is given more than once")
+    return tuple(sorted(layers))
+
+
+def check_layers(layers: Sequence[int], n_layer: int) -> None:
+    """Raise SkipError unless `layers` are some, but not all, of a model's `n_layer` layers."""
+    for layer in layers:
+        if layer >= n_layer:
+            raise SkipError(f"skip: layer {layer} does not exist; this model has layers 0 to {n_layer - 1}")
+    if layers and len(set(layers)) >= n_layer:
+        raise SkipError(f"skip: all {n_layer} layers would be left out; at least one must stay")
+
+
+def layers_for_share(share: float, n_layer: int) -> int:
+    """Number of layers that a share means, to the nearest whole one. Raises SkipError if none would stay."""
+    count = math.floor(share * n_layer + 0.5)
+    if count >= n_layer:
+        raise SkipError(f"skip={share:g} would leave out all {n_layer} layers; at most {(n_layer - 1) / n_layer:.4g}")
+    return count
+
+
+def choose_layers(keep: Sequence[float], share: float, skippable: Sequence[bool]) -> tuple[int, ...]:
+    """The layers with the lowest keep scores, as many as the share asks, unskippable ones spared.
+
+    Equal scores go by layer number. Fewer layers than asked come back when too few are skippable.
+    """
+    count = layers_for_share(share, len(keep))
+    candidates = sorted((layer for layer in range(len(keep)) if skippable[layer]), key=lambda layer: (keep[layer], layer))
+    return tuple(sorted(candidates[:count]))

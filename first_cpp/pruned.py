@@ -1,0 +1,22 @@
+"""The same model without some layers, written by llama.cpp's own quantizer: the oracle and the speed limit of skipping."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+
+import llama_cpp
+
+
+def write_pruned(model: str, out: str, layers: Iterable[int]) -> None:
+    """Copy the GGUF `model` to `out` without `layers`; all other tensors keep their bytes.
+
+    Raises RuntimeError when llama.cpp cannot prune this architecture.
+    """
+    pruned = sorted(layers)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.only_copy = True
+    params.prune_layers = (ctypes.c_int32 * (len(pruned) + 1))(*pruned, -1)
+    if llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(params)) != 0:
+        raise RuntimeError(f"llama.cpp could not prune layers {pruned} of {model}")
