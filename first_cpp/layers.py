@@ -43,10 +43,6 @@ class Layers:
         self._n_layer = n_layer
         self._unsupported = why
 
-    @property
-    def known(self) -> bool:
-        return self._layout is not None or bool(self._unsupported)
-
     def trouble(self) -> list[str]:
         """For each layer why it cannot be left out of this model's graphs; empty where it can."""
         if self._layout is None:

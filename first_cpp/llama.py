@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import inspect
 import os
 import threading
@@ -96,6 +97,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             architecture = self.metadata.get("general.architecture", "")
             model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
             check_base(found, model, self._routers_path or path)
+        self._look_at_graph()
         self.skip = parsed
 
     # -- settings ---------------------------------------------------------------------------------------------------
@@ -126,9 +128,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if isinstance(skip, tuple):
             check_layers(skip, self._n_layer)
         if skip and not (skip == "auto" and self._routers is None):
-            self._look_at_graph()
-            if isinstance(skip, tuple):
-                self._check_possible(skip)
+            self._check_possible(skip if isinstance(skip, tuple) else ())
         self._skip = skip
 
     @property
@@ -152,7 +152,6 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         assert isinstance(wanted, tuple)
         check_layers(wanted, self._n_layer)
         if wanted:
-            self._look_at_graph()
             self._check_possible(wanted)
         before, self._forced = self._forced, frozenset(wanted)
         try:
@@ -161,6 +160,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._forced = before
 
     def _check_possible(self, layers: Iterable[int]) -> None:
+        """Raise for layers that cannot be left out of this model; warn, once, if none can."""
+        if self._offload:
+            raise OffloadError("layers on a GPU: layers can be left out on the CPU only; load with n_gpu_layers=0")
         trouble = self._layers.trouble()
         if all(trouble):
             self._warn_dense(trouble[0])
@@ -175,13 +177,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._warned = True
 
     def _look_at_graph(self) -> None:
-        """Learn, once, how this model's graphs are laid out: one small graph is built and not computed."""
-        if self._layers.known:
-            return
-        if self._offload:
-            raise OffloadError("layers on a GPU: layers can be left out on the CPU only; load with n_gpu_layers=0")
+        """Learn how this model's graphs are laid out: one small graph is built and not computed."""
         model = self._model.model
         for unsupported, why in (
+            (self._offload, "it has layers on a GPU"),
             (self._ctx.memory is None, "it has no KV cache"),
             (llama_cpp.llama_model_has_encoder(model), "it has an encoder"),
             (llama_cpp.llama_model_is_diffusion(model), "it generates by diffusion"),
@@ -189,15 +188,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if unsupported:
                 self._layers.declare_unsupported(self._n_layer, why)
                 return
-        with self._exclusive():
-            self._rewind(0)
-            n_tokens = min(2, self.n_batch, self.context_params.n_ubatch)  # more would be several graphs
-            self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
-            self._ctx.kv_cache_seq_rm(-1, 0, -1)
-            with self._layers.probing(self._n_layer):
-                self._ctx.decode(self._batch)
-            self._ctx.kv_cache_seq_rm(-1, 0, -1)
-            self._ctx.reset_timings()
+        n_tokens = min(2, self.n_batch, self.context_params.n_ubatch)  # more would be several graphs
+        self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
+        with self._layers.probing(self._n_layer):
+            self._ctx.decode(self._batch)
+        self._ctx.kv_cache_seq_rm(-1, 0, -1)
+        self._ctx.reset_timings()
 
     # -- one answer -------------------------------------------------------------------------------------------------
 
@@ -356,7 +352,6 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """
         if not 0 < len(tokens) <= self._n_ctx:
             raise ValueError(f"hidden_states takes 1 to n_ctx={self._n_ctx} tokens, got {len(tokens)}")
-        self._look_at_graph()
         if all(trouble := self._layers.trouble()):
             raise RouterError(f"the hidden states of this model cannot be read: {trouble[0]}")
         sink = _ext.HiddenStates(self._n_layer + 1)
@@ -395,9 +390,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if self._scores_read is not None:
                 self._scores_read.load(np.empty((0, self._n_layer), np.float32) if scores is None else scores)
 
-    def _router_id(self) -> int | None:
+    def _router_id(self) -> str | None:
         """Tells routers apart: scores of others are of no use."""
-        return None if self._routers is None else hash((self._routers.weight.tobytes(), self._routers.bias.tobytes()))
+        if self._routers is None:
+            return None
+        return hashlib.sha256(self._routers.weight.tobytes() + self._routers.bias.tobytes()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         skip = list(self._skip) if isinstance(self._skip, tuple) else self._skip
@@ -457,7 +454,7 @@ class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
     """A saved state that also tells which positions lack which layers, and the router scores of the others."""
 
     def __init__(
-        self, state: llama_cpp.LlamaState, kv: KvRecord, scores: npt.NDArray[np.float32] | None, router_id: int | None
+        self, state: llama_cpp.LlamaState, kv: KvRecord, scores: npt.NDArray[np.float32] | None, router_id: str | None
     ) -> None:
         self.__dict__.update(state.__dict__)
         self.kv = kv

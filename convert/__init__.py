@@ -1,0 +1,1 @@
+"""Routers into GGUF files."""

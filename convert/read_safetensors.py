@@ -1,0 +1,91 @@
+"""Routers from a safetensors file: tensors weight and bias, settings in its metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from first_cpp import __version__
+from first_cpp.errors import MissingFileError, RouterError
+from first_cpp.routers import Base, Routers, check_values
+
+DEFAULT_SKIP = 0.25
+
+
+def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None) -> Routers:
+    """Routers for `base` from `path`, a file or a folder with routers.safetensors.
+
+    Metadata, all text: norm_eps (default: the base's), skip (recommended share, default 0.25), skippable (JSON list of
+    bools, default all), base.fingerprint (checked when present), train.* (free). Raises RouterError naming what is wrong.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "routers.safetensors")
+    tensors, metadata = _load(path)
+    weight, bias = _tensor(tensors, "weight", path), _tensor(tensors, "bias", path)
+    expected = {"weight": [base.n_layer, base.n_embd], "bias": [base.n_layer]}
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if list(tensor.shape) != expected[name]:
+            raise RouterError(f"{path}: {name} has shape {list(tensor.shape)}, this model needs {expected[name]}")
+    if metadata.get("base.fingerprint", base.fingerprint) != base.fingerprint:
+        raise RouterError(
+            f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']}, this model's {base.fingerprint}"
+        )
+    routers = Routers(
+        base=base,
+        weight=weight,
+        bias=bias,
+        norm_eps=_number(metadata, "norm_eps", norm_eps, path),
+        skippable=_skippable(metadata, base.n_layer, path),
+        skip=_number(metadata, "skip", DEFAULT_SKIP, path) if skip is None else skip,
+        writer=f"first_cpp {__version__}",
+        train={key.removeprefix("train."): value for key, value in metadata.items() if key.startswith("train.")},
+    )
+    check_values(routers, path)
+    return routers
+
+
+def _load(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.exists(path):
+        raise MissingFileError(f"router file does not exist: {path}")
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise RouterError(f"{path} is a pickle (.pt) file: loading one can run code, so only safetensors are read")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, TypeError) as error:
+        raise RouterError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _tensor(tensors: dict[str, Any], name: str, path: str) -> Any:
+    if name not in tensors:
+        raise RouterError(f"{path}: tensor {name!r} is missing; found {sorted(tensors)}")
+    tensor = tensors[name]
+    if tensor.dtype not in (np.float32, np.float16):
+        raise RouterError(f"{path}: tensor {name!r} is {tensor.dtype}, expected float32 or float16")
+    return np.ascontiguousarray(tensor, dtype=np.float32)
+
+
+def _number(metadata: dict[str, str], key: str, default: float, path: str) -> float:
+    try:
+        return float(metadata.get(key, default))
+    except ValueError:
+        raise RouterError(f"{path}: metadata {key} is {metadata[key]!r}, expected a number") from None
+
+
+def _skippable(metadata: dict[str, str], n_layer: int, path: str) -> tuple[bool, ...]:
+    if "skippable" not in metadata:
+        return (True,) * n_layer
+    try:
+        value = json.loads(metadata["skippable"])
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, list) or len(value) != n_layer or not all(isinstance(v, bool) for v in value):
+        raise RouterError(f"{path}: metadata skippable is {metadata['skippable']!r:.80}, expected a JSON list of {n_layer} bools")
+    return tuple(value)

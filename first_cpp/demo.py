@@ -1,0 +1,127 @@
+"""Three prompts on SmolLM2-135M, answered dense by stock llama_cpp.Llama and with fewer layers by first_cpp.Llama."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+
+import llama_cpp
+
+from .demo_model import find_demo_model
+from .exit import add_debug
+from .timing import TimedAnswer, answer_timed
+
+PROMPTS = {
+    "a question on a paragraph": (
+        "The lighthouse on Skerry Point was built in 1846 after two ships were lost in one winter. Its lamp first burned "
+        "whale oil, then paraffin, and since 1971 it has been electric. The last keeper, Anna Moor, left in 1988, when the "
+        "light was made automatic. Her logbooks are kept in the town library.\n\nWho was the last keeper of the lighthouse?"
+    ),
+    "a summary": (
+        "Summarize in one sentence: The council met on Tuesday to discuss the old bridge. Engineers reported that its "
+        "supports are worn and that repairs would take eight months. Shop owners feared that a closed bridge would cost them "
+        "customers. In the end the council voted to repair one lane at a time, so that the bridge stays open."
+    ),
+    "a rewrite": (
+        "Rewrite this message so that it is polite: Send me the report now. You are late again and I cannot finish my part "
+        "without it."
+    ),
+}
+# Other texts than the prompts: what block influence is measured on.
+CALIBRATION = (
+    "The river rises in the hills, runs through three towns and reaches the sea near the old harbour.",
+    "Question: What do bees collect from flowers? Answer: Bees collect nectar and pollen.",
+    "Please explain in simple words how a bicycle stays upright while it is moving.",
+    "In short: sales grew in spring, fell in summer and were steady for the rest of the year.",
+    "Dear team, thank you for your patience; the new schedule will be sent to you tomorrow morning.",
+    "Photosynthesis is the process by which plants turn light, water and carbon dioxide into sugar and oxygen.",
+    "She opened the letter, read it twice, and then put it back into the drawer without a word.",
+    "def area(radius): return 3.14159 * radius ** 2  # the area of a circle",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", help="a GGUF chat model (default: the one of the demo extra)")
+    parser.add_argument("--skip", default="0.1,0.2", help="shares of layers to leave out (default: %(default)s)")
+    parser.add_argument("-n", "--max-tokens", type=int, default=64, help="longest answer in tokens (default: %(default)s)")
+    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count(), help="threads (default: all, %(default)s)")
+    add_debug(parser)
+
+
+def command(args: argparse.Namespace) -> None:
+    from convert.embed import write_sidecar
+    from convert.influence import write_influence
+
+    from .llama import Llama
+
+    shares = [float(share) for share in args.skip.split(",")]
+    model = args.model or find_demo_model()
+    settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
+    with tempfile.TemporaryDirectory() as folder:
+        text, routers, adapter = (os.path.join(folder, name) for name in ("text.txt", "r.safetensors", "adapter.gguf"))
+        with open(text, "w", encoding="utf-8") as file:
+            file.write("\n".join(CALIBRATION))
+        print(f"model    {os.path.basename(model)}")
+        write_influence(model, text, routers, quiet=True)
+        write_sidecar(routers, model, adapter)
+        print(
+            f"routers  input-blind: block influence measured just now on {len(CALIBRATION)} other texts. They do not look at\n"
+            "         the prompt, so every prompt loses the same layers, and that costs quality: expect worse answers.\n"
+        )
+        stock = llama_cpp.Llama(model, **settings)
+        routed = Llama(model, routers=adapter, skip=None, **settings)
+    answer_timed(stock, stock.tokenize(b"Warm up."), 8)
+    for title, text in PROMPTS.items():
+        _compare(title, text, stock, routed, shares, args.max_tokens)
+    print("TTFT: time to first token. TPOT: median time per token after it. Layers: # computed for each token, . left out.")
+    stock.close()
+    routed.close()
+
+
+def _compare(title: str, text: str, stock: llama_cpp.Llama, routed: llama_cpp.Llama, shares: list[float], n: int) -> None:
+    prompt = chat_prompt(stock, text)
+    print(f"== {title} ({len(prompt)} prompt tokens) ==\n{text}\n")
+    stock.reset()
+    dense = answer_timed(stock, prompt, n)
+    n_layer = llama_cpp.llama_model_n_layer(stock.model)
+    _report("stock llama_cpp.Llama, dense", stock, dense, dense, picture((), n_layer))
+    for share in shares:
+        routed.skip = share
+        routed.reset()
+        answer = answer_timed(routed, prompt, n)
+        skipped = routed.routing.skipped
+        _report(f"first_cpp.Llama, skip={share:g}: {len(skipped)} of {n_layer} layers left out", routed, answer, dense,
+                picture(skipped, n_layer))  # fmt: skip
+
+
+def _report(title: str, llm: llama_cpp.Llama, answer: TimedAnswer, dense: TimedAnswer, layers: str) -> None:
+    text = llm.detokenize(answer.tokens).decode("utf-8", errors="replace").strip()
+    rate = 1 / answer.tpot if answer.tpot else 0.0
+    speed_up = dense.tpot / answer.tpot if answer.tpot else 0.0
+    print(f"-- {title}")
+    print(f"   layers {layers}")
+    print(
+        f"   TTFT {answer.ttft * 1e3:.0f} ms, TPOT {answer.tpot * 1e3:.2f} ms, {rate:.0f} tokens/s, "
+        f"speed-up {speed_up:.2f}x, {len(answer.tokens)} tokens"
+    )
+    print("   " + text.replace("\n", "\n   ") + "\n")
+
+
+def picture(skipped: Sequence[int], n_layer: int) -> str:
+    """One sign a layer, the first layer first: # computed, . left out."""
+    return "".join("." if layer in skipped else "#" for layer in range(n_layer))
+
+
+def chat_prompt(llm: llama_cpp.Llama, text: str) -> list[int]:
+    """The tokens of a user's turn in the model's own chat template; the plain text for a model without one."""
+    template = llm.metadata.get("tokenizer.chat_template")
+    if template is None:
+        return llm.tokenize(text.encode("utf-8"))  # type: ignore[no-any-return]
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    words = [llm._model.token_get_text(token) if token >= 0 else "" for token in (llm.token_eos(), llm.token_bos())]
+    formatter = Jinja2ChatFormatter(template=template, eos_token=words[0], bos_token=words[1])
+    prompt = formatter(messages=[{"role": "user", "content": text}]).prompt
+    return llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=True)  # type: ignore[no-any-return]
