@@ -17,11 +17,13 @@ class Layers:
 
     def __init__(self) -> None:
         self._hook = _ext.EvalHook()
-        # ctypes objects that the context goes on using
+        # a ctypes object that the context goes on using
         self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(_ext.EvalHook.callback)
-        self._layout: _ext.Layout | None = None
-        self._n_layer = 0
-        self._unsupported = ""
+        self.trouble: tuple[str, ...] = ()
+        """For each layer why it cannot be left out of this model's graphs; empty where it can."""
+        self.cache: list[_ext.CacheTensor] = []
+        """The KV cache tensors (and recurrent states) that the layers write."""
+        self._inputs: list[str] = []
 
     def attach(self, params: Any) -> None:
         """Set the callback in `llama_context_params`, before the context is created."""
@@ -31,28 +33,23 @@ class Layers:
     @contextlib.contextmanager
     def probing(self, n_layer: int) -> Iterator[None]:
         """Learn the layout from the one small graph that is evaluated inside; nothing of it is computed."""
-        self._n_layer = n_layer
         self._hook.probe_begin(n_layer)
         try:
             yield
         finally:
-            self._layout = self._hook.probe_finish()
+            layout = self._hook.probe_finish()
+        self.trouble = tuple(layer.trouble for layer in layout.layers)
+        self.cache = layout.cache
+        self._inputs = [layer.input for layer in layout.layers]
 
     def declare_unsupported(self, n_layer: int, why: str) -> None:
         """No layer of this model can be left out; instead of probing."""
-        self._n_layer = n_layer
-        self._unsupported = why
-
-    def trouble(self) -> list[str]:
-        """For each layer why it cannot be left out of this model's graphs; empty where it can."""
-        if self._layout is None:
-            return [self._unsupported or "the graph was not looked at"] * self._n_layer
-        return [layer.trouble for layer in self._layout.layers]
+        self.trouble = (why,) * n_layer
 
     @property
-    def cache(self) -> list[_ext.CacheTensor]:
-        """The KV cache tensors (and recurrent states) that each layer writes."""
-        return self._layout.cache if self._layout is not None else []
+    def unsupported(self) -> str:
+        """Why no layer at all can be left out; empty when some can."""
+        return self.trouble[0] if all(self.trouble) else ""
 
     @contextlib.contextmanager
     def left_out(self, layers: Collection[int]) -> Iterator[None]:
@@ -60,7 +57,7 @@ class Layers:
         if not layers:
             yield
             return
-        self._hook.leave_out([layer in layers for layer in range(self._n_layer)])
+        self._hook.leave_out([layer in layers for layer in range(len(self.trouble))])
         try:
             yield
         finally:
@@ -73,10 +70,7 @@ class Layers:
         if sink is None:
             yield
             return
-        assert self._layout is not None, "hidden states are read after probing"
-        names = [layer.input for layer in self._layout.layers]
-        if final:
-            names.append(f"l_out-{len(names) - 1}")
+        names = self._inputs + ([f"l_out-{len(self._inputs) - 1}"] if final else [])
         self._hook.read(sink, names)
         try:
             yield

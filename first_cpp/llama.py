@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _ext
-from .errors import BusyError, ClosedError, MissingFileError, OffloadError, RouterError, SkipError
+from .errors import BusyError, ClosedError, MissingFileError, OffloadError, RoutingError, SkipError
 from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .model_file import fingerprint, normal_path, open_model
@@ -163,13 +163,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Raise for layers that cannot be left out of this model; warn, once, if none can."""
         if self._offload:
             raise OffloadError("layers on a GPU: layers can be left out on the CPU only; load with n_gpu_layers=0")
-        trouble = self._layers.trouble()
-        if all(trouble):
-            self._warn_dense(trouble[0])
-        else:
-            for layer in layers:
-                if trouble[layer]:
-                    raise SkipError(f"layer {layer} of this model cannot be left out: {trouble[layer]}")
+        if self._layers.unsupported:
+            self._warn_dense(self._layers.unsupported)
+            return
+        for layer in layers:
+            if self._layers.trouble[layer]:
+                raise SkipError(f"layer {layer} of this model cannot be left out: {self._layers.trouble[layer]}")
 
     def _warn_dense(self, why: str) -> None:
         if not self._warned:
@@ -243,7 +242,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 answer.routing = self._routing = self._decide()
 
     def _evaluate(self, tokens: list[int], left_out: frozenset[int], scores: _ext.RouterScores | None) -> None:
-        if all(self._layers.trouble()) and left_out:
+        if left_out and self._layers.unsupported:
             left_out = NOTHING  # warned about when it was asked for
         self._forget_beyond()
         tokens = self._rewind(self._kv.readable_with(left_out)) + tokens
@@ -296,7 +295,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self._skip if isinstance(self._skip, float) else 0.0
 
     def _routed(self) -> bool:
-        return self._forced is None and self._share() > 0 and not all(self._layers.trouble())
+        return self._forced is None and self._share() > 0 and not self._layers.unsupported
 
     def _decide(self) -> Routing:
         keep, skipped, why = self._choose()
@@ -314,30 +313,30 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         )
 
     def _choose(self) -> tuple[tuple[float, ...] | None, tuple[int, ...], str]:
-        trouble = self._layers.trouble()
+        unsupported = self._layers.unsupported
         if self._forced is not None:
             return None, tuple(sorted(self._forced)), "leaving_out()"
         if isinstance(self._skip, tuple) and self._skip:
-            return self._choose_fixed(self._skip, trouble)
+            return self._choose_fixed(self._skip)
         share = self._share()
         if share == 0:
             why = "no routers" if self._skip == "auto" and self._routers is None else f"skip={self._skip!r}"
             return None, (), f"{why}: nothing is left out"
-        if all(trouble):
-            return None, (), f"dense: {trouble[0]}"
+        if unsupported:
+            return None, (), f"dense: {unsupported}"
         assert self._scores_read is not None
         assert self._routers is not None
         # each prompt position counts the same
         keep = tuple(float(k) for k in self._scores_read.scores()[: self.n_tokens].astype(np.float64).mean(axis=0))
-        possible = [ok and not why for ok, why in zip(self._routers.skippable, trouble, strict=True)]
+        possible = [ok and not why for ok, why in zip(self._routers.skippable, self._layers.trouble, strict=True)]
         skipped = choose_layers(keep, share, possible)
         asked = layers_for_share(share, self._n_layer)
         few = f", only {len(skipped)} are skippable" if len(skipped) < asked else ""
         return keep, skipped, f"lowest keep scores, share {share:g} asks for {asked} of {self._n_layer} layers{few}"
 
-    def _choose_fixed(self, layers: tuple[int, ...], trouble: list[str]) -> tuple[None, tuple[int, ...], str]:
-        if all(trouble):
-            return None, (), f"dense: {trouble[0]}"
+    def _choose_fixed(self, layers: tuple[int, ...]) -> tuple[None, tuple[int, ...], str]:
+        if self._layers.unsupported:
+            return None, (), f"dense: {self._layers.unsupported}"
         marked = () if self._routers is None else tuple(i for i in layers if not self._routers.skippable[i])
         stay = f", {list(marked)} stay: the router file marks them unskippable" if marked else ""
         return None, tuple(i for i in layers if i not in marked), f"fixed set{stay}"
@@ -352,8 +351,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """
         if not 0 < len(tokens) <= self._n_ctx:
             raise ValueError(f"hidden_states takes 1 to n_ctx={self._n_ctx} tokens, got {len(tokens)}")
-        if all(trouble := self._layers.trouble()):
-            raise RouterError(f"the hidden states of this model cannot be read: {trouble[0]}")
+        if self._layers.unsupported:
+            raise RoutingError(f"the hidden states of this model cannot be read: {self._layers.unsupported}")
         sink = _ext.HiddenStates(self._n_layer + 1)
         with self._exclusive():
             self._rewind(0)

@@ -1,0 +1,235 @@
+"""A second turn is what a fresh model gives for the same whole prompt, after every kind of first turn."""
+
+from __future__ import annotations
+
+import ctypes
+
+import llama_cpp
+import numpy as np
+import pytest
+from helpers import greedy, logits, tokens
+from routers_files import routed_model
+
+PROMPT, MORE = tokens(60, seed=1), tokens(25, seed=2)
+CLOSE = 0.03  # logits, against a spread of about 1
+SETTINGS = ["auto", 0.5, [1, 4], [0, 5], None]
+
+
+@pytest.fixture(scope="module")
+def routed(tiny, models):
+    return routed_model(tiny, models, seed=11)
+
+
+def plain(llm):
+    return greedy(llm, PROMPT, 20)
+
+
+def abandoned(llm):
+    generator = llm.generate(PROMPT, temp=0.0)
+    return [next(generator) for _ in range(9)]  # never closed
+
+
+def one_token(llm):
+    return greedy(llm, PROMPT, 1)
+
+
+def with_exception(llm):
+    def criteria(ids, scores):
+        if len(ids) > 66:
+            raise KeyError("from a stopping criterion")
+        return False
+
+    found = []
+    with pytest.raises(KeyError):
+        found.extend(llm.generate(PROMPT, temp=0.0, stopping_criteria=criteria))
+    return llm.input_ids[60:llm.n_tokens].tolist()
+
+
+def saved_and_loaded(llm):
+    found = greedy(llm, PROMPT, 20)
+    state = llm.save_state()
+    greedy(llm, tokens(40, seed=9), 12)
+    llm.load_state(state)
+    return found
+
+
+def reset_between(llm):
+    found = greedy(llm, PROMPT, 20)
+    llm.reset()
+    return found
+
+
+def cached(llm):
+    llm.set_cache(llama_cpp.LlamaRAMCache())
+    found = greedy(llm, PROMPT, 20)
+    llm.cache[PROMPT + found] = llm.save_state()
+    llm.reset()
+    llm.load_state(llm.cache[PROMPT + found])
+    return found
+
+
+
+
+FIRST_TURNS = [plain, abandoned, one_token, with_exception, saved_and_loaded, reset_between, cached]
+
+
+def second_turn(llm, prompt):
+    """Logits after the prompt, the greedy answer, and what was decided; llm.reused: positions that were not read again."""
+    generator = llm.generate(prompt, temp=0.0)
+    evaluate = llm._evaluate
+
+    def first_evaluate(batch, *rest):
+        llm.reused, llm._evaluate = len(prompt) - len(batch), evaluate
+        evaluate(batch, *rest)
+
+    llm._evaluate = first_evaluate
+    first = next(generator)
+    row = logits(llm)[0]
+    answer = [first, *(next(generator) for _ in range(11))]
+    generator.close()
+    return row, answer, llm.routing.skipped
+
+
+@pytest.mark.parametrize("skip", SETTINGS, ids=str)
+@pytest.mark.parametrize("first_turn", FIRST_TURNS)
+@pytest.mark.parametrize("context", [{}, {"flash_attn": True, "n_ubatch": 16}], ids=["plain", "flash"])
+def test_second_turn_is_a_fresh_model(routed, load, first_turn, skip, context):
+    used, fresh = load(routed, skip=skip, **context), load(routed, skip=skip, **context)
+    prompt = PROMPT + first_turn(used) + MORE
+    row, answer, skipped = second_turn(used, prompt)
+    fresh_row, fresh_answer, fresh_skipped = second_turn(fresh, prompt)
+    assert skipped == fresh_skipped
+    assert answer == fresh_answer
+    assert used.reused == (0 if first_turn is reset_between else 60 if skip is not None else used.reused)
+    stock = load(routed, llama_cpp.Llama, **context)
+    np.testing.assert_array_equal(row, stock_row(stock, prompt, used.reused))
+    np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
+
+
+def stock_row(stock, prompt, reused):
+    """Stock llama_cpp.Llama's logits after a first turn of PROMPT and token by token, then the rest at once."""
+    first = [prompt[: min(60, reused)], *([token] for token in prompt[60:reused]), prompt[reused:]]
+    for batch in first:
+        stock.eval(batch)
+    return logits(stock)[0]
+
+
+def test_stock_differs_from_itself_as_much(routed, load):
+    """Kernels round by batch size, so a stock second turn is not a stock fresh model either: CLOSE is that distance."""
+    distances = []
+    for context in ({}, {"flash_attn": True, "n_ubatch": 16}, {"flash_attn": True, "type_k": 0, "type_v": 0}):
+        used, fresh = (load(routed, llama_cpp.Llama, **context) for _ in range(2))
+        prompt = tokens(105, seed=4)
+        fresh.eval(prompt)
+        distances.append(np.abs(stock_row(used, prompt, 79) - logits(fresh)[0]).max())
+    assert CLOSE / 10 < max(distances) < CLOSE
+
+
+def test_continuing_reads_the_answer_again(routed, load):
+    """generate(reset=False) appends to what is there; the answer so far is read with all layers first."""
+    used, fresh = load(routed, skip=[1, 4]), load(routed, skip=[1, 4])
+    first = greedy(used, PROMPT, 10)[:9]  # the tenth was sampled and not evaluated
+    assert greedy(used, MORE, 8, reset=False) == greedy(fresh, PROMPT + first + MORE, 8)
+
+
+def test_eval_after_an_answer_reads_it_again(routed, load):
+    used, fresh = load(routed, skip=[1, 4]), load(routed, skip=None)
+    found = greedy(used, PROMPT, 10)[:9]
+    used.eval(MORE)
+    fresh.eval(PROMPT + found + MORE)
+    assert used.n_tokens == fresh.n_tokens == 94
+    np.testing.assert_allclose(logits(used)[0], logits(fresh)[0], rtol=0, atol=CLOSE)
+
+
+def test_prefix_reuse_stops_where_layers_were_left_out(routed, load, monkeypatch):
+    llm = load(routed, skip=[2])
+    answer = greedy(llm, PROMPT, 20)
+    evaluated = []
+    base_eval = llama_cpp.Llama.eval
+    monkeypatch.setattr(llama_cpp.Llama, "eval", lambda self, t: (evaluated.append(list(t)), base_eval(self, t))[1])
+    greedy(llm, PROMPT + answer + MORE, 1)
+    assert evaluated[0] == answer + MORE  # the prompt is reused, the answer is read in full
+
+
+def test_reused_prefix_still_counts_in_the_scores(routed, load):
+    used, fresh = load(routed, skip=0.5), load(routed, skip=0.5)
+    greedy(used, PROMPT, 3)
+    greedy(used, PROMPT + MORE, 1)
+    greedy(fresh, PROMPT + MORE, 1)
+    assert used.routing.prompt_tokens == 85
+    np.testing.assert_allclose(used.routing.keep, fresh.routing.keep, rtol=0, atol=1e-5)
+
+
+def poison(llm, layers, positions):
+    """NaN into the K and V rows of `layers` at `positions` (F32 cache, flash attention: one row a position)."""
+    for tensor in llm._layers.cache:
+        if tensor.layer in layers:
+            width = tensor.n_bytes // 4 // llm._ctx.n_ctx()
+            rows = np.ctypeslib.as_array((ctypes.c_float * (tensor.n_bytes // 4)).from_address(tensor.address))
+            rows = rows.reshape(-1, width)
+            assert rows[:60].any(), "the prompt's rows are there"
+            assert not rows[positions].any(), "no KV row was written for a layer left out"
+            rows[positions] = np.nan
+
+
+@pytest.mark.parametrize("skip", [0.5, [1, 4], [0], [5]], ids=str)
+def test_stale_kv_is_never_read(routed, load, skip):
+    context = {"flash_attn": True, "type_k": 0, "type_v": 0}
+    used, fresh = load(routed, skip=skip, **context), load(routed, skip=skip, **context)
+    answer = greedy(used, PROMPT, 20)
+    poison(used, used.routing.skipped, np.arange(60, 79))
+    row, second, _ = second_turn(used, PROMPT + answer + MORE)
+    fresh_row, fresh_second, _ = second_turn(fresh, PROMPT + answer + MORE)
+    assert np.isfinite(row).all()
+    assert second == fresh_second
+    np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
+
+
+def test_poison_would_show(routed, load):
+    """The test above can fail: told that all rows are whole, the model reads the NaN."""
+    llm = load(routed, skip=[1, 4], flash_attn=True, type_k=0, type_v=0)
+    answer = greedy(llm, PROMPT, 20)
+    poison(llm, (1, 4), np.arange(60, 79))
+    llm._kv.truncate(0)
+    llm._kv.append(llm.n_tokens, frozenset())
+    row, _, _ = second_turn(llm, PROMPT + answer + MORE)
+    assert not np.isfinite(row).all()
+
+
+def test_dial_turned_between_answers(routed, load):
+    llm = load(routed, skip=None)
+    transcript = list(PROMPT)
+    for turn, skip in enumerate([0.5, None, [3], "auto", 0.34, 0]):
+        llm.skip = skip
+        row, answer, skipped = second_turn(llm, transcript)
+        fresh = load(routed, skip=skip)
+        fresh_row, fresh_answer, fresh_skipped = second_turn(fresh, transcript)
+        assert (answer, skipped) == (fresh_answer, fresh_skipped)
+        np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
+        transcript += [*answer, *tokens(7, seed=turn)]
+
+
+def test_state_of_stock_llama_is_read_again_for_scores(routed, load):
+    stock, llm, fresh = load(routed, llama_cpp.Llama), load(routed, skip=0.5), load(routed, skip=0.5)
+    stock.eval(PROMPT)
+    llm.load_state(stock.save_state())
+    assert second_turn(llm, PROMPT + MORE)[1:] == second_turn(fresh, PROMPT + MORE)[1:]
+
+
+def test_disk_cache_keeps_what_is_known(routed, load, tmp_path):
+    llm = load(routed, skip=[1, 4])
+    llm.set_cache(llama_cpp.LlamaDiskCache(str(tmp_path)))
+    text = "the prompt of a cached answer"
+    first = llm(text, max_tokens=8, temperature=0)["choices"][0]["text"]
+    llm.reset()
+    second = llm(text + first, max_tokens=8, temperature=0)["choices"][0]["text"]
+    assert second == load(routed, skip=[1, 4])(text + first, max_tokens=8, temperature=0)["choices"][0]["text"]
+
+
+def test_released_kv_is_read_again(routed, load):
+    used, fresh = load(routed, skip=[1, 4], release_kv=True), load(routed, skip=[1, 4])
+    answer = greedy(used, PROMPT, 20)
+    assert answer == greedy(fresh, PROMPT, 20)
+    assert used.routing.kv_bytes_released > 0
+    fresh.reset()
+    assert second_turn(used, PROMPT + answer + MORE)[1] == second_turn(fresh, PROMPT + answer + MORE)[1]
