@@ -207,10 +207,11 @@ void bind_hook(nb::module_ & m) {
         .def_prop_ro("user_data", [](EvalHook & h) { return reinterpret_cast<uintptr_t>(&h); })
         .def("probe_begin", [](EvalHook & h, int n_layer) { h.probe.begin(n_layer); }, "n_layer"_a)
         .def("probe_finish", [](EvalHook & h) { return h.probe.finish(); })
-        .def("leave_out", [](EvalHook & h, std::vector<bool> layers) { h.patch.set_layers(std::move(layers)); }, "layers"_a)
-        .def("read", [](EvalHook & h, ResidualSink * sink, std::vector<std::string> names) { h.reader.read(sink, std::move(names)); },
-             "sink"_a.none(), "names"_a, nb::keep_alive<1, 2>())
-        .def("restore", [](EvalHook & h) { h.patch.restore(); })
+        .def("set_layers", [](EvalHook & h, std::vector<bool> layers) { h.patch.set_layers(std::move(layers)); }, "layers"_a)
+        .def("start_leaving_out", [](EvalHook & h, bool one_pass) { h.patch.start(one_pass); }, "one_pass"_a)
+        .def("read", [](EvalHook & h, ResidualSink & sink, std::vector<std::string> names) { h.reader.read(sink, std::move(names)); },
+             "sink"_a, "names"_a, nb::keep_alive<1, 2>())
+        .def("stop", &EvalHook::stop)
         .def("take_error", &EvalHook::take_error)
         .def_prop_ro("layers_left_out", [](const EvalHook & h) { return h.patch.layers_left_out(); });
 }

@@ -43,9 +43,13 @@ void EvalHook::on_computed(const ggml_tensor * t) {
     }
 }
 
+void EvalHook::stop() noexcept {
+    patch.stop();
+    reader.stop();
+}
+
 void EvalHook::fail(const char * what) noexcept {
-    patch.restore();
-    reader.read(nullptr, {});
+    stop();
     try {
         if (error_.empty()) {
             error_ = what;

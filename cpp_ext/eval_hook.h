@@ -20,6 +20,9 @@ public:
     // bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data)
     static bool callback(ggml_tensor * t, bool ask, void * user_data) noexcept;
 
+    // The graph as llama.cpp built it, and nothing read or left out from now on.
+    void stop() noexcept;
+
     // What went wrong since the last call, empty when nothing did.
     std::string take_error();
 

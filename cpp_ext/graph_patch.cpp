@@ -10,9 +10,19 @@
 namespace first_cpp {
 
 void GraphPatch::set_layers(std::vector<bool> left_out) {
-    restore();
+    stop();
     layers_ = std::move(left_out);
-    active_ = std::find(layers_.begin(), layers_.end(), true) != layers_.end();
+}
+
+void GraphPatch::start(bool one_pass) {
+    restore();
+    active_   = true;
+    one_pass_ = one_pass;
+}
+
+void GraphPatch::stop() noexcept {
+    restore();
+    active_ = false;
 }
 
 bool GraphPatch::on_node(ggml_tensor * t) {
@@ -22,12 +32,15 @@ bool GraphPatch::on_node(ggml_tensor * t) {
         return false;
     }
     end_layer(layer, t);
-    return layer + 1 == static_cast<int>(layers_.size()) && !(cleared_.empty() && rewritten_.empty());
+    return !one_pass_ && !rewritten_.empty() && layer + 1 == static_cast<int>(layers_.size());
 }
 
 void GraphPatch::end_layer(int layer, ggml_tensor * out) {
     if (layer == 0) {
         last_output_ = nullptr;  // a new pass
+        if (!rewritten_.empty() && error_.empty()) {
+            error_ = "a graph was computed that had not been put back";
+        }
     } else if (layer != last_layer_ + 1 && error_.empty()) {
         error_ = "the graph has no output of layer " + std::to_string(layer - 1);
     }

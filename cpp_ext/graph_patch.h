@@ -3,7 +3,8 @@
 // Nodes of a chosen layer lose GGML_TENSOR_FLAG_COMPUTE, the flag llama.cpp itself uses to pass over nodes,
 // so neither their results nor their KV rows are written; the layer's output becomes a copy of its input.
 // The change lasts for one pass over one graph: llama.cpp may reuse the graph or build another at the same
-// addresses, and no pointer of ours outlives the pass.
+// addresses, and no pointer of ours outlives the pass. Where a decode is one pass, its caller ends it by stop()
+// right after the decode; otherwise the patch hears when the last layer is computed, which costs a thread barrier.
 #pragma once
 
 #include <string>
@@ -16,8 +17,15 @@ namespace first_cpp {
 
 class GraphPatch {
 public:
-    // Which layers to leave out from now on; all false or empty: none.
+    // Which layers to leave out whenever started.
     void set_layers(std::vector<bool> left_out);
+
+    // one_pass: the next decode computes one graph (one micro-batch), and stop() follows it.
+    void start(bool one_pass);
+
+    // Undoes what is still changed and forgets the graph. Only valid until llama.cpp builds the next graph: call it
+    // after a decode, above all after one that failed.
+    void stop() noexcept;
     bool active() const { return active_; }
 
     // Called for every node in graph order, before any node of its group is computed.
@@ -25,15 +33,12 @@ public:
     bool on_node(ggml_tensor * t);
     void on_computed(const ggml_tensor * t);
 
-    // Undoes what is still changed and forgets the graph. Only valid until llama.cpp builds the next graph:
-    // call it after a decode, above all after one that failed.
-    void restore() noexcept;
-
     const std::string & error() const { return error_; }
     void clear_error() { error_.clear(); }
     size_t layers_left_out() const { return layers_left_out_; }  // summed over all passes
 
 private:
+    void restore() noexcept;
     void end_layer(int layer, ggml_tensor * out);
     void leave_out(ggml_tensor * out);
 
@@ -44,6 +49,7 @@ private:
 
     std::vector<bool> layers_;
     bool active_ = false;
+    bool one_pass_ = false;
     int  last_layer_ = -1;                    // whose output was seen last in this pass
     ggml_tensor * last_output_ = nullptr;
     std::vector<ggml_tensor *> nodes_;        // since then, that output first

@@ -9,8 +9,8 @@
 
 namespace first_cpp {
 
-void ResidualReader::read(ResidualSink * sink, std::vector<std::string> names) {
-    sink_  = names.empty() ? nullptr : sink;
+void ResidualReader::read(ResidualSink & sink, std::vector<std::string> names) {
+    sink_  = names.empty() ? nullptr : &sink;
     names_ = std::move(names);
     next_  = 0;
 }

@@ -19,8 +19,9 @@ public:
 
 class ResidualReader {
 public:
-    // Names of the graph nodes to read, in graph order, once a pass. No names or no sink: reads nothing.
-    void read(ResidualSink * sink, std::vector<std::string> names);
+    // Reads the graph nodes of these names, in graph order, once a pass, until stop(). No names: reads nothing.
+    void read(ResidualSink & sink, std::vector<std::string> names);
+    void stop() noexcept { sink_ = nullptr; }
     bool active() const { return sink_ != nullptr; }
 
     bool on_node(const ggml_tensor * t) const;

@@ -48,12 +48,18 @@ class KvRecord:
 
     def evaluated_like(self, left_out: Set[int]) -> int:
         """How many leading positions were evaluated without exactly `left_out`."""
-        return next((start for start, run in self._starts() if run != left_out), len(self))
+        start = 0
+        for end, run in self._runs:
+            if run != left_out:
+                break
+            start = end
+        return start
 
     def readable_with(self, left_out: Set[int]) -> int:
         """How many leading positions have all that an evaluation without `left_out` reads."""
-        return next((start for start, run in self._starts() if not run <= left_out), len(self))
-
-    def _starts(self) -> list[tuple[int, frozenset[int]]]:
-        ends = [0, *(end for end, _ in self._runs)]
-        return [(start, run) for start, (_, run) in zip(ends, self._runs, strict=False)]
+        start = 0
+        for end, run in self._runs:
+            if not run <= left_out:
+                break
+            start = end
+        return start

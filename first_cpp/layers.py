@@ -10,6 +10,7 @@ import llama_cpp
 
 from . import _ext
 from .errors import RoutingError
+from .kv_record import NOTHING
 
 
 class Layers:
@@ -24,6 +25,7 @@ class Layers:
         self.cache: list[_ext.CacheTensor] = []
         """The KV cache tensors (and recurrent states) that the layers write."""
         self._inputs: list[str] = []
+        self._left_out: frozenset[int] = NOTHING
 
     def attach(self, params: Any) -> None:
         """Set the callback in `llama_context_params`, before the context is created."""
@@ -51,34 +53,24 @@ class Layers:
         """Why no layer at all can be left out; empty when some can."""
         return self.trouble[0] if all(self.trouble) else ""
 
-    @contextlib.contextmanager
-    def left_out(self, layers: Collection[int]) -> Iterator[None]:
-        """Evaluate without `layers`. Raises RoutingError afterwards if a graph did not allow it."""
-        if not layers:
-            yield
-            return
-        self._hook.leave_out([layer in layers for layer in range(len(self.trouble))])
-        try:
-            yield
-        finally:
-            self._hook.leave_out([])
-        self._check()
+    def leave_out(self, layers: frozenset[int], one_pass: bool) -> None:
+        """Evaluate without `layers` until `stop`. `one_pass`: what is evaluated fits into one micro-batch."""
+        if layers != self._left_out:
+            self._hook.set_layers([layer in layers for layer in range(len(self.trouble))])
+            self._left_out = layers
+        self._hook.start_leaving_out(one_pass)
 
-    @contextlib.contextmanager
-    def reading(self, sink: _ext.ResidualSink | None, final: bool = False) -> Iterator[None]:
-        """Hand the hidden states entering every layer to `sink` (None: to nobody); with `final` also what leaves the last."""
-        if sink is None:
-            yield
-            return
+    def read(self, sink: _ext.ResidualSink, final: bool = False) -> None:
+        """Hand the hidden states entering every layer to `sink` until `stop`; with `final` also what leaves the last."""
         names = self._inputs + ([f"l_out-{len(self._inputs) - 1}"] if final else [])
         self._hook.read(sink, names)
-        try:
-            yield
-        finally:
-            self._hook.read(None, [])
-        self._check()
 
-    def _check(self) -> None:
+    def stop(self) -> None:
+        """All layers run again, and nobody reads; graphs are as llama.cpp built them."""
+        self._hook.stop()
+
+    def check(self) -> None:
+        """Raise RoutingError if a graph did not allow what was asked since the last check."""
         if error := self._hook.take_error():
             raise RoutingError(error)
 

@@ -57,7 +57,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         release_kv: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._lock = threading.RLock()
+        self._exclusive = _OneThread()
         _check_keywords(kwargs)
         parsed = parse_skip(skip)
         path = normal_path(model_path)
@@ -97,6 +97,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             architecture = self.metadata.get("general.architecture", "")
             model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
             check_base(found, model, self._routers_path or path)
+        self._one_pass = min(self.n_batch, self.context_params.n_ubatch)
         self._look_at_graph()
         self.skip = parsed
 
@@ -187,7 +188,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if unsupported:
                 self._layers.declare_unsupported(self._n_layer, why)
                 return
-        n_tokens = min(2, self.n_batch, self.context_params.n_ubatch)  # more would be several graphs
+        n_tokens = min(2, self._one_pass)
         self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
         with self._layers.probing(self._n_layer):
             self._ctx.decode(self._batch)
@@ -205,7 +206,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """
         reset = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
         answer = _Answer()
-        with self._exclusive():
+        with self._exclusive:
             self._answer = answer
             tokens = self._drop_unusable(list(tokens), reset)
             if not tokens and self.n_tokens == 0:
@@ -214,7 +215,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         sent: Sequence[int] | None = None
         try:
             while True:
-                with self._exclusive():
+                with self._exclusive:
                     if self._answer is not answer:
                         raise BusyError("this answer cannot go on: a newer prompt was started on the same Llama")
                     try:
@@ -229,33 +230,39 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself."""
-        with self._exclusive():
+        with self._exclusive:
             answer = self._answer
-            prefill = answer is not None and answer.routing is None
+            left_out = NOTHING if answer is None or answer.left_out is None else answer.left_out
             if self._forced is not None:
                 left_out = self._forced
-            else:
-                left_out = NOTHING if answer is None or answer.routing is None else frozenset(answer.routing.skipped)
-            scores = self._scores_read if prefill and self._routed() else None
-            self._evaluate(list(tokens), left_out, scores)
-            if answer is not None and prefill:
-                answer.routing = self._routing = self._decide()
+            if answer is None or answer.left_out is not None:
+                self._evaluate(tokens, left_out)
+                return
+            self._evaluate(tokens, left_out, self._scores_read if self._routed() else None)
+            self._routing = self._decide()
+            answer.left_out = frozenset(self._routing.skipped)
 
-    def _evaluate(self, tokens: list[int], left_out: frozenset[int], scores: _ext.RouterScores | None) -> None:
+    def _evaluate(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
         if left_out and self._layers.unsupported:
             left_out = NOTHING  # warned about when it was asked for
         self._forget_beyond()
-        tokens = self._rewind(self._kv.readable_with(left_out)) + tokens
+        readable = self._kv.readable_with(left_out)
+        if readable < self.n_tokens:
+            tokens = self._rewind(readable) + list(tokens)
         start = self.n_tokens
-        if scores is not None:
-            scores.seek(start)
         try:
-            with self._layers.left_out(left_out), self._layers.reading(scores):
-                super().eval(tokens)
+            if left_out:
+                self._layers.leave_out(left_out, one_pass=len(tokens) <= self._one_pass)
+            if scores is not None:
+                scores.seek(start)
+                self._layers.read(scores)
+            super().eval(tokens)
+            self._layers.check()
         except RuntimeError:
             self.n_tokens = start  # what was evaluated in part cannot be vouched for
             raise
         finally:
+            self._layers.stop()
             self._kv.append(self.n_tokens, left_out)
 
     def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
@@ -354,15 +361,19 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if self._layers.unsupported:
             raise RoutingError(f"the hidden states of this model cannot be read: {self._layers.unsupported}")
         sink = _ext.HiddenStates(self._n_layer + 1)
-        with self._exclusive():
+        with self._exclusive:
             self._rewind(0)
             self.n_tokens = 0
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
-            with self._layers.reading(sink, final=True):
+            self._layers.read(sink, final=True)
+            try:
                 for start in range(0, len(tokens), self.n_batch):
                     # every token is an output: the last layer would drop the others
                     self._batch.set_batch(batch=tokens[start : start + self.n_batch], n_past=start, logits_all=True)
                     self._ctx.decode(self._batch)
+                self._layers.check()
+            finally:
+                self._layers.stop()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
         return np.stack(sink.points()).reshape(self._n_layer + 1, len(tokens), -1)
 
@@ -370,14 +381,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def save_state(self) -> LlamaState:
         """The base class's state, with what is known of its positions."""
-        with self._exclusive():
+        with self._exclusive:
             self._forget_beyond()
             scores = None if self._scores_read is None else self._scores_read.scores()
             return LlamaState(super().save_state(), self._kv.copy(), scores, self._router_id())
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Restore a state; one of stock llama_cpp is taken as evaluated with all layers."""
-        with self._exclusive():
+        with self._exclusive:
             super().load_state(state)
             self._kv = KvRecord()
             scores = None
@@ -403,28 +414,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Free the model. Closing again is fine; any other use afterwards raises ClosedError."""
         if not hasattr(self, "_stack"):
             return  # the constructor failed early
-        with self._exclusive():
+        with self._exclusive:
             super().close()
             self._ctx = self._model = self._batch = self.tokenizer_ = _CLOSED
 
     # -- one thread at a time ---------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """llama.cpp's context serves one thread at a time; a second one gets an error instead of a crash."""
-        if not self._lock.acquire(blocking=False):
-            raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # One step of a whole answer is the whole answer: no other thread comes between its tokens.
         inner = super()._create_completion(*args, **kwargs)
         try:
             while True:
-                with self._exclusive():
+                with self._exclusive:
                     try:
                         chunk = next(inner)
                     except StopIteration:
@@ -435,17 +436,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As in the base class."""
-        with self._exclusive():
+        with self._exclusive:
             return super().sample(*args, **kwargs)  # type: ignore[no-any-return]
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; embeddings are always dense."""
-        with self._exclusive():
+        with self._exclusive:
             return super().embed(*args, **kwargs)
 
     def reset(self) -> None:
         """As in the base class."""
-        with self._exclusive():
+        with self._exclusive:
             super().reset()
 
 
@@ -462,10 +463,24 @@ class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
 
 
 class _Answer:
-    """The state of one answer: nothing decided during prefill, then the routing that holds for its decoding."""
+    """The state of one answer: nothing decided during prefill, then the layers that its decoding leaves out."""
 
     def __init__(self) -> None:
-        self.routing: Routing | None = None
+        self.left_out: frozenset[int] | None = None
+
+
+class _OneThread:
+    """llama.cpp's context serves one thread at a time; a second one gets an error instead of a crash."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
 
 
 class _Closed:

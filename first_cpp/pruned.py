@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import llama_cpp
 
@@ -18,5 +20,19 @@ def write_pruned(model: str, out: str, layers: Iterable[int]) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.only_copy = True
     params.prune_layers = (ctypes.c_int32 * (len(pruned) + 1))(*pruned, -1)
-    if llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(params)) != 0:
+    with _quiet():
+        failed = llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(params)) != 0
+    if failed:
         raise RuntimeError(f"llama.cpp could not prune layers {pruned} of {model}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer logs a line for every tensor."""
+    logger = logging.getLogger("llama-cpp-python")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
