@@ -1,6 +1,6 @@
 """What leaving layers out costs and gains: against the pruned file, against stock, and the routers' share of prefill.
 
-    python benchmarks/decode_speed.py --out benchmarks/results/decode_speed.json
+python benchmarks/decode_speed.py --out benchmarks/results/decode_speed.json
 """
 
 from __future__ import annotations

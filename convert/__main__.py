@@ -38,7 +38,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--sidecar", action="store_true", help="write the routers alone, to be given as Llama(routers=...)")
     parser.add_argument("--text", metavar="FILE", help="prompts for --block-influence, one a line")
-    parser.add_argument("--skip", type=float, metavar="SHARE", help='share to recommend ("auto"); default: what the routers say')
+    parser.add_argument(
+        "--skip", type=float, metavar="SHARE", help='share to recommend ("auto"); default: what the routers say'
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--replace", action="store_true", help="replace routers that the base model already carries")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -17,7 +17,14 @@ CHUNK = 4 << 20
 
 
 def embed(
-    routers: str, model: str, out: str, *, skip: float | None = None, force: bool = False, replace: bool = False, quiet: bool = False
+    routers: str,
+    model: str,
+    out: str,
+    *,
+    skip: float | None = None,
+    force: bool = False,
+    replace: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Write `out`: the base model with the routers in its metadata, tensor bytes untouched.
 

@@ -31,7 +31,8 @@ def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None)
             raise RouterError(f"{path}: {name} has shape {list(tensor.shape)}, this model needs {expected[name]}")
     if metadata.get("base.fingerprint", base.fingerprint) != base.fingerprint:
         raise RouterError(
-            f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']}, this model's {base.fingerprint}"
+            f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']}, "
+            f"this model's {base.fingerprint}"
         )
     routers = Routers(
         base=base,
@@ -87,5 +88,7 @@ def _skippable(metadata: dict[str, str], n_layer: int, path: str) -> tuple[bool,
     except json.JSONDecodeError:
         value = None
     if not isinstance(value, list) or len(value) != n_layer or not all(isinstance(v, bool) for v in value):
-        raise RouterError(f"{path}: metadata skippable is {metadata['skippable']!r:.80}, expected a JSON list of {n_layer} bools")
+        raise RouterError(
+            f"{path}: metadata skippable is {metadata['skippable']!r:.80}, expected a JSON list of {n_layer} bools"
+        )
     return tuple(value)

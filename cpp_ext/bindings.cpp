@@ -36,45 +36,67 @@ nb::object to_numpy(std::vector<T> values, std::vector<size_t> shape) {
 nb::object get_scalar(const GgufFile & file, int64_t id) {
     const gguf_context * g = file.get();
     switch (file.type(id)) {
-        case GGUF_TYPE_UINT8: return nb::int_(gguf_get_val_u8(g, id));
-        case GGUF_TYPE_INT8: return nb::int_(gguf_get_val_i8(g, id));
-        case GGUF_TYPE_UINT16: return nb::int_(gguf_get_val_u16(g, id));
-        case GGUF_TYPE_INT16: return nb::int_(gguf_get_val_i16(g, id));
-        case GGUF_TYPE_UINT32: return nb::int_(gguf_get_val_u32(g, id));
-        case GGUF_TYPE_INT32: return nb::int_(gguf_get_val_i32(g, id));
-        case GGUF_TYPE_UINT64: return nb::int_(gguf_get_val_u64(g, id));
-        case GGUF_TYPE_INT64: return nb::int_(gguf_get_val_i64(g, id));
-        case GGUF_TYPE_FLOAT32: return nb::float_(gguf_get_val_f32(g, id));
-        case GGUF_TYPE_FLOAT64: return nb::float_(gguf_get_val_f64(g, id));
-        case GGUF_TYPE_BOOL: return nb::bool_(gguf_get_val_bool(g, id));
+        case GGUF_TYPE_UINT8:
+            return nb::int_(gguf_get_val_u8(g, id));
+        case GGUF_TYPE_INT8:
+            return nb::int_(gguf_get_val_i8(g, id));
+        case GGUF_TYPE_UINT16:
+            return nb::int_(gguf_get_val_u16(g, id));
+        case GGUF_TYPE_INT16:
+            return nb::int_(gguf_get_val_i16(g, id));
+        case GGUF_TYPE_UINT32:
+            return nb::int_(gguf_get_val_u32(g, id));
+        case GGUF_TYPE_INT32:
+            return nb::int_(gguf_get_val_i32(g, id));
+        case GGUF_TYPE_UINT64:
+            return nb::int_(gguf_get_val_u64(g, id));
+        case GGUF_TYPE_INT64:
+            return nb::int_(gguf_get_val_i64(g, id));
+        case GGUF_TYPE_FLOAT32:
+            return nb::float_(gguf_get_val_f32(g, id));
+        case GGUF_TYPE_FLOAT64:
+            return nb::float_(gguf_get_val_f64(g, id));
+        case GGUF_TYPE_BOOL:
+            return nb::bool_(gguf_get_val_bool(g, id));
         case GGUF_TYPE_STRING: {
             const char * s = gguf_get_val_str(g, id);
             return nb::bytes(s, std::strlen(s));
         }
-        default: throw nb::value_error("unknown GGUF type");
+        default:
+            throw nb::value_error("unknown GGUF type");
     }
 }
 
 template <typename T>
 nb::object copy_array(const GgufFile & file, int64_t id) {
-    const size_t n    = gguf_get_arr_n(file.get(), id);
+    const size_t n = gguf_get_arr_n(file.get(), id);
     const auto * data = static_cast<const T *>(gguf_get_arr_data(file.get(), id));
     return to_numpy(std::vector<T>(data, data + n), {n});
 }
 
 nb::object get_array(const GgufFile & file, int64_t id) {
     switch (file.element_type(id)) {
-        case GGUF_TYPE_UINT8: return copy_array<uint8_t>(file, id);
+        case GGUF_TYPE_UINT8:
+            return copy_array<uint8_t>(file, id);
         case GGUF_TYPE_BOOL:
-        case GGUF_TYPE_INT8: return copy_array<int8_t>(file, id);
-        case GGUF_TYPE_UINT16: return copy_array<uint16_t>(file, id);
-        case GGUF_TYPE_INT16: return copy_array<int16_t>(file, id);
-        case GGUF_TYPE_UINT32: return copy_array<uint32_t>(file, id);
-        case GGUF_TYPE_INT32: return copy_array<int32_t>(file, id);
-        case GGUF_TYPE_UINT64: return copy_array<uint64_t>(file, id);
-        case GGUF_TYPE_INT64: return copy_array<int64_t>(file, id);
-        case GGUF_TYPE_FLOAT32: return copy_array<float>(file, id);
-        case GGUF_TYPE_FLOAT64: return copy_array<double>(file, id);
+        case GGUF_TYPE_INT8:
+            return copy_array<int8_t>(file, id);
+        case GGUF_TYPE_UINT16:
+            return copy_array<uint16_t>(file, id);
+        case GGUF_TYPE_INT16:
+            return copy_array<int16_t>(file, id);
+        case GGUF_TYPE_UINT32:
+            return copy_array<uint32_t>(file, id);
+        case GGUF_TYPE_INT32:
+            return copy_array<int32_t>(file, id);
+        case GGUF_TYPE_UINT64:
+            return copy_array<uint64_t>(file, id);
+        case GGUF_TYPE_INT64:
+            return copy_array<int64_t>(file, id);
+        case GGUF_TYPE_FLOAT32:
+            return copy_array<float>(file, id);
+        case GGUF_TYPE_FLOAT64:
+            return copy_array<double>(file, id);
         case GGUF_TYPE_STRING: {
             nb::list strings;
             for (size_t i = 0; i < gguf_get_arr_n(file.get(), id); ++i) {
@@ -83,7 +105,8 @@ nb::object get_array(const GgufFile & file, int64_t id) {
             }
             return strings;
         }
-        default: throw nb::value_error("unknown GGUF array type");
+        default:
+            throw nb::value_error("unknown GGUF array type");
     }
 }
 
@@ -125,21 +148,24 @@ void bind_gguf(nb::module_ & m) {
         .def("keys", &GgufFile::keys)
         .def("tensors", &GgufFile::tensors)
         .def("kind", &kind, "key"_a)
-        .def("get",
-             [](const GgufFile & f, const std::string & key) {
-                 const int64_t id = existing(f, key);
-                 return f.type(id) == GGUF_TYPE_ARRAY ? get_array(f, id) : get_scalar(f, id);
-             },
-             "key"_a)
-        .def("count",
-             [](const GgufFile & f, const std::string & key) {
-                 const int64_t id = existing(f, key);
-                 return f.type(id) == GGUF_TYPE_ARRAY ? gguf_get_arr_n(f.get(), id) : size_t{1};
-             },
-             "key"_a)
+        .def(
+            "get",
+            [](const GgufFile & f, const std::string & key) {
+                const int64_t id = existing(f, key);
+                return f.type(id) == GGUF_TYPE_ARRAY ? get_array(f, id) : get_scalar(f, id);
+            },
+            "key"_a)
+        .def(
+            "count",
+            [](const GgufFile & f, const std::string & key) {
+                const int64_t id = existing(f, key);
+                return f.type(id) == GGUF_TYPE_ARRAY ? gguf_get_arr_n(f.get(), id) : size_t{1};
+            },
+            "key"_a)
         .def("set_u32", [](GgufFile & f, const std::string & key, uint32_t v) { gguf_set_val_u32(f.get(), key.c_str(), v); })
         .def("set_f32", [](GgufFile & f, const std::string & key, float v) { gguf_set_val_f32(f.get(), key.c_str(), v); })
-        .def("set_str", [](GgufFile & f, const std::string & key, const std::string & v) { gguf_set_val_str(f.get(), key.c_str(), v.c_str()); })
+        .def("set_str", [](GgufFile & f, const std::string & key,
+                           const std::string & v) { gguf_set_val_str(f.get(), key.c_str(), v.c_str()); })
         .def("set_f32_array",
              [](GgufFile & f, const std::string & key, const Floats & v) {
                  gguf_set_arr_data(f.get(), key.c_str(), GGUF_TYPE_FLOAT32, v.data(), v.size());
@@ -160,20 +186,23 @@ void bind_sinks(nb::module_ & m) {
     nb::class_<ResidualSink>(m, "ResidualSink");
 
     nb::class_<RouterScores, ResidualSink>(m, "RouterScores")
-        .def("__init__",
-             [](RouterScores * self, const Floats & weight, const Floats & bias, float norm_eps) {
-                 new (self) RouterScores(to_vector(weight), to_vector(bias), norm_eps);
-             },
-             "weight"_a, "bias"_a, "norm_eps"_a)
+        .def(
+            "__init__",
+            [](RouterScores * self, const Floats & weight, const Floats & bias, float norm_eps) {
+                new (self) RouterScores(to_vector(weight), to_vector(bias), norm_eps);
+            },
+            "weight"_a, "bias"_a, "norm_eps"_a)
         .def("seek", &RouterScores::seek, "position"_a)
         .def("__len__", &RouterScores::size)
         .def("scores",
              [](const RouterScores & s) {
                  const auto n_layer = static_cast<size_t>(s.n_layer());
-                 std::vector<float> kept(s.scores().begin(), s.scores().begin() + static_cast<std::ptrdiff_t>(s.size() * n_layer));
+                 std::vector<float> kept(s.scores().begin(),
+                                         s.scores().begin() + static_cast<std::ptrdiff_t>(s.size() * n_layer));
                  return to_numpy(std::move(kept), {s.size(), n_layer});
              })
-        .def("load", [](RouterScores & s, const Floats & scores) { s.load(to_vector(scores)); }, "scores"_a)
+        .def(
+            "load", [](RouterScores & s, const Floats & scores) { s.load(to_vector(scores)); }, "scores"_a)
         .def_prop_ro("not_finite", &RouterScores::not_finite);
 
     nb::class_<HiddenStates, ResidualSink>(m, "HiddenStates")
@@ -188,9 +217,7 @@ void bind_sinks(nb::module_ & m) {
 }
 
 void bind_hook(nb::module_ & m) {
-    nb::class_<LayerLayout>(m, "LayerLayout")
-        .def_ro("input", &LayerLayout::input)
-        .def_ro("trouble", &LayerLayout::trouble);
+    nb::class_<LayerLayout>(m, "LayerLayout").def_ro("input", &LayerLayout::input).def_ro("trouble", &LayerLayout::trouble);
     nb::class_<CacheTensor>(m, "CacheTensor")
         .def_ro("layer", &CacheTensor::layer)
         .def_ro("name", &CacheTensor::name)
@@ -205,12 +232,17 @@ void bind_hook(nb::module_ & m) {
         .def(nb::init<>())
         .def_prop_ro_static("callback", [](nb::handle) { return reinterpret_cast<uintptr_t>(&EvalHook::callback); })
         .def_prop_ro("user_data", [](EvalHook & h) { return reinterpret_cast<uintptr_t>(&h); })
-        .def("probe_begin", [](EvalHook & h, int n_layer) { h.probe.begin(n_layer); }, "n_layer"_a)
+        .def(
+            "probe_begin", [](EvalHook & h, int n_layer) { h.probe.begin(n_layer); }, "n_layer"_a)
         .def("probe_finish", [](EvalHook & h) { return h.probe.finish(); })
-        .def("set_layers", [](EvalHook & h, std::vector<bool> layers) { h.patch.set_layers(std::move(layers)); }, "layers"_a)
-        .def("start_leaving_out", [](EvalHook & h, bool one_pass) { h.patch.start(one_pass); }, "one_pass"_a)
-        .def("read", [](EvalHook & h, ResidualSink & sink, std::vector<std::string> names) { h.reader.read(sink, std::move(names)); },
-             "sink"_a, "names"_a, nb::keep_alive<1, 2>())
+        .def(
+            "set_layers", [](EvalHook & h, std::vector<bool> layers) { h.patch.set_layers(std::move(layers)); }, "layers"_a)
+        .def(
+            "start_leaving_out", [](EvalHook & h, bool one_pass) { h.patch.start(one_pass); }, "one_pass"_a)
+        .def(
+            "read",
+            [](EvalHook & h, ResidualSink & sink, std::vector<std::string> names) { h.reader.read(sink, std::move(names)); },
+            "sink"_a, "names"_a, nb::keep_alive<1, 2>())
         .def("stop", &EvalHook::stop)
         .def("take_error", &EvalHook::take_error)
         .def_prop_ro("layers_left_out", [](const EvalHook & h) { return h.patch.layers_left_out(); });
@@ -219,8 +251,9 @@ void bind_hook(nb::module_ & m) {
 }  // namespace
 
 NB_MODULE(_ext, m) {
+    nb::set_leak_warnings(false);  // an object still alive when the interpreter exits is no leak of ours
     m.attr("built_with_llama_cpp_python") = FIRST_CPP_LLAMA_CPP_PYTHON_VERSION;
-    m.attr("built_with_ggml")             = FIRST_CPP_GGML_VERSION;
+    m.attr("built_with_ggml") = FIRST_CPP_GGML_VERSION;
     m.def("ggml_version", [] { return std::string(ggml_version()); });
     m.def("release_pages", &release_pages, "address"_a, "n_bytes"_a);
     bind_gguf(m);

@@ -47,10 +47,9 @@ std::vector<GgufTensor> GgufFile::tensors() const {
         while (shape.size() > 1 && shape.back() == 1) {
             shape.pop_back();
         }
-        tensors.push_back(GgufTensor{gguf_get_tensor_name(gguf_.get(), id),
-                                     ggml_type_name(gguf_get_tensor_type(gguf_.get(), id)), std::move(shape),
-                                     data_offset() + gguf_get_tensor_offset(gguf_.get(), id),
-                                     gguf_get_tensor_size(gguf_.get(), id)});
+        tensors.push_back(GgufTensor{
+            gguf_get_tensor_name(gguf_.get(), id), ggml_type_name(gguf_get_tensor_type(gguf_.get(), id)), std::move(shape),
+            data_offset() + gguf_get_tensor_offset(gguf_.get(), id), gguf_get_tensor_size(gguf_.get(), id)});
     }
     return tensors;
 }

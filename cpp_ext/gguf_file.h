@@ -20,8 +20,8 @@ struct GgufTensor {
 
 class GgufFile {
 public:
-    GgufFile();                                    // empty, to be written
-    explicit GgufFile(const std::string & path);   // throws std::invalid_argument when ggml cannot read it
+    GgufFile();                                   // empty, to be written
+    explicit GgufFile(const std::string & path);  // throws std::invalid_argument when ggml cannot read it
 
     std::vector<std::string> keys() const;
     std::vector<GgufTensor> tensors() const;
@@ -32,7 +32,7 @@ public:
     // Id of a key, -1 when there is none. The methods below take ids of existing keys.
     int64_t find(const std::string & key) const { return gguf_find_key(gguf_.get(), key.c_str()); }
     gguf_type type(int64_t id) const { return gguf_get_kv_type(gguf_.get(), id); }
-    gguf_type element_type(int64_t id) const;      // of an array; throws std::invalid_argument on a scalar
+    gguf_type element_type(int64_t id) const;  // of an array; throws std::invalid_argument on a scalar
 
     const gguf_context * get() const { return gguf_.get(); }
     gguf_context * get() { return gguf_.get(); }

@@ -16,7 +16,7 @@ void GraphPatch::set_layers(std::vector<bool> left_out) {
 
 void GraphPatch::start(bool one_pass) {
     restore();
-    active_   = true;
+    active_ = true;
     one_pass_ = one_pass;
 }
 
@@ -53,7 +53,7 @@ void GraphPatch::end_layer(int layer, ggml_tensor * out) {
             error_ = "layer " + std::to_string(layer) + " cannot be left out of this graph: " + span_.trouble;
         }
     }
-    last_layer_  = layer;
+    last_layer_ = layer;
     last_output_ = out;
     nodes_.assign(1, out);
 }
@@ -69,7 +69,7 @@ void GraphPatch::leave_out(ggml_tensor * out) {
     std::memset(out->op_params, 0, sizeof(out->op_params));
     out->src[0] = span_.source;
     if (span_.row_ids != nullptr) {
-        out->op     = GGML_OP_GET_ROWS;
+        out->op = GGML_OP_GET_ROWS;
         out->src[1] = span_.row_ids;
         return;
     }
@@ -88,7 +88,7 @@ void GraphPatch::on_computed(const ggml_tensor * t) {
 
 void GraphPatch::restore() noexcept {
     for (auto it = rewritten_.rbegin(); it != rewritten_.rend(); ++it) {
-        it->tensor->op    = it->before.op;
+        it->tensor->op = it->before.op;
         it->tensor->flags = it->before.flags;
         std::memcpy(it->tensor->op_params, it->before.op_params, sizeof(it->before.op_params));
         std::memcpy(it->tensor->src, it->before.src, sizeof(it->before.src));
@@ -99,7 +99,7 @@ void GraphPatch::restore() noexcept {
     rewritten_.clear();
     cleared_.clear();
     nodes_.clear();
-    last_layer_  = -1;
+    last_layer_ = -1;
     last_output_ = nullptr;
 }
 

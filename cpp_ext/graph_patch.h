@@ -50,9 +50,9 @@ private:
     std::vector<bool> layers_;
     bool active_ = false;
     bool one_pass_ = false;
-    int  last_layer_ = -1;                    // whose output was seen last in this pass
+    int last_layer_ = -1;  // whose output was seen last in this pass
     ggml_tensor * last_output_ = nullptr;
-    std::vector<ggml_tensor *> nodes_;        // since then, that output first
+    std::vector<ggml_tensor *> nodes_;  // since then, that output first
     std::vector<ggml_tensor *> cleared_;
     std::vector<Rewritten> rewritten_;
     SpanFinder finder_;

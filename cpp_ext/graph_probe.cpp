@@ -17,9 +17,7 @@ using Nodes = std::vector<ggml_tensor *>;
 
 bool is_cache(const ggml_tensor * t) { return std::strncmp(t->name, "cache", 5) == 0; }
 
-bool writes_cache(const ggml_tensor * t) {
-    return (t->op == GGML_OP_SET_ROWS || t->op == GGML_OP_CPY) && is_cache(owner(t));
-}
+bool writes_cache(const ggml_tensor * t) { return (t->op == GGML_OP_SET_ROWS || t->op == GGML_OP_CPY) && is_cache(owner(t)); }
 
 // Index of every layer's output; -1 where the graph has none. The last node of a name counts.
 std::vector<int> find_outputs(const Nodes & nodes, int n_layer) {
@@ -125,7 +123,7 @@ Layout GraphProbe::finish() {
         const int end = outputs[static_cast<size_t>(layer)];
         if (end < begin || (layer > 0 && previous == nullptr)) {
             found.trouble = "the graph names no output of it or of the layer before it";
-            begin    = end < begin ? begin : end;
+            begin = end < begin ? begin : end;
             previous = end < begin ? nullptr : nodes_[static_cast<size_t>(end)];
             continue;
         }
@@ -141,12 +139,11 @@ Layout GraphProbe::finish() {
             layer_of.emplace(t, layer);
             if (writes_cache(t)) {
                 const ggml_tensor * c = owner(t);
-                layout.cache.push_back(
-                    CacheTensor{layer, c->name, reinterpret_cast<uintptr_t>(c->data), ggml_nbytes(c)});
+                layout.cache.push_back(CacheTensor{layer, c->name, reinterpret_cast<uintptr_t>(c->data), ggml_nbytes(c)});
             }
         }
         layer_of.emplace(nodes.back(), layer);
-        begin    = end;
+        begin = end;
         previous = nodes.back();
     }
     check_readers(nodes_, layer_of, layout.layers);

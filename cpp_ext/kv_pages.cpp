@@ -38,9 +38,9 @@ bool release(void * begin, size_t n_bytes) {
 }  // namespace
 
 size_t release_pages(uintptr_t address, size_t n_bytes) {
-    const size_t page     = page_size();
+    const size_t page = page_size();
     const uintptr_t begin = (address + page - 1) / page * page;
-    const uintptr_t end   = (address + n_bytes) / page * page;
+    const uintptr_t end = (address + n_bytes) / page * page;
     if (end <= begin || !release(reinterpret_cast<void *>(begin), end - begin)) {
         return 0;
     }

@@ -10,9 +10,9 @@
 namespace first_cpp {
 
 void ResidualReader::read(ResidualSink & sink, std::vector<std::string> names) {
-    sink_  = names.empty() ? nullptr : &sink;
+    sink_ = names.empty() ? nullptr : &sink;
     names_ = std::move(names);
-    next_  = 0;
+    next_ = 0;
 }
 
 bool ResidualReader::on_node(const ggml_tensor * t) const {

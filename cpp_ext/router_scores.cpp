@@ -18,7 +18,7 @@ struct Sums {
 // Sixteen running sums, so that compilers vectorise without being allowed to reorder additions.
 Sums sums(const float * w, const float * h, size_t n) {
     constexpr size_t lanes = 16;
-    float dot[lanes]     = {};
+    float dot[lanes] = {};
     float squares[lanes] = {};
     size_t i = 0;
     for (; i + lanes <= n; i += lanes) {
@@ -58,21 +58,21 @@ void RouterScores::seek(size_t position) {
 
 void RouterScores::take(int point, const float * rows, int64_t n_rows, int64_t n_embd) {
     const size_t layers = bias_.size();
-    const auto layer    = static_cast<size_t>(point);
-    const auto width    = static_cast<size_t>(n_embd);
+    const auto layer = static_cast<size_t>(point);
+    const auto width = static_cast<size_t>(n_embd);
     if (layer >= layers || width * layers != weight_.size()) {
         throw std::runtime_error("the hidden states do not have the routers' shape");
     }
     const size_t first = next_[layer];
-    const size_t end   = first + static_cast<size_t>(n_rows);
+    const size_t end = first + static_cast<size_t>(n_rows);
     if (scores_.size() < end * layers) {
         scores_.resize(end * layers);
     }
     const float * w = weight_.data() + layer * width;
     for (size_t position = first; position < end; ++position, rows += width) {
-        const Sums s      = sums(w, rows, width);
-        const float norm  = std::sqrt(s.squares / static_cast<float>(width) + norm_eps_);
-        float score       = 1.0F / (1.0F + std::exp(-(s.dot / norm + bias_[layer])));
+        const Sums s = sums(w, rows, width);
+        const float norm = std::sqrt(s.squares / static_cast<float>(width) + norm_eps_);
+        float score = 1.0F / (1.0F + std::exp(-(s.dot / norm + bias_[layer])));
         if (!std::isfinite(score)) {
             score = 1.0F;
             ++not_finite_;

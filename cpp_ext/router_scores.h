@@ -32,7 +32,7 @@ private:
     std::vector<float> weight_;  // [n_layer, n_embd]
     std::vector<float> bias_;    // [n_layer]
     float norm_eps_;
-    std::vector<size_t> next_;   // per layer: the position that comes next
+    std::vector<size_t> next_;  // per layer: the position that comes next
     std::vector<float> scores_;
     size_t not_finite_ = 0;
 };

@@ -10,7 +10,7 @@ namespace first_cpp {
 namespace {
 
 constexpr uint8_t IN_SUM = 1;  // a term of the sum that the output is
-constexpr uint8_t WORK   = 2;  // computed from the residual
+constexpr uint8_t WORK = 2;    // computed from the residual
 constexpr uint8_t PASSED = 4;  // the residual itself, or rows of it
 
 size_t hash(const ggml_tensor * t) {
@@ -150,8 +150,7 @@ bool SpanFinder::mark_work(const std::vector<ggml_tensor *> & nodes, int residua
                 break;
             }
         }
-        if (marked(static_cast<int>(i), IN_SUM) && passes_through(nodes[i]) &&
-            marked(index_of(nodes[i]->src[0]), PASSED)) {
+        if (marked(static_cast<int>(i), IN_SUM) && passes_through(nodes[i]) && marked(index_of(nodes[i]->src[0]), PASSED)) {
             marks_[i] |= PASSED;
         }
     }
@@ -166,7 +165,7 @@ void SpanFinder::select_rows(const std::vector<ggml_tensor *> & nodes, int resid
             continue;
         }
         if ((marks_[i] & PASSED) != 0) {
-            span.source  = nodes[i];
+            span.source = nodes[i];
             span.row_ids = nullptr;
             return;
         }
@@ -176,8 +175,7 @@ void SpanFinder::select_rows(const std::vector<ggml_tensor *> & nodes, int resid
 
 const char * SpanFinder::check_output(const ggml_tensor * out, const Span & span) const {
     const ggml_tensor * from = span.source;
-    if (out->type != GGML_TYPE_F32 || from->type != GGML_TYPE_F32 || !ggml_is_contiguous(out) ||
-        !ggml_is_contiguous(from)) {
+    if (out->type != GGML_TYPE_F32 || from->type != GGML_TYPE_F32 || !ggml_is_contiguous(out) || !ggml_is_contiguous(from)) {
         return "its input or output is not contiguous float32";
     }
     if (span.row_ids == nullptr ? !same_shape(out, from)
@@ -193,8 +191,7 @@ const char * SpanFinder::check_output(const ggml_tensor * out, const Span & span
 
 // ggml's allocator reuses the residual's memory after its last reader. Readers that are left out do not
 // matter; one that still runs would spoil the copy.
-const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, int residual,
-                                      const Span & span) const {
+const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, int residual, const Span & span) const {
     const int source = index_of(span.source);
     for (int i = residual + 1; i + 1 < static_cast<int>(nodes.size()); ++i) {
         const ggml_tensor * t = nodes[static_cast<size_t>(i)];

@@ -14,11 +14,11 @@
 namespace first_cpp {
 
 struct Span {
-    ggml_tensor * residual = nullptr;   // enters the span; the output without the span's work
-    ggml_tensor * source   = nullptr;   // the residual, or its rows already selected by a GET_ROWS
-    ggml_tensor * row_ids  = nullptr;   // set when the output is GET_ROWS(source, row_ids)
-    std::vector<ggml_tensor *> work;    // computed nodes to leave out, in graph order, without the output
-    const char * trouble = nullptr;     // why the span cannot be left out; null when it can
+    ggml_tensor * residual = nullptr;  // enters the span; the output without the span's work
+    ggml_tensor * source = nullptr;    // the residual, or its rows already selected by a GET_ROWS
+    ggml_tensor * row_ids = nullptr;   // set when the output is GET_ROWS(source, row_ids)
+    std::vector<ggml_tensor *> work;   // computed nodes to leave out, in graph order, without the output
+    const char * trouble = nullptr;    // why the span cannot be left out; null when it can
 };
 
 // Finds spans; keeps its scratch memory from one call to the next.
@@ -31,9 +31,9 @@ public:
 
 private:
     void index_nodes(const std::vector<ggml_tensor *> & nodes);
-    int  index_of(const ggml_tensor * t) const;
+    int index_of(const ggml_tensor * t) const;
     bool mark_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous);
-    int  find_residual(const std::vector<ggml_tensor *> & nodes) const;
+    int find_residual(const std::vector<ggml_tensor *> & nodes) const;
     bool mark_work(const std::vector<ggml_tensor *> & nodes, int residual);
     void select_rows(const std::vector<ggml_tensor *> & nodes, int residual, Span & span);
     const char * check_output(const ggml_tensor * out, const Span & span) const;
@@ -45,8 +45,8 @@ private:
         const ggml_tensor * key;
         int index;
     };
-    std::vector<Slot> table_;            // open addressing, a power of two
-    std::vector<uint8_t> marks_;         // per node
+    std::vector<Slot> table_;     // open addressing, a power of two
+    std::vector<uint8_t> marks_;  // per node
     std::vector<ggml_tensor *> stack_;
 };
 

@@ -1,7 +1,7 @@
 """first_cpp: `llama_cpp.Llama` whose prompts choose the layers that their answers can do without."""
 
 # llama_cpp first: it loads libllama and libggml, and the extension then uses those, not a second copy.
-import llama_cpp  # noqa: F401, I001
+import llama_cpp  # noqa: F401
 
 from ._version import __version__, check_versions
 

@@ -48,6 +48,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
     """
 
+    n_tokens: int
+
     def __init__(
         self,
         model_path: str | bytes | os.PathLike[str],
@@ -197,7 +199,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     # -- one answer -------------------------------------------------------------------------------------------------
 
-    def generate(  # type: ignore[override]
+    def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
         """Yield the tokens that answer a prompt; arguments as in `llama_cpp.Llama.generate`.

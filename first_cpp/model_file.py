@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 
 from ._ext import GgufFile, GgufTensor
-from .errors import ModelFileError, MissingFileError
+from .errors import MissingFileError, ModelFileError
 
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _NEWEST_GGUF = 3

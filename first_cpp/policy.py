@@ -6,11 +6,11 @@ import math
 import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal, TypeAlias
 
 from .errors import SkipError
 
-Skip = Union[Literal["auto"], None, float, tuple[int, ...]]
+Skip: TypeAlias = Literal["auto"] | float | tuple[int, ...] | None
 """A ``skip`` setting once checked: what the file recommends, nothing, a share of layers, or a fixed set."""
 
 _ALLOWED = '"auto", None, a share from 0 up to 1, or a list of layer numbers'
@@ -46,9 +46,11 @@ def parse_skip(value: object) -> Skip:
 
     Raises SkipError naming the value and what is allowed.
     """
-    if value is None or value == "auto":
-        return value  # type: ignore[return-value]
-    if isinstance(value, bool) or isinstance(value, (str, bytes)):
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    if isinstance(value, (bool, str, bytes)):
         raise SkipError(f"skip={value!r} is not {_ALLOWED}")
     if isinstance(value, numbers.Real):
         share = float(value)

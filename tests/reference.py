@@ -71,7 +71,11 @@ def run(model: LlamaForCausalLM, prompt: list[int], answer: list[int], left_out:
         for il, layer in enumerate(model.model.layers):
             if il not in left_out:
                 hidden = layer(
-                    hidden, attention_mask=None, position_ids=position, past_key_values=cache, position_embeddings=rotary
+                    hidden,
+                    attention_mask=None,
+                    position_ids=position,
+                    past_key_values=cache,
+                    position_embeddings=rotary,
                 )
                 hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         rows.append(model.lm_head(model.model.norm(hidden))[0, -1])

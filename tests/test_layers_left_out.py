@@ -87,8 +87,18 @@ def test_two_models_do_not_meet(tiny, load):
         np.testing.assert_array_equal(run_tokens(second, PROMPT, ANSWER), dense)
 
 
-@pytest.mark.parametrize(("layers", "said"), [([6], "layer 6"), ([-1], "layer -1"), ([1, 1], "more than once"),
-                                              (range(6), "all 6"), (["a"], "'a'"), ([1.0], "1.0"), ([True], "True")])
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([6], "layer 6"),
+        ([-1], "layer -1"),
+        ([1, 1], "more than once"),
+        (range(6), "all 6"),
+        (["a"], "'a'"),
+        ([1.0], "1.0"),
+        ([True], "True"),
+    ],
+)
 def test_impossible_sets_are_refused(tiny, load, layers, said):
     llm = load(tiny)
     with pytest.raises(SkipError, match=said), llm.leaving_out(layers):

@@ -84,4 +84,3 @@ def test_scores_depend_on_the_prompt(gguf, models, load):
         greedy(llm, tokens(30, seed=seed), 1)
         sets.add(llm.routing.skipped)
     assert len(sets) > 1
-

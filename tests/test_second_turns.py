@@ -42,7 +42,7 @@ def with_exception(llm):
     found = []
     with pytest.raises(KeyError):
         found.extend(llm.generate(PROMPT, temp=0.0, stopping_criteria=criteria))
-    return llm.input_ids[60:llm.n_tokens].tolist()
+    return llm.input_ids[60 : llm.n_tokens].tolist()
 
 
 def saved_and_loaded(llm):
@@ -66,8 +66,6 @@ def cached(llm):
     llm.reset()
     llm.load_state(llm.cache[PROMPT + found])
     return found
-
-
 
 
 FIRST_TURNS = [plain, abandoned, one_token, with_exception, saved_and_loaded, reset_between, cached]

@@ -1,0 +1,37 @@
+"""KvRecord against the plain list that it stands for: one set of layers a position."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from first_cpp.kv_record import KvRecord
+
+SETS = st.frozensets(st.integers(0, 3))
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, 6), SETS),
+        st.tuples(st.just("truncate"), st.integers(0, 12), SETS),
+        st.tuples(st.just("lose"), st.just(0), SETS),
+    )
+)
+
+
+@given(STEPS, SETS)
+def test_is_the_list_it_stands_for(steps, asked):
+    record, plain = KvRecord(), []
+    for step, number, layers in steps:
+        if step == "append":
+            record.append(len(plain) + number, layers)
+            plain += [layers] * number
+        elif step == "truncate":
+            record.truncate(number)
+            del plain[number:]
+        else:
+            record.lose(layers)
+            plain = [old | layers for old in plain]
+        assert len(record) == len(plain)
+        like = next((i for i, old in enumerate(plain) if old != asked), len(plain))
+        readable = next((i for i, old in enumerate(plain) if not old <= asked), len(plain))
+        assert record.copy().evaluated_like(asked) == like
+        assert record.readable_with(asked) == readable

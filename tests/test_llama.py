@@ -1,0 +1,446 @@
+"""first_cpp.Llama as a llama_cpp.Llama: the same answers without routing, and errors instead of crashes."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+
+import llama_cpp
+import numpy as np
+import pytest
+from helpers import greedy, logits, run_tokens, tokens
+from routers_files import routed_model
+
+import first_cpp
+from first_cpp import BusyError, ClosedError, Llama, MissingFileError, ModelFileError, RoutingError, SkipError
+
+PROMPT = tokens(40, seed=3)
+
+
+@pytest.fixture(scope="module")
+def routed(tiny, models):
+    return routed_model(tiny, models, seed=21)
+
+
+def survives(code: str) -> subprocess.CompletedProcess:
+    """Run Python code in a process of its own; it may fail, it must not die of a signal."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.returncode >= 0, done.stderr
+    return done
+
+
+# -- the base class's behaviour ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skip", [None, 0, 0.0, [], "auto"], ids=str)
+@pytest.mark.parametrize("draft", [False, True], ids=["plain", "draft"])
+def test_without_routing_the_output_is_the_bases(tiny, load, skip, draft):
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    answers = []
+    for cls, own in ((llama_cpp.Llama, {}), (Llama, {"skip": skip})):
+        kwargs = {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=3)} if draft else {}
+        llm = load(tiny, cls, **own, **kwargs)
+        turns = [llm.create_completion("Once upon", max_tokens=30, temperature=t, seed=7)["choices"] for t in (0, 0.8)]
+        turns += [llm.create_completion("Once upon a time", max_tokens=20, temperature=0)["choices"]]
+        answers.append((turns, greedy(llm, PROMPT, 20), llm.n_tokens))
+    assert answers[0] == answers[1]
+
+
+def test_logits_without_routing_are_the_bases(tiny, load):
+    expected = run_tokens(load(tiny, llama_cpp.Llama), PROMPT, PROMPT[:8])
+    np.testing.assert_array_equal(run_tokens(load(tiny, skip=None), PROMPT, PROMPT[:8]), expected)
+
+
+def test_chat_streams_what_it_answers(routed, load):
+    llm = load(routed, skip=0.34, chat_format="chatml")
+    ask = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 24, "temperature": 0}
+    whole = llm.create_chat_completion(**ask)["choices"][0]["message"]["content"]
+    chunks = [c["choices"][0]["delta"].get("content") or "" for c in llm.create_chat_completion(**ask, stream=True)]
+    assert "".join(chunks) == whole
+    assert len(llm.routing.skipped) == 2
+
+
+def test_draft_model_gives_the_same_tokens(routed, load):
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    prompt = tokens(12, seed=1) * 4
+    plain = greedy(load(routed, skip=0.34), prompt, 30)
+    drafted = load(routed, skip=0.34, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=3))
+    assert greedy(drafted, prompt, 30) == plain
+
+
+def test_prompt_whose_last_micro_batch_is_one_token_is_prefill(routed, load):
+    """Phases, not batch sizes: 41 tokens in micro-batches of 8 end with one token, which runs all layers."""
+    prompt = tokens(41, seed=2)
+    llm, dense = load(routed, skip=[1, 2], n_ubatch=8, n_batch=8), load(routed, skip=None, n_ubatch=8, n_batch=8)
+    next(llm.generate(prompt, temp=0.0))
+    dense.eval(prompt)
+    np.testing.assert_array_equal(logits(llm), logits(dense))
+    assert llm._layers._hook.layers_left_out == 0
+
+
+def test_layers_left_out_are_counted(routed, load):
+    llm = load(routed, skip=[1, 2, 5])
+    greedy(llm, PROMPT, 11)
+    assert llm._layers._hook.layers_left_out == 10 * 3  # ten decoding steps after the prompt's own token
+
+
+def test_embeddings_are_the_bases(routed, load):
+    texts = ["one text", "and another"]
+    expected = load(routed, llama_cpp.Llama, embedding=True, pooling_type=1).embed(texts)
+    assert load(routed, embedding=True, pooling_type=1).embed(texts) == expected
+
+
+def test_pickle_keeps_the_settings(routed, load, tmp_path):
+    side = routed_model(routed_base(routed), tmp_path, seed=4, sidecar=True)
+    llm = load(routed_base(routed), routers=side, skip=[1, 3], release_kv=True)
+    again = pickle.loads(pickle.dumps(llm))
+    try:
+        assert (again.skip, again._routers_path, again._release_kv) == ((1, 3), side, True)
+        assert greedy(again, PROMPT, 8) == greedy(llm, PROMPT, 8)
+    finally:
+        again.close()
+
+
+def routed_base(routed):
+    return str(pathlib.Path(routed).parent / "tiny.gguf")
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_and_what_they_decide(routed, load):
+    llm = load(routed)
+    assert llm.routing is None
+    greedy(llm, PROMPT, 2)
+    assert len(llm.routing.skipped) == 2  # the file recommends 0.34 of 6
+    assert llm.routing.share == pytest.approx(2 / 6)
+    order = np.argsort(llm.routing.keep)
+    for share, count in ((0.1, 1), (0.5, 3), (0.8, 5), (0.05, 0)):
+        llm.skip = share
+        greedy(llm, PROMPT, 2)
+        assert llm.routing.skipped == tuple(sorted(order[:count].tolist()))
+    llm.skip = (4, 2)
+    greedy(llm, PROMPT, 2)
+    assert (llm.routing.skipped, llm.routing.keep, llm.routing.why) == ((2, 4), None, "fixed set")
+    llm.skip = None
+    greedy(llm, PROMPT, 2)
+    assert llm.routing.skipped == ()
+
+
+def test_layers_the_file_marks_unskippable_stay(tiny, tmp_path, load):
+    path = routed_model(tiny, tmp_path, skippable="[false, false, false, true, true, false]")
+    llm = load(path, skip=0.8)
+    greedy(llm, PROMPT, 2)
+    assert llm.routing.skipped == (3, 4)
+    assert "only 2 are skippable" in llm.routing.why
+    llm.skip = [0, 3]
+    greedy(llm, PROMPT, 2)
+    assert llm.routing.skipped == (3,)
+    assert "[0] stay" in llm.routing.why
+
+
+@pytest.mark.parametrize(
+    "skip", [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.3", True, False, [7.5], [0, 0], [-1], [True], ["1"], b"a", {}.items]
+)
+def test_bad_skip_is_refused_before_the_file_is_read(skip):
+    with pytest.raises(SkipError, match="skip"):
+        Llama("no-such-file.gguf", skip=skip, verbose=False)
+
+
+@pytest.mark.parametrize(("skip", "said"), [([6], "0 to 5"), (range(6), "all 6"), (0.95, "all 6 layers")])
+def test_skip_that_does_not_fit_the_model(routed, load, skip, said):
+    with pytest.raises(SkipError, match=said):
+        load(routed, skip=skip)
+    llm = load(routed)
+    with pytest.raises(SkipError, match=said):
+        llm.skip = skip
+    assert llm.skip == "auto"
+
+
+def test_share_without_routers_is_refused(tiny, load):
+    with pytest.raises(SkipError, match="routers"):
+        load(tiny, skip=0.25)
+    llm = load(tiny)
+    with pytest.raises(SkipError, match="routers"):
+        llm.skip = 0.25
+    assert llm.routers is None
+    greedy(llm, PROMPT, 2)
+    assert llm.routing.skipped == ()
+
+
+@pytest.mark.parametrize(("given", "meant"), [("n_gpu_layer", "n_gpu_layers"), ("skp", "skip"), ("router", "routers")])
+def test_unknown_keyword_names_the_nearest(tiny, given, meant):
+    with pytest.raises(TypeError, match=f"{given}.*did you mean '{meant}'"):
+        Llama(tiny, **{given: 1})
+
+
+def test_gpu_layers_with_routing_are_refused(routed, load, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    with pytest.raises(first_cpp.OffloadError, match="n_gpu_layers=-1.*CPU only"):
+        Llama(routed, n_gpu_layers=-1, verbose=False)
+    llm = load(routed, n_gpu_layers=1, skip=None)
+    with pytest.raises(first_cpp.OffloadError, match="CPU only"):
+        llm.skip = 0.25
+    with pytest.raises(first_cpp.OffloadError, match="CPU only"), llm.leaving_out([1]):
+        pass
+
+
+def test_model_whose_graph_does_not_fit_runs_dense_and_says_so(routed, load):
+    dense = greedy(load(routed, skip=None), PROMPT, 8)
+    llm = load(routed)
+    llm._layers.declare_unsupported(6, "its layers have no names")
+    with pytest.warns(RuntimeWarning, match="runs dense: its layers have no names"):
+        llm.skip = 0.5
+    assert greedy(llm, PROMPT, 8) == dense
+    assert (llm.routing.skipped, llm.routing.why) == ((), "dense: its layers have no names")
+
+
+def test_after_a_graph_that_could_not_be_patched_the_next_answer_is_right(routed, load, monkeypatch):
+    llm = load(routed, skip=[2])
+
+    def check():
+        raise RoutingError("layer 2 cannot be left out of this graph: made up")
+
+    monkeypatch.setattr(llm._layers, "check", check)
+    with pytest.raises(RoutingError, match="made up"):
+        greedy(llm, PROMPT, 8)
+    monkeypatch.undo()
+    assert greedy(llm, PROMPT, 8) == greedy(load(routed, skip=[2]), PROMPT, 8)
+
+
+# -- misuse --------------------------------------------------------------------------------------------------------
+
+
+def test_closed_model_raises(routed, load):
+    llm = load(routed, skip=[1])
+    suspended = llm.generate(PROMPT)
+    next(suspended)
+    llm.close()
+    llm.close()
+    for use in (
+        lambda: llm.eval([1]),
+        lambda: llm("hello"),
+        lambda: llm.tokenize(b"hello"),
+        lambda: llm.detokenize([5]),
+        lambda: llm.save_state(),
+        lambda: llm.sample(),
+        lambda: llm.n_vocab(),
+        lambda: next(suspended),
+        lambda: llm.create_chat_completion([{"role": "user", "content": "hi"}]),
+        lambda: llm.hidden_states([1]),
+    ):
+        with pytest.raises((ClosedError, AssertionError)):
+            use()
+
+
+def test_use_after_close_does_not_kill_the_process(routed):
+    done = survives(f"""
+        from first_cpp import Llama, ClosedError
+        llm = Llama({routed!r}, verbose=False)
+        llm.eval([5, 6]); llm.close()
+        for use in (llm.sample, llm.reset, llm.n_ctx, lambda: llm.eval([1]), lambda: llm.tokenize(b"x"), llm.token_eos,
+                    lambda: llm.embed("x"), lambda: llm.load_state(None), llm.close, lambda: llm.ctx, lambda: llm.model):
+            try: use()
+            except (ClosedError, RuntimeError, AttributeError, AssertionError) as e: print(type(e).__name__)
+        print("alive")
+    """)
+    assert "alive" in done.stdout, done.stderr
+
+
+def test_constructor_that_fails_can_be_collected(tmp_path):
+    done = survives(f"""
+        from first_cpp import Llama
+        for make in (lambda: Llama("none.gguf"), lambda: Llama({str(tmp_path)!r}), lambda: Llama("x", bad=1), lambda: Llama(3)):
+            try: make()
+            except (TypeError, ValueError): pass
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_second_thread_gets_an_error(routed):
+    done = survives(f"""
+        import threading
+        from first_cpp import Llama, BusyError
+        llm = Llama({routed!r}, verbose=False, skip=[1])
+        told = []
+        def work():
+            for _ in range(30):
+                try: llm.create_completion("hello there", max_tokens=20, temperature=0)
+                except BusyError as e: told.append(str(e))
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        print(len(told), set(told))
+        print(llm.create_completion("hello there", max_tokens=5)["usage"]["completion_tokens"])
+    """)
+    count, said = re.match(r"(\d+) (.*)", done.stdout).groups()
+    assert int(count) > 0, done.stderr
+    assert "another thread" in said
+
+
+def test_close_while_another_thread_works(routed, load):
+    llm = load(routed, skip=[1])
+    started, stop = threading.Event(), threading.Event()
+
+    def criteria(ids, scores):
+        started.set()
+        return stop.wait(0.2) and False
+
+    thread = threading.Thread(target=lambda: llm("hello", max_tokens=3, stopping_criteria=llama_cpp.StoppingCriteriaList([criteria])))
+    thread.start()
+    started.wait()
+    with pytest.raises(BusyError):
+        llm.close()
+    stop.set()
+    thread.join()
+
+
+def test_older_answer_cannot_go_on_after_a_newer_prompt(routed, load):
+    llm = load(routed, skip=[1])
+    old, new = llm.generate(PROMPT, temp=0.0), llm.generate(PROMPT[:20], temp=0.0)
+    next(old)
+    first = next(new)
+    with pytest.raises(BusyError, match="newer prompt"):
+        next(old)
+    assert [first, next(new)] == greedy(load(routed, skip=[1]), PROMPT[:20], 2)
+
+
+def test_empty_prompt_is_refused(routed, load):
+    with pytest.raises(ValueError, match="no tokens"):
+        next(load(routed).generate([]))
+
+
+@pytest.mark.parametrize("name", ["a model with spaces.gguf", "modèle-日本.gguf"])
+@pytest.mark.parametrize("kind", [str, pathlib.Path, lambda p: str(p).encode()], ids=["str", "Path", "bytes"])
+def test_paths_of_every_kind(tiny, tmp_path, name, kind):
+    path = tmp_path / name
+    path.symlink_to(tiny)
+    llm = Llama(kind(path), verbose=False)
+    llm.close()
+
+
+def test_home_folder_in_paths(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.gguf").symlink_to(tiny)
+    Llama("~/m.gguf", verbose=False).close()
+
+
+def test_missing_lora_is_an_error(tiny):
+    with pytest.raises(MissingFileError, match="LoRA"):
+        Llama(tiny, lora_path="none.gguf", verbose=False)
+
+
+def test_hidden_states(tiny, load):
+    llm = load(tiny, n_batch=16, n_ubatch=7)
+    states = llm.hidden_states(PROMPT)
+    assert states.shape == (7, 40, 128)
+    np.testing.assert_allclose(states, load(tiny).hidden_states(PROMPT), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="1 to n_ctx"):
+        llm.hidden_states([])
+    assert greedy(llm, PROMPT, 5) == greedy(load(tiny), PROMPT, 5)
+
+
+# -- one llama.cpp -------------------------------------------------------------------------------------------------
+
+
+def test_exactly_one_libllama_is_mapped(tiny):
+    done = survives(f"""
+        from first_cpp import Llama
+        Llama({tiny!r}, verbose=False)("hello", max_tokens=2)
+        maps = [line.split()[-1] for line in open("/proc/self/maps") if ".so" in line]
+        for name in ("libllama", "libggml-base", "libggml-cpu"):
+            print(name, len({{m for m in maps if m.rsplit("/", 1)[-1].startswith(name + ".so")}}))
+    """)
+    assert done.stdout.split("\n")[:3] == ["libllama 1", "libggml-base 1", "libggml-cpu 1"], done.stderr
+
+
+def test_wrong_import_order_fails_loudly():
+    done = survives("""
+        import importlib.machinery, importlib.util, pathlib
+        found = importlib.util.find_spec("first_cpp")
+        for folder in [*found.submodule_search_locations, *__import__("site").getsitepackages()]:
+            for path in [*pathlib.Path(folder).glob("_ext*.so"), *pathlib.Path(folder).glob("first_cpp/_ext*.so")]:
+                loader = importlib.machinery.ExtensionFileLoader("_ext", str(path))
+                importlib.util.module_from_spec(importlib.util.spec_from_file_location("_ext", path, loader=loader))
+                print("loaded without llama_cpp")
+    """)
+    assert done.returncode == 1
+    assert "libggml-base" in done.stderr
+
+
+def test_another_ggml_is_refused(monkeypatch):
+    from first_cpp import _ext
+    from first_cpp._version import check_versions
+
+    monkeypatch.setattr(llama_cpp, "__version__", "0.3.35")
+    with pytest.raises(ImportError, match=r"0\.3\.36.*0\.3\.35"):
+        check_versions()
+    monkeypatch.undo()
+    monkeypatch.setattr(_ext, "built_with_ggml", "0.24.0")
+    with pytest.raises(ImportError, match=r"ggml 0\.24\.0"):
+        check_versions()
+
+
+def test_two_models_in_two_threads(routed, tiny, load):
+    """One hook a context: two models answer at the same time as they do alone."""
+    llms = [load(routed, skip=[1, 2]), load(tiny, skip=[5]), load(routed, skip=0.5)]
+    alone = [greedy(llm, PROMPT, 40) for llm in llms]
+    found = [None] * 3
+
+    def work(i):
+        llms[i].reset()
+        found[i] = greedy(llms[i], PROMPT, 40)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert found == alone
+
+
+def test_copying_is_not_sharing(routed, load):
+    llm = load(routed, skip=[1])
+    again = copy.copy(llm)
+    assert again._ctx.ctx != llm._ctx.ctx
+    again.close()
+    assert greedy(llm, PROMPT, 3)
+
+
+def test_files_that_are_no_models(tmp_path, tiny):
+    head = pathlib.Path(tiny).read_bytes()[:5000]
+    cases = {
+        "empty": (b"", "is empty"),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        "html": (b"<!DOCTYPE html><html>404</html>", "web page"),
+        "magic": (b"GGML" + head[4:], "not a GGUF file"),
+        "short": (head[:20], "24 bytes"),
+        "three": (head[:3], "not a GGUF file"),
+        "kv": (head[:2000], "truncated or malformed"),
+        "data": (pathlib.Path(tiny).read_bytes()[:-1000], "is truncated"),
+        "v1": (head[:4] + b"\1\0\0\0" + head[8:], "version 1"),
+        "v99": (head[:4] + b"\x63\0\0\0" + head[8:], "version 99"),
+        "big-endian": (head[:4] + b"\0\0\0\3" + head[8:], "big-endian"),
+        "n_kv": (head[:16] + b"\0\0\0\0\0\1\0\0" + head[24:], "malformed"),
+        "pickle": (b"\x80\x04K\x01.", "not a GGUF file"),
+    }
+    for name, (content, said) in cases.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError, match=said):
+            Llama(str(path), verbose=False)
+    with pytest.raises(ModelFileError, match="directory"):
+        Llama(str(tmp_path), verbose=False)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="broken link"):
+        Llama(str(tmp_path / "broken"), verbose=False)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ModelFileError, match="loop"):
+        Llama(str(tmp_path / "loop"), verbose=False)
