@@ -16,9 +16,10 @@ test: .venv/installed-test
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -m slow
 
 bench: .venv/installed-test
+	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/decode_speed.py --out benchmarks/results/decode_speed.json
 
 lint: .venv/installed-lint

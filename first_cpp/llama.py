@@ -199,9 +199,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     # -- one answer -------------------------------------------------------------------------------------------------
 
-    def generate(
-        self, tokens: Sequence[int], *args: Any, **kwargs: Any
-    ) -> Generator[int, Sequence[int] | None, None]:
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """Yield the tokens that answer a prompt; arguments as in `llama_cpp.Llama.generate`.
 
         Raises BusyError when it is resumed after a newer prompt was started on this model.

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import GgufFile
-from .errors import RouterError
+from .errors import RouterError, SkipError
 from .model_file import open_gguf
+from .policy import layers_for_share
 
 FORMAT_VERSION = 1
 MAX_LAYERS = 4096
@@ -108,6 +109,10 @@ def check_values(routers: Routers, where: str) -> None:
         raise RouterError(f"{where}: first.router.norm_eps is {routers.norm_eps}, expected a number above 0 and below 1")
     if not (math.isfinite(routers.skip) and 0 <= routers.skip < 1):
         raise RouterError(f"{where}: first.policy.skip is {routers.skip}, expected a share from 0 up to 1")
+    try:
+        layers_for_share(routers.skip, routers.base.n_layer)
+    except SkipError as error:
+        raise RouterError(f"{where}: first.policy.skip: {error}") from None
     if not any(routers.skippable):
         raise RouterError(f"{where}: first.router.skippable marks no layer, expected at least one")
 

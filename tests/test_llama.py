@@ -148,7 +148,8 @@ def test_layers_the_file_marks_unskippable_stay(tiny, tmp_path, load):
 
 
 @pytest.mark.parametrize(
-    "skip", [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.3", True, False, [7.5], [0, 0], [-1], [True], ["1"], b"a", {}.items]
+    "skip",
+    [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.3", True, False, [7.5], [0, 0], [-1], [True], ["1"], b"a", {}.items],
 )
 def test_bad_skip_is_refused_before_the_file_is_read(skip):
     with pytest.raises(SkipError, match="skip"):
@@ -293,7 +294,9 @@ def test_close_while_another_thread_works(routed, load):
         started.set()
         return stop.wait(0.2) and False
 
-    thread = threading.Thread(target=lambda: llm("hello", max_tokens=3, stopping_criteria=llama_cpp.StoppingCriteriaList([criteria])))
+    thread = threading.Thread(
+        target=lambda: llm("hello", max_tokens=3, stopping_criteria=llama_cpp.StoppingCriteriaList([criteria]))
+    )
     thread.start()
     started.wait()
     with pytest.raises(BusyError):
