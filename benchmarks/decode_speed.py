@@ -11,12 +11,11 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
-from interleaved import decode_times, prefill_times, ratio, spread
+from interleaved import decode_times, prefill_times, ratio
 from safetensors.numpy import save_file
 
 from convert.embed import write_sidecar
@@ -28,8 +27,9 @@ from first_cpp.synthetic import SHAPES, write_random
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=300, help="decoding steps per model")
-    parser.add_argument("--rounds", type=int, default=9, help="prefills per model")
+    parser.add_argument("--loads", type=int, default=6, help="times each model is loaded: memory falls differently each time")
+    parser.add_argument("--tokens", type=int, default=100, help="decoding steps per load")
+    parser.add_argument("--rounds", type=int, default=2, help="prefills per load")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--models", nargs="+", default=["smollm2", "llama-3.2-1b"])
     parser.add_argument("--out", help="JSON file for the figures")
@@ -52,43 +52,62 @@ def measure(name: str, folder: str, args: argparse.Namespace) -> dict[str, Any]:
         model, label = os.path.join(folder, f"{name}.gguf"), f"{name} shape, random weights, Q4_0"
         write_random(model, SHAPES[name], "q4_0")
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
-    stock = llama_cpp.Llama(model, **settings)
-    n_layer, n_embd = llama_cpp.llama_model_n_layer(stock.model), stock.n_embd()
+    probe = Llama(model, **settings)
+    n_layer, n_embd = llama_cpp.llama_model_n_layer(probe.model), probe.n_embd()
+    probe.close()
     skipped = list(range(n_layer // 4, n_layer // 2))  # a quarter of the layers, amid the model
     pruned_file, adapter = os.path.join(folder, "pruned.gguf"), os.path.join(folder, "adapter.gguf")
     write_pruned(model, pruned_file, skipped)
     write_routers(os.path.join(folder, "r.safetensors"), model, adapter, n_layer, n_embd)
-    models = {
-        "stock": stock,
-        "idle": Llama(model, skip=None, **settings),
-        "skipping": Llama(model, skip=skipped, **settings),
-        "pruned": llama_cpp.Llama(pruned_file, **settings),
+    makers = {
+        "stock": lambda: llama_cpp.Llama(model, **settings),
+        "idle": lambda: Llama(model, skip=None, **settings),
+        "skipping": lambda: Llama(model, skip=skipped, **settings),
+        "pruned": lambda: llama_cpp.Llama(pruned_file, **settings),
+        "routed": lambda: Llama(model, routers=adapter, skip=0.25, **settings),
     }
-    prompt = np.random.default_rng(0).integers(300, 40000, 64).tolist()
-    decode = decode_times(models, prompt, args.tokens)
-    models["skipping"].close()
-    models["pruned"].close()
-    prefill = prefill_times(
-        {"stock": stock, "routed": Llama(model, routers=adapter, skip=0.25, **settings)},
-        np.random.default_rng(1).integers(300, 40000, 512).tolist(),
-        args.rounds,
-    )
-    for llm in (stock, models["idle"]):
-        llm.close()
+    rng = np.random.default_rng(0)
+    loads: list[dict[str, float]] = []
+    for load in range(args.loads):
+        order = list(makers)[load % 5 :] + list(makers)[: load % 5]
+        models = {key: makers[key]() for key in order}
+        loads.append(measure_load(models, rng, args))
+        for llm in models.values():
+            llm.close()
+
+    def over_loads(key: str) -> list[float]:
+        values = [load[key] for load in loads]
+        return [statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0]
+
     return {
         "model": label,
-        "command": f"python benchmarks/decode_speed.py --models {name} --tokens {args.tokens} --rounds {args.rounds}"
-        f" --threads {args.threads}",
+        "command": f"python benchmarks/decode_speed.py --models {name} --loads {args.loads} --tokens {args.tokens} "
+        f"--rounds {args.rounds} --threads {args.threads}",
         "machine": machine(),
         "first_cpp": __version__,
         "llama_cpp_python": llama_cpp.__version__,
         "layers_left_out": f"{len(skipped)} of {n_layer}",
-        "tpot_ms": {key: statistics.median(values) * 1e3 for key, values in decode.items()},
-        "tpot_skipping_over_pruned": [ratio(decode, "skipping", "pruned"), spread(decode, "skipping", "pruned")],
-        "tpot_idle_over_stock": [ratio(decode, "idle", "stock"), spread(decode, "idle", "stock")],
+        **{key: over_loads(key) for key in loads[0]},
+        "loads": loads,
+    }
+
+
+def measure_load(models: dict[str, llama_cpp.Llama], rng: np.random.Generator, args: argparse.Namespace) -> dict[str, float]:
+    """The ratios of one set of loaded models, each a median over interleaved turns."""
+    decoding = {key: models[key] for key in ("stock", "idle", "skipping", "pruned")}
+    decode = decode_times(decoding, rng.integers(300, 40000, 64).tolist(), args.tokens)
+    scores = models["routed"]._scores_read
+    before = scores.seconds
+    reading = {key: models[key] for key in ("stock", "routed")}
+    prefill = prefill_times(reading, rng.integers(300, 40000, 512).tolist(), args.rounds)
+    return {
+        **{f"tpot_ms_{key}": statistics.median(values) * 1e3 for key, values in decode.items()},
+        "tpot_skipping_over_pruned": ratio(decode, "skipping", "pruned"),
+        "tpot_idle_over_stock": ratio(decode, "idle", "stock"),
         "speed_up_over_stock": 1 / ratio(decode, "skipping", "stock"),
-        "ttft_512_ms": {key: statistics.median(values) * 1e3 for key, values in prefill.items()},
-        "ttft_routed_over_stock": [ratio(prefill, "routed", "stock"), spread(prefill, "routed", "stock", 3)],
+        **{f"ttft_512_ms_{key}": statistics.median(values) * 1e3 for key, values in prefill.items()},
+        "ttft_routed_over_stock": ratio(prefill, "routed", "stock"),
+        "scoring_share_of_prefill": (scores.seconds - before) / sum(prefill["routed"]),
     }
 
 
@@ -109,20 +128,9 @@ def machine() -> str:
 
 
 def describe(row: dict[str, Any]) -> str:
-    def pm(pair: Sequence[float]) -> str:
-        return f"{pair[0]:.4f} +- {pair[1]:.4f}"
-
-    return "\n".join(
-        [
-            f"{row['model']}: {row['layers_left_out']} layers left out, {row['machine']}",
-            "  TPOT ms                   " + ", ".join(f"{k} {v:.2f}" for k, v in row["tpot_ms"].items()),
-            f"  TPOT skipping / pruned    {pm(row['tpot_skipping_over_pruned'])}",
-            f"  TPOT idle / stock         {pm(row['tpot_idle_over_stock'])}",
-            f"  speed-up over stock       {row['speed_up_over_stock']:.3f}",
-            "  TTFT ms, 512 tokens       " + ", ".join(f"{k} {v:.0f}" for k, v in row["ttft_512_ms"].items()),
-            f"  TTFT routed / stock       {pm(row['ttft_routed_over_stock'])}",
-        ]
-    )
+    lines = [f"{row['model']}: {row['layers_left_out']} layers left out, {row['machine']}"]
+    lines += [f"  {key:<28} {row[key][0]:9.4f} +- {row[key][1]:.4f}" for key in row["loads"][0]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

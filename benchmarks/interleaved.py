@@ -52,10 +52,3 @@ def prefill_times(models: Mapping[str, llama_cpp.Llama], prompt: Sequence[int], 
 def ratio(times: Mapping[str, list[float]], of: str, to: str) -> float:
     """Median over the turns of one model's time over another's."""
     return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
-
-
-def spread(times: Mapping[str, list[float]], of: str, to: str, parts: int = 10) -> float:
-    """Standard error of that median, from the medians of `parts` interleaved parts of the turns."""
-    ratios = [a / b for a, b in zip(times[of], times[to], strict=True)]
-    medians = [statistics.median(ratios[i::parts]) for i in range(parts)]
-    return statistics.stdev(medians) / parts**0.5

@@ -203,7 +203,8 @@ void bind_sinks(nb::module_ & m) {
              })
         .def(
             "load", [](RouterScores & s, const Floats & scores) { s.load(to_vector(scores)); }, "scores"_a)
-        .def_prop_ro("not_finite", &RouterScores::not_finite);
+        .def_prop_ro("not_finite", &RouterScores::not_finite)
+        .def_prop_ro("seconds", &RouterScores::seconds);
 
     nb::class_<HiddenStates, ResidualSink>(m, "HiddenStates")
         .def(nb::init<int>(), "n_points"_a)

@@ -2,6 +2,7 @@
 #include "router_scores.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -63,6 +64,7 @@ void RouterScores::take(int point, const float * rows, int64_t n_rows, int64_t n
     if (layer >= layers || width * layers != weight_.size()) {
         throw std::runtime_error("the hidden states do not have the routers' shape");
     }
+    const auto start = std::chrono::steady_clock::now();
     const size_t first = next_[layer];
     const size_t end = first + static_cast<size_t>(n_rows);
     if (scores_.size() < end * layers) {
@@ -80,6 +82,7 @@ void RouterScores::take(int point, const float * rows, int64_t n_rows, int64_t n
         scores_[position * layers + layer] = score;
     }
     next_[layer] = end;
+    seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 size_t RouterScores::size() const { return *std::min_element(next_.begin(), next_.end()); }

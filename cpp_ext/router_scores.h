@@ -28,6 +28,9 @@ public:
     // Scores that were not finite; they count as 1, "keep the layer".
     size_t not_finite() const { return not_finite_; }
 
+    // Time spent on scoring so far.
+    double seconds() const { return seconds_; }
+
 private:
     std::vector<float> weight_;  // [n_layer, n_embd]
     std::vector<float> bias_;    // [n_layer]
@@ -35,6 +38,7 @@ private:
     std::vector<size_t> next_;  // per layer: the position that comes next
     std::vector<float> scores_;
     size_t not_finite_ = 0;
+    double seconds_ = 0;
 };
 
 }  // namespace first_cpp

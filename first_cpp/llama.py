@@ -89,6 +89,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._answer: _Answer | None = None
         self._forced: frozenset[int] | None = None
         self._kv = KvRecord()
+        self._foreign = 0
         self._scores_read = _ext.RouterScores(found.weight, found.bias, found.norm_eps) if found else None
         self._warned = False
 
@@ -231,6 +232,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself."""
         with self._exclusive:
+            self._forget_beyond()
             answer = self._answer
             left_out = NOTHING if answer is None or answer.left_out is None else answer.left_out
             if self._forced is not None:
@@ -238,14 +240,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if answer is None or answer.left_out is not None:
                 self._evaluate(tokens, left_out)
                 return
-            self._evaluate(tokens, left_out, self._scores_read if self._routed() else None)
+            self._evaluate(tokens, left_out, self._scores_read if self._routed() and not self._foreign else None)
             self._routing = self._decide()
             answer.left_out = frozenset(self._routing.skipped)
 
     def _evaluate(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
         if left_out and self._layers.unsupported:
             left_out = NOTHING  # warned about when it was asked for
-        self._forget_beyond()
         readable = self._kv.readable_with(left_out)
         if readable < self.n_tokens:
             tokens = self._rewind(readable) + list(tokens)
@@ -269,7 +270,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Rewind to the prefix that a fresh model would have evaluated the same way; returns the tokens to evaluate."""
         self._forget_beyond()
         usable = self._kv.evaluated_like(self._forced or NOTHING)
-        if self._routed() and self._scores_read is not None:
+        if self._routed() and self._scores_read is not None and not self._foreign:
             usable = min(usable, len(self._scores_read))
         dropped = self._rewind(usable)
         return tokens if reset else dropped + tokens
@@ -288,8 +289,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return [int(token) for token in self.input_ids[n_tokens:before]]
 
     def _forget_beyond(self) -> None:
-        """The base class goes back by lowering n_tokens; our records follow."""
+        """The base class goes back by lowering n_tokens; our records follow.
+
+        Positions that came without `eval` (a multimodal handler's images) were evaluated dense, and only there.
+        """
         self._kv.truncate(self.n_tokens)
+        self._foreign = min(self._foreign, self.n_tokens)
+        if len(self._kv) < self.n_tokens:
+            self._foreign = self.n_tokens
+            self._kv.append(self.n_tokens, NOTHING)
         if self._scores_read is not None and len(self._scores_read) > self.n_tokens:
             self._scores_read.seek(self.n_tokens)
 
@@ -333,6 +341,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             return None, (), f"dense: {unsupported}"
         assert self._scores_read is not None
         assert self._routers is not None
+        if len(self._scores_read) < self.n_tokens:
+            return None, (), "dense: a part of the prompt came without scores (images, or unnamed hidden states)"
         # each prompt position counts the same
         keep = tuple(float(k) for k in self._scores_read.scores()[: self.n_tokens].astype(np.float64).mean(axis=0))
         possible = [ok and not why for ok, why in zip(self._routers.skippable, self._layers.trouble, strict=True)]

@@ -216,8 +216,11 @@ def test_routers_that_do_not_fit(tiny, tmp_path, capsys, change, said):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04zip", "pickle"), (b"\x80\x04K\x01.", "pickle"), (b"{}", "safetensors"),
-                                               (b"", "safetensors"), (b"\xff" * 100, "safetensors")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"PK\x03\x04zip", "pickle"), (b"\x80\x04K\x01.", "pickle"), (b"{}", "safetensors"), (b"", "safetensors"),
+     (b"\xff" * 100, "safetensors")],
+)  # fmt: skip
 def test_files_that_are_no_safetensors(tiny, tmp_path, capsys, content, said):
     path = tmp_path / "routers.pt"
     path.write_bytes(content)
@@ -258,9 +261,10 @@ def test_block_influence_is_the_pytorch_one(models, tmp_path, load):
     sums, n = np.zeros(6), 0
     for prompt in filter(None, prompts):
         ids = torch.tensor([llm.tokenize(prompt.encode())])
+        states, hooks = [], []
         with torch.no_grad():
-            states = []
-            hooks = [layer.register_forward_hook(lambda m, a, o: states.append((a[0], o))) for layer in hf.model.layers]
+            for layer in hf.model.layers:
+                hooks.append(layer.register_forward_hook(lambda _, given, out, kept=states: kept.append((given[0], out))))
             hf(ids)
         for hook in hooks:
             hook.remove()

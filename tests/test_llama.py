@@ -185,7 +185,7 @@ def test_unknown_keyword_names_the_nearest(tiny, given, meant):
 
 def test_gpu_layers_with_routing_are_refused(routed, load, monkeypatch):
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
-    with pytest.raises(first_cpp.OffloadError, match="n_gpu_layers=-1.*CPU only"):
+    with pytest.raises(first_cpp.OffloadError, match=r"n_gpu_layers=-1.*CPU only"):
         Llama(routed, n_gpu_layers=-1, verbose=False)
     llm = load(routed, n_gpu_layers=1, skip=None)
     with pytest.raises(first_cpp.OffloadError, match="CPU only"):
@@ -231,9 +231,9 @@ def test_closed_model_raises(routed, load):
         lambda: llm("hello"),
         lambda: llm.tokenize(b"hello"),
         lambda: llm.detokenize([5]),
-        lambda: llm.save_state(),
-        lambda: llm.sample(),
-        lambda: llm.n_vocab(),
+        llm.save_state,
+        llm.sample,
+        llm.n_vocab,
         lambda: next(suspended),
         lambda: llm.create_chat_completion([{"role": "user", "content": "hi"}]),
         lambda: llm.hidden_states([1]),

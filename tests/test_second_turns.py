@@ -231,3 +231,18 @@ def test_released_kv_is_read_again(routed, load):
     assert used.routing.kv_bytes_released > 0
     fresh.reset()
     assert second_turn(used, PROMPT + answer + MORE)[1] == second_turn(fresh, PROMPT + answer + MORE)[1]
+
+
+def test_positions_that_came_without_eval_are_kept(routed, load):
+    """A multimodal handler decodes images by its own means and sets n_tokens: nothing of that can be read again."""
+    llm, fresh = load(routed, skip=0.5), load(routed, skip=None)
+    llm._batch.set_batch(PROMPT, 0, False)
+    llm._ctx.decode(llm._batch)
+    llm.input_ids[:60], llm.n_tokens = -1, 60
+    answer = greedy(llm, MORE, 6, reset=False)
+    assert llm.routing.skipped == ()
+    assert "without scores" in llm.routing.why
+    fresh.eval(PROMPT)
+    assert answer == greedy(fresh, MORE, 6, reset=False)
+    greedy(llm, PROMPT, 2)
+    assert len(llm.routing.skipped) == 3  # the next prompt is routed again
