@@ -11,7 +11,7 @@ from first_cpp.model_file import fingerprint, normal_path, open_model
 from first_cpp.routers import FORMAT_VERSION, Base, Routers
 
 from .output import check_output, new_file
-from .read_safetensors import read_safetensors
+from .read_safetensors import read_safetensors, routers_file
 
 CHUNK = 4 << 20
 
@@ -42,7 +42,7 @@ def embed(
         for key in old:
             file.remove(key)
     size = os.path.getsize(model)
-    check_output(out, [model, routers], force, size)
+    check_output(out, [model, routers_file(routers)], force, size)
     data_offset = file.data_offset
     _add(file, _read(routers, parts, skip))
     with new_file(out) as target, open(model, "rb") as source:
@@ -55,7 +55,7 @@ def write_sidecar(routers: str, model: str, out: str, *, skip: float | None = No
     """Write `out`: a GGUF of type "adapter" with the routers alone. Raises as `embed` does."""
     model, out = normal_path(model), normal_path(out)
     parts = open_model(model)
-    check_output(out, [model, routers], force, 1 << 20)
+    check_output(out, [*(path for path, _ in parts), routers_file(routers)], force, 1 << 20)
     read = _read(routers, parts, skip)
     file = GgufFile()
     file.set_str("general.architecture", read.base.architecture)
@@ -86,7 +86,7 @@ def base_of(parts: list[tuple[str, GgufFile]]) -> tuple[Base, float]:
 
 def _read(routers: str, parts: list[tuple[str, GgufFile]], skip: float | None) -> Routers:
     base, norm_eps = base_of(parts)
-    return read_safetensors(normal_path(routers), base, norm_eps, skip)
+    return read_safetensors(routers, base, norm_eps, skip)
 
 
 def _add(file: GgufFile, routers: Routers) -> None:

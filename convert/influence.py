@@ -38,10 +38,11 @@ def write_influence(
     from safetensors.numpy import save
 
     model, out = normal_path(model), normal_path(out)
-    prompts = read_prompts(normal_path(text))
+    text = normal_path(text)
+    prompts = read_prompts(text)
     parts = open_model(model)
     base, norm_eps = base_of(parts)
-    check_output(out, [model, text], force, 1 << 20)
+    check_output(out, [*(path for path, _ in parts), text], force, 1 << 20)
     with_llama = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
     try:
         influence, n_tokens = block_influence(with_llama, prompts, quiet)

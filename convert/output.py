@@ -23,7 +23,7 @@ def check_output(out: str, inputs: list[str], force: bool, n_bytes: int) -> None
     if os.path.isdir(out):
         raise OutputError(f"--out {out} is a folder")
     for path in inputs:
-        if os.path.exists(out) and os.path.samefile(out, path):
+        if os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
             raise OutputError(f"--out {out} is the input {path}; choose another name")
     if os.path.exists(out) and not force:
         raise OutputError(f"--out {out} exists; use --force to overwrite it")

@@ -10,7 +10,8 @@ import numpy as np
 
 from first_cpp import __version__
 from first_cpp.errors import MissingFileError, RouterError
-from first_cpp.routers import Base, Routers, check_values
+from first_cpp.model_file import normal_path
+from first_cpp.routers import MAX_TEXT, Base, Routers, check_values
 
 DEFAULT_SKIP = 0.25
 
@@ -21,14 +22,14 @@ def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None)
     Metadata, all text: norm_eps (default: the base's), skip (recommended share, default 0.25), skippable (JSON list of
     bools, default all), base.fingerprint (checked when present), train.* (free). Raises RouterError naming what is wrong.
     """
-    if os.path.isdir(path):
-        path = os.path.join(path, "routers.safetensors")
+    path = routers_file(path)
     tensors, metadata = _load(path)
     weight, bias = _tensor(tensors, "weight", path), _tensor(tensors, "bias", path)
     expected = {"weight": [base.n_layer, base.n_embd], "bias": [base.n_layer]}
     for name, tensor in (("weight", weight), ("bias", bias)):
         if list(tensor.shape) != expected[name]:
             raise RouterError(f"{path}: {name} has shape {list(tensor.shape)}, this model needs {expected[name]}")
+    _check_texts(metadata, path)
     if metadata.get("base.fingerprint", base.fingerprint) != base.fingerprint:
         raise RouterError(
             f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']}, "
@@ -48,19 +49,34 @@ def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None)
     return routers
 
 
+def routers_file(path: str) -> str:
+    """The file meant by `path`: itself, or routers.safetensors in the folder of a training run."""
+    path = normal_path(path)
+    return os.path.join(path, "routers.safetensors") if os.path.isdir(path) else path
+
+
+def _check_texts(metadata: dict[str, str], path: str) -> None:
+    """The limits that readers of the GGUF set."""
+    for key, value in metadata.items():
+        if key.startswith("train.") and ("\0" in key + value or len(value.encode()) > MAX_TEXT):
+            raise RouterError(f"{path}: metadata {key} has a NUL byte or more than {MAX_TEXT} bytes")
+
+
 def _load(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not os.path.exists(path):
         raise MissingFileError(f"router file does not exist: {path}")
-    with open(path, "rb") as file:
-        head = file.read(4)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        raise RouterError(f"{path} is a pickle (.pt) file: loading one can run code, so only safetensors are read")
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, TypeError) as error:
+        with open(path, "rb") as stream:
+            head = stream.read(4)
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            raise RouterError(
+                f"{path} is a pickle (.pt) file: loading one can run code, so only safetensors are read"
+            ) from None
         raise RouterError(f"{path} is not a readable safetensors file: {error}") from None
 
 

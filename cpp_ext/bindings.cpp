@@ -239,11 +239,20 @@ void bind_hook(nb::module_ & m) {
         .def(
             "set_layers", [](EvalHook & h, std::vector<bool> layers) { h.patch.set_layers(std::move(layers)); }, "layers"_a)
         .def(
-            "start_leaving_out", [](EvalHook & h, bool one_pass) { h.patch.start(one_pass); }, "one_pass"_a)
+            "start_leaving_out",
+            [](EvalHook & h, bool one_pass) {
+                h.take_error();  // of an evaluation that ended in another way
+                h.patch.start(one_pass);
+            },
+            "one_pass"_a)
+        // The caller keeps the sink alive until stop().
         .def(
             "read",
-            [](EvalHook & h, ResidualSink & sink, std::vector<std::string> names) { h.reader.read(sink, std::move(names)); },
-            "sink"_a, "names"_a, nb::keep_alive<1, 2>())
+            [](EvalHook & h, ResidualSink & sink, std::vector<std::string> names) {
+                h.take_error();
+                h.reader.read(sink, std::move(names));
+            },
+            "sink"_a, "names"_a)
         .def("stop", &EvalHook::stop)
         .def("take_error", &EvalHook::take_error)
         .def_prop_ro("layers_left_out", [](const EvalHook & h) { return h.patch.layers_left_out(); });

@@ -12,6 +12,7 @@ from .exit import USAGE, run
 VERBS = {
     "demo": "three prompts, dense and with fewer layers, side by side",
     "inspect": "print the routers that a GGUF file carries",
+    "train": "train routers and LoRA in PyTorch",
 }
 
 

@@ -26,6 +26,7 @@ class Layers:
         """The KV cache tensors (and recurrent states) that the layers write."""
         self._inputs: list[str] = []
         self._left_out: frozenset[int] = NOTHING
+        self._sink: _ext.ResidualSink | None = None
 
     def attach(self, params: Any) -> None:
         """Set the callback in `llama_context_params`, before the context is created."""
@@ -63,11 +64,13 @@ class Layers:
     def read(self, sink: _ext.ResidualSink, final: bool = False) -> None:
         """Hand the hidden states entering every layer to `sink` until `stop`; with `final` also what leaves the last."""
         names = self._inputs + ([f"l_out-{len(self._inputs) - 1}"] if final else [])
+        self._sink = sink  # the hook keeps a bare pointer
         self._hook.read(sink, names)
 
     def stop(self) -> None:
         """All layers run again, and nobody reads; graphs are as llama.cpp built them."""
         self._hook.stop()
+        self._sink = None
 
     def check(self) -> None:
         """Raise RoutingError if a graph did not allow what was asked since the last check."""

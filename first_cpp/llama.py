@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import inspect
 import os
@@ -48,7 +49,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
     """
 
+    # of the base class, which has no annotations
     n_tokens: int
+    input_ids: npt.NDArray[np.intc]
+    scores: npt.NDArray[np.single]
+    _model: Any
 
     def __init__(
         self,
@@ -71,7 +76,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 f"skip={skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
                 "with `python -m convert --routers`"
             )
-        if (lora := kwargs.get("lora_path")) is not None and not os.path.isfile(lora):
+        if (lora := kwargs.get("lora_path")) and not os.path.isfile(lora):
             raise MissingFileError(f"LoRA path does not exist: {lora}")
         offload = kwargs.get("n_gpu_layers", 0) != 0 and bool(llama_cpp.llama_supports_gpu_offload())
         if offload and parsed is not None and not (parsed == "auto" and found is None):
@@ -100,7 +105,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             architecture = self.metadata.get("general.architecture", "")
             model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
             check_base(found, model, self._routers_path or path)
-        self._one_pass = min(self.n_batch, self.context_params.n_ubatch)
+        self._one_pass = min(self.n_batch, self.context_params.n_ubatch or self.n_batch)
+        self._fit_to_context()
         self._look_at_graph()
         self.skip = parsed
 
@@ -179,6 +185,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             warnings.warn(f"no layer of {self.model_path} can be left out, it runs dense: {why}", RuntimeWarning, stacklevel=4)
             self._warned = True
 
+    def _fit_to_context(self) -> None:
+        """llama.cpp rounds n_ctx up; tokens beyond the number asked for are recorded too, so that they can be read again."""
+        missing = self._n_ctx - len(self.input_ids)
+        if missing > 0:
+            self.input_ids = np.concatenate([self.input_ids, np.zeros(missing, np.intc)])
+            if self._logits_all:
+                self.scores = np.concatenate([self.scores, np.zeros((missing, self._n_vocab), np.single)])
+
     def _look_at_graph(self) -> None:
         """Learn how this model's graphs are laid out: one small graph is built and not computed."""
         model = self._model.model
@@ -191,7 +205,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if unsupported:
                 self._layers.declare_unsupported(self._n_layer, why)
                 return
-        n_tokens = min(2, self._one_pass)
+        n_tokens = max(1, min(2, self._one_pass))
         self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
         with self._layers.probing(self._n_layer):
             self._ctx.decode(self._batch)
@@ -209,16 +223,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         answer = _Answer()
         with self._exclusive:
             self._answer = answer
-            tokens = self._drop_unusable(list(tokens), reset)
-            if not tokens and self.n_tokens == 0:
+            if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
+            tokens = self._drop_unusable(list(tokens), reset)
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
         try:
             while True:
                 with self._exclusive:
                     if self._answer is not answer:
-                        raise BusyError("this answer cannot go on: a newer prompt was started on the same Llama")
+                        raise BusyError("this answer cannot go on: the same Llama was reset or given a newer prompt")
                     try:
                         token = inner.send(sent)
                     except StopIteration:
@@ -236,7 +250,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             answer = self._answer
             left_out = NOTHING if answer is None or answer.left_out is None else answer.left_out
             if self._forced is not None:
-                left_out = self._forced
+                left_out = self._forced_set()
             if answer is None or answer.left_out is not None:
                 self._evaluate(tokens, left_out)
                 return
@@ -245,8 +259,6 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             answer.left_out = frozenset(self._routing.skipped)
 
     def _evaluate(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
-        if left_out and self._layers.unsupported:
-            left_out = NOTHING  # warned about when it was asked for
         readable = self._kv.readable_with(left_out)
         if readable < self.n_tokens:
             tokens = self._rewind(readable) + list(tokens)
@@ -259,8 +271,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 self._layers.read(scores)
             super().eval(tokens)
             self._layers.check()
-        except RuntimeError:
-            self.n_tokens = start  # what was evaluated in part cannot be vouched for
+        except BaseException as error:
+            if isinstance(error, RuntimeError):
+                self._rewind(start)  # what was evaluated in part cannot be vouched for
+            self._requires_eval = True  # whatever logits there are, they are not those of the last position
             raise
         finally:
             self._layers.stop()
@@ -269,19 +283,33 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
         """Rewind to the prefix that a fresh model would have evaluated the same way; returns the tokens to evaluate."""
         self._forget_beyond()
-        usable = self._kv.evaluated_like(self._forced or NOTHING)
+        usable = self._kv.evaluated_like(self._forced_set())
         if self._routed() and self._scores_read is not None and not self._foreign:
             usable = min(usable, len(self._scores_read))
+        images = self._foreign
+        if reset and tokens[:images] != self.input_ids[:images].tolist():
+            self._foreign = 0  # another prompt: its tokens are all there is to read
         dropped = self._rewind(usable)
         return tokens if reset else dropped + tokens
 
+    def _forced_set(self) -> frozenset[int]:
+        """The layers of `leaving_out`; none where the model cannot do without (it warned when it was asked)."""
+        return NOTHING if self._forced is None or self._layers.unsupported else self._forced
+
     def _rewind(self, n_tokens: int) -> list[int]:
-        """Go back to the first `n_tokens` positions, or to none where a recurrent state cannot; returns the tokens dropped."""
+        """Go back to the first `n_tokens` positions, or to none where the memory cannot; returns the tokens dropped.
+
+        Raises RoutingError where that would drop images: they have no tokens to be read again.
+        """
         before = self.n_tokens
         if n_tokens >= before:
             return []
-        if self._is_recurrent or self._is_hybrid:
+        # a recurrent state has no past; a sliding window has dropped the cells that an earlier position needs
+        if self._is_recurrent or self._is_hybrid or llama_cpp.llama_memory_seq_pos_min(self._ctx.memory, 0) > 0:
             n_tokens = 0
+        if n_tokens < self._foreign:
+            raise RoutingError("images would have to be read again for this prompt; reset() and give them again")
+        if n_tokens == 0:
             super().reset()
         self.n_tokens = n_tokens
         self._requires_eval = True
@@ -330,7 +358,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _choose(self) -> tuple[tuple[float, ...] | None, tuple[int, ...], str]:
         unsupported = self._layers.unsupported
         if self._forced is not None:
-            return None, tuple(sorted(self._forced)), "leaving_out()"
+            return None, tuple(sorted(self._forced_set())), f"dense: {unsupported}" if unsupported else "leaving_out()"
         if isinstance(self._skip, tuple) and self._skip:
             return self._choose_fixed(self._skip)
         share = self._share()
@@ -372,8 +400,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise RoutingError(f"the hidden states of this model cannot be read: {self._layers.unsupported}")
         sink = _ext.HiddenStates(self._n_layer + 1)
         with self._exclusive:
-            self._rewind(0)
-            self.n_tokens = 0
+            self.reset()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
             self._layers.read(sink, final=True)
             try:
@@ -394,16 +421,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         with self._exclusive:
             self._forget_beyond()
             scores = None if self._scores_read is None else self._scores_read.scores()
-            return LlamaState(super().save_state(), self._kv.copy(), scores, self._router_id())
+            return LlamaState(super().save_state(), self._kv.copy(), self._foreign, scores, self._router_id())
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Restore a state; one of stock llama_cpp is taken as evaluated with all layers."""
         with self._exclusive:
             super().load_state(state)
-            self._kv = KvRecord()
+            self._answer = None
+            self._kv, self._foreign = KvRecord(), 0
             scores = None
             if isinstance(state, LlamaState):
-                self._kv = state.kv.copy()
+                self._kv, self._foreign = state.kv.copy(), state.foreign
                 scores = state.router_scores if state.router_id == self._router_id() else None
             else:
                 self._kv.append(self.n_tokens, NOTHING)
@@ -426,6 +454,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             return  # the constructor failed early
         with self._exclusive:
             super().close()
+            if hasattr(self, "_model") and self._model is not _CLOSED:
+                self._model.model = self._model.vocab = _CLOSED  # tokenizers taken from this model hold on to it
             self._ctx = self._model = self._batch = self.tokenizer_ = _CLOSED
 
     # -- one thread at a time ---------------------------------------------------------------------------------------
@@ -444,30 +474,44 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         finally:
             inner.close()
 
+    @functools.wraps(llama_cpp.Llama.create_chat_completion)
+    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
+        with self._exclusive:  # multimodal handlers evaluate images by themselves
+            return super().create_chat_completion(*args, **kwargs)
+
+    @functools.wraps(llama_cpp.Llama.sample)
     def sample(self, *args: Any, **kwargs: Any) -> int:
-        """As in the base class."""
         with self._exclusive:
             return super().sample(*args, **kwargs)  # type: ignore[no-any-return]
 
+    @functools.wraps(llama_cpp.Llama.embed)
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class; embeddings are always dense."""
         with self._exclusive:
             return super().embed(*args, **kwargs)
 
     def reset(self) -> None:
-        """As in the base class."""
+        """As in the base class; an answer that was going on ends."""
         with self._exclusive:
             super().reset()
+            if self._answer is not None and self._answer.left_out is not None:
+                self._answer = None  # an answer that is decoding ends here; one that has not begun is resetting itself
+            self._forget_beyond()
 
 
 class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
     """A saved state that also tells which positions lack which layers, and the router scores of the others."""
 
     def __init__(
-        self, state: llama_cpp.LlamaState, kv: KvRecord, scores: npt.NDArray[np.float32] | None, router_id: str | None
+        self,
+        state: llama_cpp.LlamaState,
+        kv: KvRecord,
+        foreign: int,
+        scores: npt.NDArray[np.float32] | None,
+        router_id: str | None,
     ) -> None:
         self.__dict__.update(state.__dict__)
         self.kv = kv
+        self.foreign = foreign
         self.router_scores = scores
         self.router_id = router_id
 

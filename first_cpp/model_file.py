@@ -20,7 +20,12 @@ def normal_path(path: str | bytes | os.PathLike[str]) -> str:
     """The path as text, with ``~`` expanded. Raises TypeError for what is no path."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"a model path is str, bytes or os.PathLike, not {type(path).__name__}: {path!r}")
-    return os.path.expanduser(os.fsdecode(path))
+    text = os.path.expanduser(os.fsdecode(path))
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ModelFileError(f"the path {text!r} is not UTF-8; llama.cpp cannot open it") from None
+    return text
 
 
 def open_gguf(path: str) -> GgufFile:
@@ -31,10 +36,14 @@ def open_gguf(path: str) -> GgufFile:
     _check_header(path)
     try:
         file = GgufFile(path)
+        file.keys()
+        tensors = file.tensors()
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path}: a key or tensor name is not UTF-8 text ({error})") from None
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
     size = os.path.getsize(path)
-    needed = max((tensor.offset + tensor.n_bytes for tensor in file.tensors()), default=0)
+    needed = max((tensor.offset + tensor.n_bytes for tensor in tensors), default=0)
     if needed > size:
         raise ModelFileError(f"{path} is truncated: its tensors need {needed} bytes, the file has {size}")
     return file

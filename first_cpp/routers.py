@@ -18,6 +18,8 @@ from .model_file import open_gguf
 from .policy import layers_for_share
 
 FORMAT_VERSION = 1
+MAX_TEXT = 4096
+"""Longest text value in bytes."""
 MAX_LAYERS = 4096
 """More layers than any model has: a bound before sizes are multiplied."""
 
@@ -166,8 +168,8 @@ class _Reader:
         stored = _stored_length(self._path, key)
         if stored is not None and stored != len(raw):
             raise RouterError(f"{self._path}: {key} contains a NUL byte at {len(raw)}, expected text of {stored} bytes")
-        if len(raw) > 4096:
-            raise RouterError(f"{self._path}: {key} has {len(raw)} bytes, expected at most 4096")
+        if len(raw) > MAX_TEXT:
+            raise RouterError(f"{self._path}: {key} has {len(raw)} bytes, expected at most {MAX_TEXT}")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -184,7 +186,8 @@ class _Reader:
 
 def _stored_length(path: str, key: str) -> int | None:
     """Length of a text value as stored; ggml's C getter ends it at the first NUL."""
-    pattern = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", 8)
+    name = key.encode()
+    pattern = struct.pack("<Q", len(name)) + name + struct.pack("<I", 8)
     with open(path, "rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as view:
         at = view.find(pattern)
         return None if at < 0 else int(struct.unpack_from("<Q", view, at + len(pattern))[0])

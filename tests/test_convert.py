@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 import convert.embed
 from convert.__main__ import main
 from convert.influence import bias_of
+from convert.output import OutputError, check_output
 from first_cpp import load_routers
 from first_cpp._ext import GgufFile
 from first_cpp.demo_model import find_demo_model
@@ -127,6 +128,31 @@ def test_output_that_is_the_input_is_refused(tiny, routers, tmp_path, capsys, al
     assert main(["--routers", routers, "--model", str(base), "--out", str(out), "--force", "--quiet"]) == 2
     assert "is the input" in capsys.readouterr().err
     assert base.read_bytes() == before
+
+
+def test_other_parts_and_routers_in_a_folder_are_inputs_too(tiny, routers, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(routers, folder / "routers.safetensors")
+    out = str(folder / "routers.safetensors")
+    assert main(["--routers", str(folder), "--model", tiny, "--out", out, "--force", "--quiet"]) == 2
+    assert "is the input" in capsys.readouterr().err
+    with pytest.raises(OutputError, match="is the input"):
+        check_output(tiny, ["missing", tiny], True, 1)
+
+
+@pytest.mark.parametrize("padding", range(0, 256, 8))
+def test_every_header_length_is_a_safetensors_file(tiny, tmp_path, padding):
+    """One in 32 begins with the byte that a pickle begins with: it is the header's length."""
+    routers = random_routers(str(tmp_path / "r.safetensors"), note="x" * padding)
+    assert main(["--routers", routers, "--model", tiny, "--out", str(tmp_path / "o.gguf"), "--sidecar"]) == 0
+
+
+@pytest.mark.parametrize("value", ["x" * 4097, "a\0b"], ids=["long", "NUL"])
+def test_records_that_no_reader_would_take_are_refused(tiny, tmp_path, capsys, value):
+    routers = random_routers(str(tmp_path / "r.safetensors"), **{"train.log": value})
+    assert main(["--routers", routers, "--model", tiny, "--out", str(tmp_path / "o.gguf"), "--sidecar"]) == 2
+    assert "train.log" in capsys.readouterr().err
 
 
 def test_missing_and_read_only_folders(tiny, routers, tmp_path, capsys, monkeypatch):

@@ -316,8 +316,11 @@ def test_older_answer_cannot_go_on_after_a_newer_prompt(routed, load):
 
 
 def test_empty_prompt_is_refused(routed, load):
-    with pytest.raises(ValueError, match="no tokens"):
-        next(load(routed).generate([]))
+    llm = load(routed)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no tokens"):
+            next(llm.generate([]))
+        greedy(llm, PROMPT, 2)
 
 
 @pytest.mark.parametrize("name", ["a model with spaces.gguf", "modèle-日本.gguf"])
@@ -348,6 +351,95 @@ def test_hidden_states(tiny, load):
     with pytest.raises(ValueError, match="1 to n_ctx"):
         llm.hidden_states([])
     assert greedy(llm, PROMPT, 5) == greedy(load(tiny), PROMPT, 5)
+
+
+@pytest.mark.parametrize("settings", [{"n_ubatch": 0}, {"n_batch": 1}, {"n_ubatch": 1}, {"n_ctx": 0}, {"n_ctx": 1}], ids=str)
+def test_sizes_that_the_base_class_takes(tiny, settings):
+    done = survives(f"""
+        import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+        from first_cpp import Llama
+        from helpers import greedy
+        llm = Llama({tiny!r}, verbose=False, skip=[1], **{settings})
+        print(greedy(llm, [5], 1) if llm.n_ctx() < 9 else greedy(llm, [5, 6, 7, 8], 4))
+    """)
+    assert done.stdout.startswith("["), done.stderr
+
+
+def test_tokenizer_taken_before_close(tiny):
+    done = survives(f"""
+        from first_cpp import Llama, ClosedError
+        llm = Llama({tiny!r}, verbose=False)
+        tokenizer = llm.tokenizer()
+        llm.close()
+        try: tokenizer.encode("hi")
+        except Exception as error: print(error)  # ctypes wraps the ClosedError
+    """)
+    assert "this Llama is closed" in done.stdout, done.stderr
+
+
+def test_multimodal_handler_and_a_second_thread(routed):
+    """Handlers decode images on the context itself: a chat completion is guarded as a whole."""
+    done = survives(f"""
+        import threading, llama_cpp
+        from first_cpp import Llama, BusyError
+        def handler(*, llama, messages, **kwargs):
+            for _ in range(30):
+                llama.reset()
+                llama._ctx.kv_cache_clear()
+                llama._batch.set_batch([5] * 40, 0, False)
+                llama._ctx.decode(llama._batch)
+            return "answered"
+        llm = Llama({routed!r}, verbose=False, skip=[1], chat_handler=handler)
+        told = []
+        def work():
+            for _ in range(60):
+                try: llm.create_completion("hello there", max_tokens=9, temperature=0)
+                except BusyError: told.append(1)
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(9):
+            try: llm.create_chat_completion([])
+            except BusyError: told.append(2)
+        thread.join()
+        print(len(told) > 0)
+    """)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_hidden_states_leave_nothing_behind(tiny, load):
+    llm = load(tiny)
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    llm.hidden_states(tokens(256))
+    before = resident()
+    for _ in range(60):
+        llm.hidden_states(tokens(256))
+    assert resident() - before < 20e6  # each holds 0.9 MB
+
+
+def test_error_of_an_interrupted_eval_is_not_raised_by_the_next(routed, load):
+    llm = load(routed, skip=0.5)
+    llm._layers._hook.read(first_cpp._ext.RouterScores(np.zeros(4, np.float32), np.zeros(2, np.float32), 1e-5), ["embd"])
+    llm._ctx.decode((llm._batch.set_batch([5], 0, False), llm._batch)[1])
+    llm._layers.stop()
+    assert greedy(llm, PROMPT, 4) == greedy(load(routed, skip=0.5), PROMPT, 4)
+
+
+def test_leaving_out_of_a_model_that_cannot(routed, load):
+    llm = load(routed, skip=None, release_kv=True)
+    expected = greedy(load(routed, skip=None), PROMPT, 4)
+    llm._layers.declare_unsupported(6, "its layers have no names")
+    inside = llm.leaving_out([2])
+    with pytest.warns(RuntimeWarning, match="dense"):
+        inside.__enter__()
+    try:
+        assert greedy(llm, PROMPT, 4) == expected
+        assert (llm.routing.skipped, llm.routing.kv_bytes_released) == ((), 0)
+    finally:
+        inside.__exit__(None, None, None)
 
 
 # -- one llama.cpp -------------------------------------------------------------------------------------------------

@@ -60,3 +60,10 @@ def test_lowest_scores_are_left_out(data, share, n_layer):
 
 def test_ties_go_by_layer_number():
     assert choose_layers([0.5] * 4, 0.5, [True] * 4) == (0, 1)
+
+
+@given(st.integers(0, 99), st.integers(2, 100))
+def test_a_share_means_the_same_stored_as_float32(percent, n_layer):
+    share = percent / 100
+    if share * n_layer + 0.5 < n_layer - 0.01:
+        assert layers_for_share(share, n_layer) == layers_for_share(float(np.float32(share)), n_layer)

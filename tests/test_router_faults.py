@@ -231,6 +231,17 @@ def test_row_20_model_text_that_is_not_utf8(tiny, tmp_path):
         Llama(str(path), verbose=False)
 
 
+def test_row_20_key_that_is_not_utf8(tiny, tmp_path):
+    path = tmp_path / "bad.gguf"
+    file = GgufFile(tiny)
+    content = file.metadata().replace(b"general.name", b"general.n\xff\xfee")
+    path.write_bytes(content + pathlib.Path(tiny).read_bytes()[file.data_offset :])
+    with pytest.raises(ValueError, match=r"bad\.gguf: a key or tensor name is not UTF-8"):
+        Llama(str(path), verbose=False)
+    with pytest.raises(ValueError, match="not UTF-8; llama"):
+        Llama(b"caf\xe9.gguf", verbose=False)
+
+
 def test_row_24_part_of_a_split_model(tiny, tmp_path):
     file = GgufFile(tiny)
     data = pathlib.Path(tiny).read_bytes()[file.data_offset :]

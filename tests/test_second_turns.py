@@ -10,6 +10,8 @@ import pytest
 from helpers import greedy, logits, tokens
 from routers_files import routed_model
 
+from first_cpp import BusyError, RoutingError
+
 PROMPT, MORE = tokens(60, seed=1), tokens(25, seed=2)
 CLOSE = 0.03  # logits, against a spread of about 1
 SETTINGS = ["auto", 0.5, [1, 4], [0, 5], None]
@@ -246,3 +248,118 @@ def test_positions_that_came_without_eval_are_kept(routed, load):
     assert answer == greedy(fresh, MORE, 6, reset=False)
     greedy(llm, PROMPT, 2)
     assert len(llm.routing.skipped) == 3  # the next prompt is routed again
+
+
+# -- answers that end in other ways ----------------------------------------------------------------------------------
+
+
+def test_reset_and_load_state_end_an_answer_that_is_suspended(routed, load):
+    """Else a later eval would be taken for its decoding, and lose layers."""
+    dense = load(routed, skip=None)
+    dense.eval(MORE)
+    empty = load(routed, skip=None).save_state()
+    for end in (lambda llm: llm.reset(), lambda llm: llm.load_state(empty), lambda llm: llm.hidden_states([5, 6])):
+        llm = load(routed, skip=[1, 4])
+        suspended = llm.generate(PROMPT, temp=0.0)
+        next(suspended)
+        end(llm)
+        llm.eval(MORE)
+        np.testing.assert_array_equal(logits(llm), logits(dense))
+        with pytest.raises(BusyError):
+            next(suspended)
+
+
+def test_interrupt_right_after_a_decode(routed, load, monkeypatch):
+    """Ctrl-C lands after llama_decode: the logits are those of a token that does not count."""
+    llm = load(routed, skip=[1, 4])
+    generator = llm.generate(PROMPT, temp=0.0)
+    next(generator)
+    decode = llm._ctx.decode
+
+    def interrupted(batch):
+        decode(batch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm._ctx, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(generator)
+    monkeypatch.undo()
+    assert greedy(llm, PROMPT, 6) == greedy(load(routed, skip=[1, 4]), PROMPT, 6)
+
+
+def test_failed_eval_then_the_same_prompt(routed, load):
+    llm = load(routed, skip=[1, 4], n_ctx=256, n_batch=64)
+    greedy(llm, PROMPT, 1)
+    with pytest.raises(RuntimeError):
+        llm.eval(tokens(300))
+    assert greedy(llm, PROMPT, 6) == greedy(load(routed, skip=[1, 4]), PROMPT, 6)
+
+
+def test_context_that_is_no_multiple_of_256(routed, load):
+    """llama.cpp rounds n_ctx=100 up; tokens beyond the hundredth can be read again too."""
+    llm, fresh = load(routed, skip=None, n_ctx=100), load(routed, skip=None, n_ctx=256)
+    llm.eval(PROMPT)
+    with llm.leaving_out([2]):
+        for token in tokens(60, seed=6):
+            llm.eval([token])
+    llm.eval(MORE)
+    fresh.eval([*PROMPT, *tokens(60, seed=6), *MORE])
+    assert llm.n_tokens == fresh.n_tokens == 145
+    np.testing.assert_allclose(logits(llm), logits(fresh), rtol=0, atol=CLOSE)
+
+
+# -- images: positions that came without eval ------------------------------------------------------------------------
+
+
+def decode_image(llm, at, n=16, seed=3):
+    """What a multimodal handler does: decode by its own means, put a placeholder into input_ids, set n_tokens."""
+    llm._ctx.kv_cache_seq_rm(-1, at, -1)
+    llm._batch.set_batch(tokens(n, seed=seed), at, False)
+    llm._ctx.decode(llm._batch)
+    llm.input_ids[at : at + n] = -1
+    llm.n_tokens = at + n
+
+
+def test_image_after_a_routed_prompt_has_no_scores(routed, load):
+    used, fresh = load(routed, skip=0.5), load(routed, skip=0.5)
+    greedy(used, PROMPT, 4)
+    for llm in (used, fresh):
+        llm.reset()
+        decode_image(llm, 0)
+    assert greedy(used, MORE, 6, reset=False) == greedy(fresh, MORE, 6, reset=False)
+    assert used.routing.skipped == fresh.routing.skipped == ()
+
+
+def test_images_survive_a_saved_state_and_do_not_outlive_it(routed, load):
+    llm, other = load(routed, skip=0.5), load(routed, skip=0.5)
+    greedy(llm, PROMPT, 2)
+    text = llm.save_state()
+    llm.reset()
+    decode_image(llm, 0)
+    image = llm.save_state()
+    other.load_state(image)
+    assert greedy(other, MORE, 6, reset=False) == greedy(llm, MORE, 6, reset=False)
+    llm.load_state(text)
+    greedy(llm, PROMPT + MORE, 2)
+    assert len(llm.routing.skipped) == 3
+
+
+def test_images_are_never_read_again_as_tokens(routed, load):
+    llm = load(routed, skip=None)
+    llm.eval(PROMPT)
+    decode_image(llm, 60)
+    llm.eval(MORE)
+    with llm.leaving_out([2]), pytest.raises(RoutingError, match="images"):
+        greedy(llm, llm.input_ids[: llm.n_tokens].tolist(), 2)
+    greedy(llm, PROMPT, 2)
+
+
+def test_sliding_window_is_read_again_from_the_beginning(routed, load, monkeypatch):
+    """Its cache has dropped cells that the prompt's last positions need."""
+    llm = load(routed, skip=[1, 4])
+    answer = greedy(llm, PROMPT, 20)
+    monkeypatch.setattr(llama_cpp, "llama_memory_seq_pos_min", lambda memory, seq: 30)
+    _, second, _ = second_turn(llm, PROMPT + answer + MORE)
+    assert llm.reused == 0
+    monkeypatch.undo()
+    assert second == second_turn(load(routed, skip=[1, 4]), PROMPT + answer + MORE)[1]

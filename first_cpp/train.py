@@ -1,0 +1,124 @@
+"""Train routers and LoRA by the rule that inference follows: the prompt runs every layer and chooses which layers the answer
+passes by. Output: routers.safetensors, the peft adapter, train.json, log.csv, layers.png."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from typing import Any
+
+from .errors import FirstCppError
+from .exit import add_debug
+
+
+class TrainUsage(FirstCppError, ValueError):
+    """Options that do not go together, or an output folder that is taken."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a Hugging Face folder or a GGUF file")
+    add("--data", required=True, nargs="+", metavar="JSONL", help="training data: one object a line, prompt and response")
+    add("--valid", nargs="*", default=[], metavar="JSONL", help="validation data")
+    add("--out", required=True, metavar="DIR", help="folder for what the run leaves behind")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--rank", type=int, default=16, help="LoRA rank, 0 for none (default: %(default)s)")
+    add("--epochs", type=float, default=1.0)
+    add("--batch-size", type=int, default=8)
+    add("--accumulate", type=int, default=1, help="batches per optimizer step")
+    add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
+    add("--router-lr", type=float, default=3e-3, help="learning rate of the routers (default: %(default)s)")
+    add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
+    add("--dense-share", type=float, default=0.15, help="part of the batches with nothing left out")
+    add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")
+    add("--distill", type=float, default=0.0, help="weight of KL to the model's own dense output")
+    add("--temperature", type=float, default=0.05, help="of the straight-through gradient to the routers")
+    add("--skip", type=float, default=0.25, help='share to recommend ("auto")')
+    add("--max-prompt", type=int, default=1024, help="longest prompt in tokens")
+    add("--max-response", type=int, default=512, help="longest response in tokens")
+    add("--limit", type=int, help="train on this many examples, drawn by --seed")
+    add("--checkpoint", type=int, default=200, metavar="STEPS", help="optimizer steps between checkpoints")
+    add("--validate", type=int, default=0, metavar="STEPS", help="optimizer steps between validations (0: at the end)")
+    add("--valid-limit", type=int, default=200, help="validation examples used")
+    add("--seed", type=int, default=0)
+    add("--quiet", action="store_true", help="no progress bar")
+    add_debug(parser)
+
+
+def command(args: argparse.Namespace) -> None:
+    _check(args)
+    try:
+        import torch
+    except ImportError:
+        raise TrainUsage("training needs PyTorch and transformers: pip install 'first-cpp[train]'") from None
+
+    from .training.data import read_examples
+    from .training.influence import start_bias
+    from .training.loop import Settings, Trainer
+    from .training.model import add_lora, decoder_layers, load_model
+    from .training.result import layers_by_task, plot_layers, save_result
+    from .training.rule import Routed, RouterBank
+
+    torch.manual_seed(args.seed)
+    started = time.time()
+    model, tokenizer = load_model(args.model)
+    train = _draw(read_examples(args.data, tokenizer, args.max_prompt, args.max_response), args.limit, args.seed)
+    valid = []
+    if args.valid:
+        valid = _draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
+    os.makedirs(args.out, exist_ok=True)
+    layers = decoder_layers(model)
+    bias = start_bias(model, layers, train[:32], model.device)
+    config = model.config.get_text_config()
+    bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5), bias)
+    lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
+    routed = Routed(lora, layers, bank, args.temperature)
+    fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
+    settings = Settings(**{name: getattr(args, name) for name in fields})
+    trainer = Trainer(routed, lora, train, settings, args.out)
+    if args.resume:
+        trainer.resume()
+    losses = trainer.run(valid, args.validate, args.quiet)
+    if not trainer.accelerator.is_main_process:
+        return
+    seconds = time.time() - started
+    record = {
+        "method": f"exact share by keep score, LoRA rank {args.rank}",
+        "data": ", ".join(f"{os.path.basename(path)}" for path in args.data) + f" ({len(train)} examples)",
+        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "seconds": round(seconds),
+        "steps": trainer.step,
+        "settings": dataclasses.asdict(settings),
+        "valid_loss": {str(share): loss for share, loss in losses.items()},
+        "torch": torch.__version__,
+    }
+    save_result(args.out, routed, lora, record, args.skip)
+    found = layers_by_task(routed, valid or train[:200], args.skip, trainer.to_device)
+    plot_layers(os.path.join(args.out, "layers.png"), found, args.skip)
+    print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({seconds:.0f} s)")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    for name, low, high in (("max_share", 0, 1), ("dense_share", 0, 1), ("curriculum", 0, 1), ("skip", 0, 1)):
+        if not low <= getattr(args, name) <= high or (name in ("max_share", "skip") and getattr(args, name) == high):
+            raise TrainUsage(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed: {low} to {high}")
+    for name in ("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response"):
+        if getattr(args, name) < 1:
+            raise TrainUsage(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed: 1 or more")
+    if args.rank < 0 or args.epochs <= 0:
+        raise TrainUsage("--rank must be 0 or more and --epochs above 0")
+    taken = os.path.exists(os.path.join(args.out, "train.json")) or os.path.exists(os.path.join(args.out, "checkpoint.pt"))
+    if taken and not args.resume:
+        raise TrainUsage(f"--out {args.out} holds a run already; choose another folder, or go on with --resume")
+
+
+def _draw(examples: list[Any], limit: int | None, seed: int) -> list[Any]:
+    import random
+
+    if limit is None or limit >= len(examples):
+        return examples
+    return random.Random(seed).sample(examples, limit)

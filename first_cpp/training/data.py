@@ -1,0 +1,92 @@
+"""Task data: JSON Lines with `prompt` and `response`, checked before training starts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import FirstCppError, MissingFileError
+
+
+class DataError(FirstCppError, ValueError):
+    """A data file that cannot be trained on; the message names the file and line."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt in the model's chat template and the tokens of its answer, the end token included."""
+
+    task: str
+    prompt: list[int]
+    response: list[int]
+
+
+def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
+    """Read, check and tokenise all lines of `paths`.
+
+    Raises DataError naming file and line for what is not JSON, not UTF-8, lacks a field, has an empty response, or whose
+    prompt or response has more tokens than allowed; MissingFileError for a file that is not there.
+    """
+    examples = []
+    for path in paths:
+        for where, record in _lines(path):
+            prompt = encode_prompt(tokenizer, _field(record, "prompt", where))
+            response = tokenizer(_field(record, "response", where), add_special_tokens=False)["input_ids"]
+            for name, tokens, limit in (("prompt", prompt, max_prompt), ("response", response, max_response - 1)):
+                if len(tokens) > limit:
+                    raise DataError(f"{where}: the {name} has {len(tokens)} tokens, at most {limit} are allowed (--max-{name})")
+            examples.append(Example(str(record.get("task", "")), prompt, [*response, tokenizer.eos_token_id]))
+    if not examples:
+        raise DataError(f"no examples in {', '.join(paths)}")
+    return examples
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a user's turn, up to where the answer begins; plain text for a tokenizer without a chat template."""
+    if tokenizer.chat_template is None:
+        return list(tokenizer(text)["input_ids"])
+    turn = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+
+def _lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}:{number}"
+                try:
+                    record = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                if not isinstance(record, dict):
+                    raise DataError(f"{where}: expected an object with prompt and response, found {type(record).__name__}")
+                yield where, record
+    except FileNotFoundError:
+        raise MissingFileError(f"data file does not exist: {path}") from None
+
+
+def _field(record: dict[str, Any], name: str, where: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        found = "missing" if name not in record else "empty" if value == "" or isinstance(value, str) else repr(value)
+        raise DataError(f"{where}: {name} is {found}, expected text")
+    return value
+
+
+def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:
+    """One epoch in batches of examples of similar length, in an order that seed and epoch alone decide."""
+    rng = random.Random(f"{seed}-{epoch}")
+    order = list(range(len(examples)))
+    rng.shuffle(order)
+    bucket = size * 32  # sorted by length within a bucket: little padding, still random
+    found = []
+    for start in range(0, len(order), bucket):
+        part = sorted(order[start : start + bucket], key=lambda i: len(examples[i].prompt) + len(examples[i].response))
+        found += [[examples[i] for i in part[j : j + size]] for j in range(0, len(part), size)]
+    rng.shuffle(found)
+    return found

@@ -1,0 +1,54 @@
+"""The model to train: a Hugging Face folder or a GGUF, its decoder layers, LoRA on their linear layers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import MissingFileError, ModelFileError
+
+
+def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
+
+    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not os.path.exists(path):
+        raise MissingFileError(f"model does not exist: {path}")
+    folder, file = (path, {}) if os.path.isdir(path) else (os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **file)
+    except (ValueError, OSError, NotImplementedError, KeyError) as error:
+        raise ModelFileError(f"transformers cannot read {path}: {error}") from error
+    return model, tokenizer
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers. Raises ModelFileError if there is no list as long as the config says."""
+    n_layer = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layer:
+            return module
+    raise ModelFileError(f"{type(model).__name__} has no list of {n_layer} decoder layers")
+
+
+def linear_names(layers: nn.ModuleList) -> list[str]:
+    """The last names of the linear layers inside the decoder layers, for LoRA."""
+    names = {name.rsplit(".", 1)[-1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names)
+
+
+def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> Any:
+    """Freeze the model and put LoRA of `rank` on all linear layers inside the decoder layers (peft)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=linear_names(layers), task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)

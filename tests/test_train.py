@@ -1,0 +1,322 @@
+"""Training follows inference's rule, resumes exactly, and refuses bad data by file and line."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from helpers import greedy, tokens
+from safetensors.torch import load_file
+
+from convert.embed import write_sidecar
+from first_cpp.cli import main
+from first_cpp.errors import MissingFileError
+from first_cpp.synthetic import SHAPES
+from first_cpp.training.data import DataError, Example, batches, encode_prompt, read_examples
+from first_cpp.training.loop import Settings, Trainer, TrainingError, batch_loss, share_of
+from first_cpp.training.model import decoder_layers, linear_names
+from first_cpp.training.rule import Routed, RouterBank, collate, lowest
+
+
+class Words:
+    """A tokenizer of words, enough for the data checks."""
+
+    chat_template = None
+    eos_token_id = 2
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [3 + len(word) % 300 for word in text.split()]}
+
+
+@pytest.fixture
+def hf():
+    return reference.make_model(SHAPES["tiny"], seed=2)
+
+
+def make_routed(hf, seed=0):
+    torch.manual_seed(seed)
+    bank = RouterBank(6, 128, 1e-5)
+    torch.nn.init.normal_(bank.weight, std=0.3)
+    return Routed(hf, decoder_layers(hf), bank)
+
+
+def examples(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Example("t", tokens(int(rng.integers(5, 20)), seed=seed + i), tokens(int(rng.integers(2, 9)), seed=900 + i))
+        for i in range(n)
+    ]
+
+
+# -- the rule ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5])
+def test_masked_forward_is_decoding_with_layers_left_out(hf, count):
+    """One padded batch in one pass gives the logits of the reference, which decodes token by token with a cache."""
+    group = examples(4)
+    routed = make_routed(hf)
+    batch = collate(group)
+    keep = routed.scores(batch)
+    left_out = lowest(keep, count)
+    found = routed.logits(batch, left_out).detach().numpy()
+    routed.remove()
+    for row, example in enumerate(group):
+        skipped = set(torch.nonzero(left_out[row]).flatten().tolist())
+        expected = reference.run(hf, example.prompt, example.response[:-1], skipped)
+        np.testing.assert_allclose(found[row, : len(expected)], expected, rtol=0, atol=1e-4)
+        scores = reference.keep_scores(hf, example.prompt, routed.bank.weight.detach().numpy(), np.zeros(6), 1e-5)
+        np.testing.assert_allclose(keep[row], scores, rtol=0, atol=1e-5)
+
+
+def test_training_and_inference_choose_the_same_layers(hf, tmp_path, load):
+    """The routers that training scores with, through safetensors and GGUF, decide the same in llama.cpp."""
+    from safetensors.torch import save_file
+
+    routed = make_routed(hf)
+    base, routers, side = (str(tmp_path / name) for name in ("base.gguf", "routers.safetensors", "side.gguf"))
+    reference.write_gguf(base, hf, SHAPES["tiny"])
+    save_file({"weight": routed.bank.weight.detach(), "bias": routed.bank.bias.detach()}, routers, {"norm_eps": "1e-5"})
+    write_sidecar(routers, base, side)
+    llm = load(base, routers=side, skip=0.5, type_k=0, type_v=0)
+    for example in examples(5, seed=40):
+        greedy(llm, example.prompt, 2)
+        keep = routed.scores(collate([example]))
+        np.testing.assert_allclose(llm.routing.keep, keep[0], rtol=0, atol=1e-4)
+        assert llm.routing.skipped == tuple(torch.nonzero(lowest(keep, 3)[0]).flatten().tolist())
+
+
+def test_gradient_reaches_routers_only_through_the_choice(hf):
+    routed = make_routed(hf)
+    batch = collate(examples(3))
+    batch_loss(routed, batch, 0.5, 0.0).backward()
+    assert routed.bank.weight.grad.abs().sum() > 0
+    routed.bank.zero_grad()
+    batch_loss(routed, batch, 0.0, 0.0).backward()
+    assert routed.bank.weight.grad is None or not routed.bank.weight.grad.any()
+
+
+def test_padding_changes_nothing(hf):
+    routed = make_routed(hf)
+    group = examples(4)
+    whole = routed.logits(collate(group), lowest(routed.scores(collate(group)), 2))
+    for row, example in enumerate(group):
+        alone = collate([example])
+        found = routed.logits(alone, lowest(routed.scores(alone), 2))
+        torch.testing.assert_close(whole[row, : len(example.response)], found[0], rtol=0, atol=1e-4)
+
+
+def test_exact_counts_and_ties():
+    assert lowest(torch.tensor([[0.5, 0.5, 0.1, 0.5]]), 2).tolist() == [[True, False, True, False]]
+    assert lowest(torch.rand(5, 30), 7).sum(1).tolist() == [7] * 5
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"prompt": "a b"}', "2: response is missing"),
+        (b'{"prompt": "a", "response": ""}', "2: response is empty"),
+        (b'{"prompt": "a", "response": "  "}', "2: response is empty"),
+        (b'{"prompt": 3, "response": "b"}', "2: prompt is 3"),
+        (b'["a", "b"]', "2: expected an object"),
+        (b'{"prompt": "a", ', "2: not JSON"),
+        (b'{"prompt": "\xff", "response": "b"}', "2: not UTF-8"),
+        (b'{"prompt": "a a a a a a a a a a a", "response": "b"}', "2: the prompt has 11 tokens, at most 10"),
+        (b'{"prompt": "a", "response": "b b b b b b"}', "2: the response has 6 tokens, at most 5"),
+        (b"", "2: not JSON"),
+    ],
+)
+def test_bad_data_names_file_and_line(tmp_path, line, said):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"prompt": "a", "response": "b"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=rf"data\.jsonl:{said}"):
+        read_examples([str(path)], Words(), 10, 6)
+
+
+def test_missing_and_empty_data(tmp_path):
+    with pytest.raises(MissingFileError, match=r"none\.jsonl"):
+        read_examples(["none.jsonl"], Words(), 10, 6)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="no examples"):
+        read_examples([str(tmp_path / "empty.jsonl")], Words(), 10, 6)
+
+
+def test_every_epoch_has_every_example_once():
+    group = examples(50)
+    found = [example for batch in batches(group, 4, 0, 1) for example in batch]
+    assert sorted(map(id, found)) == sorted(map(id, group))
+    assert [b[0].prompt for b in batches(group, 4, 0, 1)] != [b[0].prompt for b in batches(group, 4, 0, 2)]
+
+
+@pytest.mark.smollm2
+def test_tokens_are_llama_cpps(smollm2, load):
+    import os
+
+    from transformers import AutoTokenizer
+
+    from first_cpp.demo import chat_prompt
+
+    folder, name = os.path.split(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    text = "Translate: Hello  wörld\n\nagain 😀 12345"
+    assert encode_prompt(tokenizer, text) == chat_prompt(load(smollm2), text)
+
+
+# -- the loop ------------------------------------------------------------------------------------------------------
+
+
+def trainer(tmp_path, name, **settings):
+    hf = reference.make_model(SHAPES["tiny"], seed=2).requires_grad_(False)
+    out = tmp_path / name
+    out.mkdir(exist_ok=True)
+    values = {"batch_size": 4, "checkpoint": 3, "epochs": 1.0, **settings}
+    return Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out))
+
+
+def test_resumed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
+    whole = trainer(tmp_path, "whole")
+    whole.run([], quiet=True)
+    broken = trainer(tmp_path, "broken")
+    update = Trainer._update
+
+    def dies(self):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        update(self)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run([], quiet=True)
+    monkeypatch.undo()
+    again = trainer(tmp_path, "broken")
+    again.resume()
+    assert again.step == 6
+    again.run([], quiet=True)
+    for one, two in zip(whole.parameters, again.parameters, strict=True):
+        assert torch.equal(one, two)
+    rows = [[line.split(",")[:3] for line in (tmp_path / name / "log.csv").read_text().split()] for name in ("whole", "broken")]
+    assert rows[0] == rows[1]
+
+
+def test_resume_of_another_run_is_refused(tmp_path):
+    trainer(tmp_path, "a", epochs=0.5).run([], quiet=True)
+    with pytest.raises(TrainingError, match="other settings: seed"):
+        trainer(tmp_path, "a", epochs=0.5, seed=1).resume()
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        trainer(tmp_path, "b").resume()
+
+
+def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    run = trainer(tmp_path, "nan")
+    from first_cpp.training import loop
+
+    monkeypatch.setattr(loop, "batch_loss", lambda *a: torch.tensor(math.nan) if run.step == 5 else batch_loss(*a))
+    with pytest.raises(TrainingError, match="loss is nan at step 6"):
+        run.run([], quiet=True)
+    assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_shares_follow_the_settings():
+    shares = [share_of(step, 1000, Settings(max_share=0.4, dense_share=0.2)) for step in range(1000)]
+    assert max(shares) <= 0.4
+    assert 0.15 < sum(share == 0 for share in shares) / 1000 < 0.25
+    grown = [share_of(step, 1000, Settings(curriculum=1.0, dense_share=0)) for step in range(1000)]
+    assert max(grown[:100]) < 0.06
+
+
+def test_learns_to_leave_the_harmless_layers_out(tmp_path):
+    """Two of six layers do nothing at all: routers that start from zero find them."""
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    with torch.no_grad():
+        for il in (1, 4):
+            hf.model.layers[il].self_attn.o_proj.weight.zero_()
+            hf.model.layers[il].mlp.down_proj.weight.zero_()
+    hf.requires_grad_(False)
+    group = examples(32, seed=70)
+    answered = [Example("t", e.prompt, answer(hf, e.prompt, 6)) for e in group]
+    routed = Routed(hf, decoder_layers(hf), RouterBank(6, 128, 1e-5))
+    settings = Settings(batch_size=8, epochs=20, router_lr=0.02, dense_share=0.0)
+    Trainer(routed, hf, answered, settings, str(tmp_path)).run([], quiet=True)
+    chosen = lowest(routed.scores(collate(answered)), 2).float().mean(0)
+    assert chosen[[1, 4]].min() > 0.75
+    assert chosen[[0, 2, 3, 5]].max() < 0.25
+
+
+def answer(hf, prompt, n):
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(n):
+            ids = torch.cat([ids, hf(ids).logits[:, -1:].argmax(-1)], 1)
+    return ids[0, len(prompt) :].tolist()
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
+    data, run, side = tmp_path / "data.jsonl", tmp_path / "run", str(tmp_path / "side.gguf")
+    records = [{"task": f"t{i % 2}", "prompt": f"Say the number {i}.", "response": f"The number is {i}."} for i in range(8)]
+    data.write_text("\n".join(map(json.dumps, records)))
+    arguments = ["train", "--model", smollm2, "--data", str(data), "--valid", str(data), "--out", str(run), "--rank", "4",
+                 "--batch-size", "4", "--quiet"]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert {p.name for p in run.iterdir()} >= {"routers.safetensors", "adapter", "train.json", "log.csv", "layers.png"}
+    assert load_file(run / "routers.safetensors")["weight"].shape == (30, 576)
+    assert set(json.loads((run / "train.json").read_text())["valid_loss"]) == {"0.0", "0.1", "0.25", "0.4"}
+    write_sidecar(str(run), smollm2, side)
+    llm = load(smollm2, routers=side)
+    greedy(llm, tokens(20), 2)
+    assert len(llm.routing.skipped) == 8
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [["--max-share", "1"], ["--skip", "-0.1"], ["--batch-size", "0"], ["--rank", "-1"], ["--epochs", "0"]]
+)
+def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, capsys, change):
+    assert main(["train", "--model", "none.gguf", "--data", "none", "--out", str(tmp_path), *change]) == 2
+    assert change[0] in capsys.readouterr().err
+
+
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", {"head_dim": 16}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0}),
+    "mistral": ("MistralConfig", {}),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name):
+    """The masked pass of every architecture: nothing left out is dense; a layer left out equals the model without it."""
+    import transformers
+
+    config_name, extra = ARCHITECTURES[name]
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "max_position_embeddings": 128, **extra}  # fmt: skip
+    torch.manual_seed(0)
+    config = getattr(transformers, config_name)(**shape)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    layers = decoder_layers(model)
+    assert len(linear_names(layers)) >= 4
+    batch = collate([Example("", [5, 6, 7, 8, 9], [10, 11, 12]), Example("", [5, 6, 7], [20, 21])])
+    routed = Routed(model, layers, RouterBank(4, 64, 1e-5))
+    dense = routed.logits(batch)
+    torch.testing.assert_close(routed.logits(batch, torch.zeros(2, 4, dtype=torch.bool)), dense)
+    left_out = torch.tensor([[False, True, False, False]] * 2)
+    masked = routed.logits(batch, left_out)
+    assert (masked[:, 1] - dense[:, 1]).abs().max() > 1e-6
+    torch.testing.assert_close(masked[:, 0], dense[:, 0])  # predicted by the prompt's last position, which runs all layers
