@@ -12,37 +12,40 @@ class KvRecord:
 
     def __init__(self) -> None:
         self._runs: list[tuple[int, frozenset[int]]] = []  # (end position, layers left out), ascending
-
-    def __len__(self) -> int:
-        return self._runs[-1][0] if self._runs else 0
+        self.end = 0
+        """Positions recorded."""
 
     def copy(self) -> KvRecord:
         other = KvRecord()
-        other._runs = list(self._runs)
+        other._runs, other.end = list(self._runs), self.end
         return other
 
     def truncate(self, n_positions: int) -> None:
         """Forget the positions from `n_positions` on."""
+        if n_positions >= self.end:
+            return
         while self._runs and self._start_of_last() >= n_positions:
             self._runs.pop()
-        if self._runs and self._runs[-1][0] > n_positions:
+        if self._runs:
             self._runs[-1] = (n_positions, self._runs[-1][1])
+        self.end = n_positions if self._runs else 0
 
     def _start_of_last(self) -> int:
         return self._runs[-2][0] if len(self._runs) > 1 else 0
 
     def append(self, end: int, left_out: Set[int]) -> None:
         """The positions up to `end` were evaluated without `left_out`."""
-        if end <= len(self):
+        if end <= self.end:
             return
         if self._runs and self._runs[-1][1] == left_out:
             self._runs[-1] = (end, self._runs[-1][1])
         else:
             self._runs.append((end, frozenset(left_out)))
+        self.end = end
 
     def lose(self, layers: Set[int]) -> None:
         """All positions now lack `layers` too."""
-        runs, self._runs = self._runs, []
+        runs, self._runs, self.end = self._runs, [], 0
         for end, left_out in runs:
             self.append(end, left_out | layers)
 

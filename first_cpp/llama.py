@@ -246,22 +246,30 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself."""
         with self._exclusive:
-            self._forget_beyond()
             answer = self._answer
-            left_out = NOTHING if answer is None or answer.left_out is None else answer.left_out
-            if self._forced is not None:
-                left_out = self._forced_set()
-            if answer is None or answer.left_out is not None:
-                self._evaluate(tokens, left_out)
-                return
-            self._evaluate(tokens, left_out, self._scores_read if self._routed() and not self._foreign else None)
-            self._routing = self._decide()
-            answer.left_out = frozenset(self._routing.skipped)
+            if answer is not None and answer.left_out is not None and self._forced is None:
+                if self.n_tokens == self._kv.end:  # the per-token path: nothing was changed behind our back
+                    self._run(tokens, answer.left_out)
+                else:
+                    self._evaluate(tokens, answer.left_out)
+            elif answer is None or answer.left_out is not None:
+                self._evaluate(tokens, self._forced_set())
+            else:
+                self._forget_beyond()
+                scores = self._scores_read if self._routed() and not self._foreign else None
+                self._evaluate(tokens, self._forced_set(), scores)
+                self._routing = self._decide()
+                answer.left_out = frozenset(self._routing.skipped)
 
     def _evaluate(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
+        """Evaluate after what is there, reading again what lacks layers that run now."""
+        self._forget_beyond()
         readable = self._kv.readable_with(left_out)
         if readable < self.n_tokens:
             tokens = self._rewind(readable) + list(tokens)
+        self._run(tokens, left_out, scores)
+
+    def _run(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
         start = self.n_tokens
         try:
             if left_out:
@@ -270,14 +278,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 scores.seek(start)
                 self._layers.read(scores)
             super().eval(tokens)
-            self._layers.check()
+            if left_out or scores is not None:
+                self._layers.check()
         except BaseException as error:
             if isinstance(error, RuntimeError):
                 self._rewind(start)  # what was evaluated in part cannot be vouched for
             self._requires_eval = True  # whatever logits there are, they are not those of the last position
             raise
         finally:
-            self._layers.stop()
+            if left_out or scores is not None:
+                self._layers.stop()
             self._kv.append(self.n_tokens, left_out)
 
     def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
@@ -323,7 +333,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """
         self._kv.truncate(self.n_tokens)
         self._foreign = min(self._foreign, self.n_tokens)
-        if len(self._kv) < self.n_tokens:
+        if self._kv.end < self.n_tokens:
             self._foreign = self.n_tokens
             self._kv.append(self.n_tokens, NOTHING)
         if self._scores_read is not None and len(self._scores_read) > self.n_tokens:
@@ -526,15 +536,18 @@ class _Answer:
 class _OneThread:
     """llama.cpp's context serves one thread at a time; a second one gets an error instead of a crash."""
 
+    __slots__ = ("_acquire", "_release")
+
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        lock = threading.RLock()
+        self._acquire, self._release = lock.acquire, lock.release
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+        if not self._acquire(False):
             raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        self._release()
 
 
 class _Closed:

@@ -30,7 +30,7 @@ def test_is_the_list_it_stands_for(steps, asked):
         else:
             record.lose(layers)
             plain = [old | layers for old in plain]
-        assert len(record) == len(plain)
+        assert record.end == len(plain)
         like = next((i for i, old in enumerate(plain) if old != asked), len(plain))
         readable = next((i for i, old in enumerate(plain) if not old <= asked), len(plain))
         assert record.copy().evaluated_like(asked) == like
