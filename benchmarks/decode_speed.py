@@ -46,11 +46,14 @@ def main() -> None:
 
 
 def measure(name: str, folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    model, source = os.path.join(folder, "whole.gguf"), os.path.join(folder, "source.gguf")
     if name == "smollm2":
-        model, label = find_demo_model(), "SmolLM2-135M-Instruct Q4_1"
+        source, label = find_demo_model(), "SmolLM2-135M-Instruct Q4_1"
     else:
-        model, label = os.path.join(folder, f"{name}.gguf"), f"{name} shape, random weights, Q4_0"
-        write_random(model, SHAPES[name], "q4_0")
+        label = f"{name} shape, random weights, Q4_0"
+        write_random(source, SHAPES[name], "q4_0")
+    # Written as the pruned file is: a file mapped from the page cache is as fast as its pages lie.
+    write_pruned(source, model, [])
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
     probe = Llama(model, **settings)
     n_layer, n_embd = llama_cpp.llama_model_n_layer(probe.model), probe.n_embd()
@@ -77,7 +80,7 @@ def measure(name: str, folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
     def over_loads(key: str) -> list[float]:
         values = [load[key] for load in loads]
-        return [statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0]
+        return [statistics.median(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0]
 
     return {
         "model": label,

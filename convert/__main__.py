@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from .influence import write_influence
 EXAMPLES = """examples:
   python -m convert --routers routers.safetensors --model base.gguf --out model-first.gguf
   python -m convert --routers routers.safetensors --model base.gguf --sidecar --out adapter.gguf
+  python -m convert --routers run/ --model base.gguf --merge --quantize Q4_0 --out model-first.gguf
   python -m convert --block-influence --model base.gguf --text prompts.txt --out routers.safetensors
 """
 
@@ -37,6 +39,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="GGUF", help="the base model")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--sidecar", action="store_true", help="write the routers alone, to be given as Llama(routers=...)")
+    parser.add_argument(
+        "--merge", action="store_true", help="--routers is a training run: fold its LoRA into the weights as well"
+    )
+    parser.add_argument("--quantize", metavar="TYPE", help="with --merge: requantise by llama.cpp, to Q4_0, Q4_K_M, Q8_0, ...")
     parser.add_argument("--text", metavar="FILE", help="prompts for --block-influence, one a line")
     parser.add_argument(
         "--skip", type=float, metavar="SHARE", help='share to recommend ("auto"); default: what the routers say'
@@ -59,6 +65,18 @@ def command(args: argparse.Namespace) -> None:
         write_influence(args.model, args.text, args.out, skip=args.skip, force=args.force, quiet=args.quiet)
     elif args.text is not None:
         raise ConvertUsage("--text goes with --block-influence")
+    elif args.quantize is not None and not args.merge:
+        raise ConvertUsage("--quantize goes with --merge")
+    elif args.merge and args.sidecar:
+        raise ConvertUsage("--merge folds the LoRA into the model, --sidecar writes it beside: choose one")
+    elif args.merge:
+        from .merge import merge
+
+        merge(args.routers, args.model, args.out, quantize=args.quantize, skip=args.skip, force=args.force, quiet=args.quiet)
+    elif args.sidecar and os.path.isdir(os.path.join(args.routers, "adapter")):
+        from .merge import write_lora_sidecar
+
+        write_lora_sidecar(args.routers, args.model, args.out, skip=args.skip, force=args.force)
     elif args.sidecar:
         write_sidecar(args.routers, args.model, args.out, skip=args.skip, force=args.force)
     else:

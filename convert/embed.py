@@ -44,7 +44,7 @@ def embed(
     size = os.path.getsize(model)
     check_output(out, [model, routers_file(routers)], force, size)
     data_offset = file.data_offset
-    _add(file, _read(routers, parts, skip))
+    _add(file, read_routers_for(routers, parts, skip))
     with new_file(out) as target, open(model, "rb") as source:
         target.write(file.metadata())
         source.seek(data_offset)
@@ -56,13 +56,18 @@ def write_sidecar(routers: str, model: str, out: str, *, skip: float | None = No
     model, out = normal_path(model), normal_path(out)
     parts = open_model(model)
     check_output(out, [*(path for path, _ in parts), routers_file(routers)], force, 1 << 20)
-    read = _read(routers, parts, skip)
-    file = GgufFile()
-    file.set_str("general.architecture", read.base.architecture)
-    file.set_str("general.type", "adapter")
-    _add(file, read)
+    read = read_routers_for(routers, parts, skip)
     with new_file(out) as target:
-        target.write(file.metadata())
+        target.write(adapter_file(read).metadata())
+
+
+def adapter_file(routers: Routers) -> GgufFile:
+    """A GGUF of type "adapter" that carries the routers, in memory."""
+    file = GgufFile()
+    file.set_str("general.architecture", routers.base.architecture)
+    file.set_str("general.type", "adapter")
+    _add(file, routers)
+    return file
 
 
 def base_of(parts: list[tuple[str, GgufFile]]) -> tuple[Base, float]:
@@ -84,7 +89,8 @@ def base_of(parts: list[tuple[str, GgufFile]]) -> tuple[Base, float]:
     return base, value(eps, "f32") if file.kind(eps) else 1e-5
 
 
-def _read(routers: str, parts: list[tuple[str, GgufFile]], skip: float | None) -> Routers:
+def read_routers_for(routers: str, parts: list[tuple[str, GgufFile]], skip: float | None) -> Routers:
+    """The routers in a safetensors file or run folder, for this base. Raises RouterError if they do not fit."""
     base, norm_eps = base_of(parts)
     return read_safetensors(routers, base, norm_eps, skip)
 

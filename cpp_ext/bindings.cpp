@@ -131,6 +131,18 @@ std::string kind(const GgufFile & file, const std::string & key) {
     return std::string("arr[") + (element == nullptr ? "?" : element) + "]";
 }
 
+// A matrix whose data the caller writes after the metadata.
+void add_tensor_f16(GgufFile & file, const std::string & name, int64_t n_in, int64_t n_out) {
+    if (name.size() >= GGML_MAX_NAME || n_in < 1 || n_out < 1 || gguf_find_tensor(file.get(), name.c_str()) >= 0) {
+        throw nb::value_error("a tensor needs a new name below 64 bytes and sizes above 0");
+    }
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> context(
+        ggml_init(ggml_init_params{ggml_tensor_overhead(), nullptr, /*no_alloc=*/true}), &ggml_free);
+    ggml_tensor * t = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, n_in, n_out);
+    ggml_set_name(t, name.c_str());
+    gguf_add_tensor(file.get(), t);
+}
+
 void bind_gguf(nb::module_ & m) {
     nb::class_<GgufTensor>(m, "GgufTensor")
         .def_ro("name", &GgufTensor::name)
@@ -176,6 +188,17 @@ void bind_gguf(nb::module_ & m) {
                  gguf_set_arr_data(f.get(), key.c_str(), GGUF_TYPE_BOOL, bytes.data(), bytes.size());
              })
         .def("remove", [](GgufFile & f, const std::string & key) { return gguf_remove_key(f.get(), key.c_str()) >= 0; })
+        .def(
+            "set_tensor_f32",
+            [](GgufFile & f, const std::string & name) {
+                if (gguf_find_tensor(f.get(), name.c_str()) < 0) {
+                    throw nb::key_error(name.c_str());
+                }
+                gguf_set_tensor_type(f.get(), name.c_str(), GGML_TYPE_F32);
+            },
+            "name"_a)
+        .def("add_tensor_f16",
+             [](GgufFile & f, const std::string & name, int64_t n_in, int64_t n_out) { add_tensor_f16(f, name, n_in, n_out); })
         .def("metadata", [](const GgufFile & f) {
             const std::vector<char> bytes = f.metadata();
             return nb::bytes(bytes.data(), bytes.size());

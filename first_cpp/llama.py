@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _ext
-from .errors import BusyError, ClosedError, MissingFileError, OffloadError, RoutingError, SkipError
+from .errors import BusyError, ClosedError, MissingFileError, OffloadError, RouterError, RoutingError, SkipError
 from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .model_file import fingerprint, normal_path, open_model
 from .policy import Routing, Skip, check_layers, choose_layers, layers_for_share, parse_skip
-from .routers import Base, Routers, check_base, load_routers, read_routers
+from .routers import Base, Routers, carries_lora, check_base, load_routers, read_routers
 
 _BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
@@ -76,6 +76,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 f"skip={skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
                 "with `python -m convert --routers`"
             )
+        if self._routers_path and carries_lora(self._routers_path):
+            if kwargs.get("lora_path"):
+                raise RouterError(f"{self._routers_path} carries a LoRA of its own: lora_path cannot be given beside it")
+            kwargs["lora_path"] = self._routers_path
         if (lora := kwargs.get("lora_path")) and not os.path.isfile(lora):
             raise MissingFileError(f"LoRA path does not exist: {lora}")
         offload = kwargs.get("n_gpu_layers", 0) != 0 and bool(llama_cpp.llama_supports_gpu_offload())

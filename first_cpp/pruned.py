@@ -20,14 +20,14 @@ def write_pruned(model: str, out: str, layers: Iterable[int]) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.only_copy = True
     params.prune_layers = (ctypes.c_int32 * (len(pruned) + 1))(*pruned, -1)
-    with _quiet():
+    with quiet_quantizer():
         failed = llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(params)) != 0
     if failed:
         raise RuntimeError(f"llama.cpp could not prune layers {pruned} of {model}")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_quantizer() -> Iterator[None]:
     """The quantizer logs a line for every tensor."""
     logger = logging.getLogger("llama-cpp-python")
     level = logger.level

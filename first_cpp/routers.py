@@ -62,6 +62,12 @@ def load_routers(path: str) -> Routers:
     return routers
 
 
+def carries_lora(path: str) -> bool:
+    """Whether a side file also holds a LoRA, which llama.cpp loads by itself."""
+    file = open_gguf(path)
+    return file.kind("adapter.type") == "str" and file.get("adapter.type") == b"lora"
+
+
 def read_routers(file: GgufFile, path: str) -> Routers | None:
     """The routers in an open GGUF file, None if it has none. Raises RouterError naming key, expected, found."""
     keys = [key for key in file.keys() if key.startswith("first.")]

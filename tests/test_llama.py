@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pathlib
 import pickle
 import re
@@ -536,6 +537,18 @@ def test_files_that_are_no_models(tmp_path, tiny):
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="broken link"):
         Llama(str(tmp_path / "broken"), verbose=False)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ModelFileError, match="not a regular file"):
+        Llama(str(tmp_path / "fifo"), verbose=False)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ModelFileError, match="loop"):
         Llama(str(tmp_path / "loop"), verbose=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_unreadable_file(tmp_path):
+    path = tmp_path / "secret.gguf"
+    path.write_bytes(b"GGUF")
+    path.chmod(0)
+    with pytest.raises(PermissionError):
+        Llama(str(path), verbose=False)

@@ -1,0 +1,144 @@
+"""From a training run to GGUF: the LoRA folded in, or beside, gives what peft gives."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import reference
+import torch
+from helpers import greedy, logits, tokens
+from routers_files import random_routers
+
+from convert.__main__ import main
+from convert.lora import rope_order
+from first_cpp import RouterError
+from first_cpp.synthetic import SHAPES
+from first_cpp.training.model import add_lora, decoder_layers
+
+F32_KV = {"type_k": 0, "type_v": 0}
+PROMPT = tokens(30, seed=3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A base GGUF, a run folder with routers and a LoRA that matters, and the logits of peft's own model."""
+    folder = tmp_path_factory.mktemp("run")
+    hf = reference.make_model(SHAPES["tiny"], seed=6)
+    base = str(folder / "base.gguf")
+    reference.write_gguf(base, hf, SHAPES["tiny"])
+    torch.manual_seed(1)
+    lora = add_lora(hf, decoder_layers(hf), 4, 8)
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    lora.save_pretrained(folder / "run" / "adapter")
+    random_routers(str(folder / "run" / "routers.safetensors"))
+    with torch.no_grad():
+        expected = lora(torch.tensor([PROMPT])).logits[0, -1].numpy()
+    return str(folder / "run"), base, expected
+
+
+def last_logits(llm):
+    llm.eval(PROMPT)
+    return logits(llm)[0]
+
+
+def test_merged_is_the_merged_hugging_face_model(run, tmp_path, load):
+    folder, base, expected = run
+    out = str(tmp_path / "merged.gguf")
+    assert main(["--routers", folder, "--model", base, "--merge", "--out", out, "--quiet"]) == 0
+    llm = load(out, **F32_KV)
+    found = last_logits(llm)
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
+    assert np.abs(last_logits(load(base, **F32_KV)) - expected).max() > 0.1  # the LoRA matters
+    greedy(llm, PROMPT, 2)
+    assert len(llm.routing.skipped) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["merged.gguf"]
+
+
+@pytest.mark.parametrize(("kind", "close"), [("Q8_0", 0.2), ("F16", 0.02)])
+def test_merged_and_requantised(run, tmp_path, load, kind, close):
+    folder, base, expected = run
+    out = str(tmp_path / "merged.gguf")
+    assert main(["--routers", folder, "--model", base, "--merge", "--quantize", kind, "--out", out, "--quiet"]) == 0
+    assert np.abs(last_logits(load(out)) - expected).max() < close
+
+
+def test_sidecar_carries_both_parts(run, tmp_path, load):
+    """Its LoRA through llama.cpp's own loader; F16 rounds."""
+    folder, base, expected = run
+    out = str(tmp_path / "side.gguf")
+    assert main(["--routers", folder, "--model", base, "--sidecar", "--out", out]) == 0
+    llm = load(base, routers=out, **F32_KV)
+    np.testing.assert_allclose(last_logits(llm), expected, rtol=0, atol=5e-3)
+    greedy(llm, PROMPT, 2)
+    assert len(llm.routing.skipped) == 2
+    with pytest.raises(RouterError, match="LoRA of its own"):
+        load(base, routers=out, lora_path=out)
+
+
+def test_other_tensors_keep_their_bytes(run, tmp_path):
+    from test_convert import tensor_hashes
+
+    folder, base, _ = run
+    out = str(tmp_path / "merged.gguf")
+    assert main(["--routers", folder, "--model", base, "--merge", "--out", out, "--quiet"]) == 0
+    before, after = tensor_hashes(base), tensor_hashes(out)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name] != after[name]}
+    assert len(changed) == 6 * 7
+    assert all("attn_" in name or "ffn_" in name for name in changed)
+    assert not any("norm" in name for name in changed)
+
+
+def test_quantised_base_is_dequantised(run, tmp_path, load):
+    import llama_cpp
+
+    folder, base, expected = run
+    small, out = str(tmp_path / "q8.gguf"), str(tmp_path / "merged.gguf")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    assert llama_cpp.llama_model_quantize(base.encode(), small.encode(), params) == 0
+    assert main(["--routers", folder, "--model", small, "--merge", "--out", out, "--quiet"]) == 0
+    assert np.abs(last_logits(load(out)) - expected).max() < 0.2
+
+
+def test_rope_order_is_the_reference_s():
+    rows = np.arange(4 * 8 * 3, dtype=np.float32).reshape(32, 3)
+    assert rope_order(rows, 4)[:4, 0].tolist() == [0, 12, 3, 15]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--merge", "--quantize", "Q3_7"], "Q3_7 is not a type"),
+        (["--quantize", "Q4_0"], "goes with --merge"),
+        (["--merge", "--sidecar"], "choose one"),
+    ],
+)
+def test_options_that_cannot_be(run, tmp_path, capsys, arguments, said):
+    folder, base, _ = run
+    assert main(["--routers", folder, "--model", base, "--out", str(tmp_path / "o.gguf"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 8}}], ids=str)
+def test_loras_that_cannot_be_folded_in(run, tmp_path, capsys, change):
+    import shutil
+
+    folder, base, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    path = copy / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert main(["--routers", str(copy), "--model", base, "--merge", "--out", str(tmp_path / "o.gguf")]) == 2
+    assert next(iter(change)) in capsys.readouterr().err
+
+
+def test_run_without_an_adapter(run, tmp_path, capsys):
+    _, base, _ = run
+    (tmp_path / "run").mkdir()
+    assert main(["--routers", str(tmp_path / "run"), "--model", base, "--merge", "--out", str(tmp_path / "o.gguf")]) == 2
+    assert "adapter_config.json is missing" in capsys.readouterr().err
