@@ -2,10 +2,17 @@
 #include "graph_patch.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "graph.h"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define FIRST_CPP_PREFETCH(p) __builtin_prefetch(p)
+#else
+#define FIRST_CPP_PREFETCH(p) static_cast<void>(p)
+#endif
 
 namespace first_cpp {
 
@@ -25,7 +32,24 @@ void GraphPatch::stop() noexcept {
     active_ = false;
 }
 
+// Streaming the weights has pushed the graph's nodes out of the caches; a reused graph has them where they were.
+void GraphPatch::fetch_ahead(const ggml_tensor * t) {
+    constexpr size_t ahead = 8;
+    if (on_trail_ == trail_.size()) {
+        trail_.push_back(t);
+    }
+    trail_[on_trail_] = t;
+    if (on_trail_ + ahead < trail_.size()) {
+        const auto next = reinterpret_cast<uintptr_t>(trail_[on_trail_ + ahead]);
+        for (uintptr_t line = 0; line < sizeof(ggml_tensor); line += 64) {
+            FIRST_CPP_PREFETCH(reinterpret_cast<const void *>(next + line));
+        }
+    }
+    ++on_trail_;
+}
+
 bool GraphPatch::on_node(ggml_tensor * t) {
+    fetch_ahead(t);
     nodes_.push_back(t);
     const int layer = layer_of_output(t);
     if (layer < 0 || layer >= static_cast<int>(layers_.size())) {
@@ -101,6 +125,7 @@ void GraphPatch::restore() noexcept {
     nodes_.clear();
     last_layer_ = -1;
     last_output_ = nullptr;
+    on_trail_ = 0;
 }
 
 }  // namespace first_cpp

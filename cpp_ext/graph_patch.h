@@ -39,6 +39,7 @@ public:
 
 private:
     void restore() noexcept;
+    void fetch_ahead(const ggml_tensor * t);
     void end_layer(int layer, ggml_tensor * out);
     void leave_out(ggml_tensor * out);
 
@@ -52,7 +53,9 @@ private:
     bool one_pass_ = false;
     int last_layer_ = -1;  // whose output was seen last in this pass
     ggml_tensor * last_output_ = nullptr;
-    std::vector<ggml_tensor *> nodes_;  // since then, that output first
+    std::vector<ggml_tensor *> nodes_;        // since then, that output first
+    std::vector<const ggml_tensor *> trail_;  // addresses of the pass before: hints for the cache, never followed
+    size_t on_trail_ = 0;
     std::vector<ggml_tensor *> cleared_;
     std::vector<Rewritten> rewritten_;
     SpanFinder finder_;
