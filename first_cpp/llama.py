@@ -460,7 +460,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         skip = list(self._skip) if isinstance(self._skip, tuple) else self._skip
-        return {**super().__getstate__(), "skip": skip, "routers": self._routers_path, "release_kv": self._release_kv}
+        state = {**super().__getstate__(), "skip": skip, "routers": self._routers_path, "release_kv": self._release_kv}
+        if self._routers_path and state["lora_path"] == self._routers_path:
+            state["lora_path"] = None  # found in the side file again
+        return state
 
     def close(self) -> None:
         """Free the model. Closing again is fine; any other use afterwards raises ClosedError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -75,6 +76,9 @@ def test_sidecar_carries_both_parts(run, tmp_path, load):
     np.testing.assert_allclose(last_logits(llm), expected, rtol=0, atol=5e-3)
     greedy(llm, PROMPT, 2)
     assert len(llm.routing.skipped) == 2
+    again = pickle.loads(pickle.dumps(llm))
+    np.testing.assert_array_equal(last_logits(again), last_logits(load(base, routers=out, **F32_KV)))
+    again.close()
     with pytest.raises(RouterError, match="LoRA of its own"):
         load(base, routers=out, lora_path=out)
 

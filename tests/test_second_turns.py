@@ -312,7 +312,7 @@ def test_context_that_is_no_multiple_of_256(routed, load):
 
 
 def decode_image(llm, at, n=16, seed=3):
-    """What a multimodal handler does: decode by its own means, put a placeholder into input_ids, set n_tokens."""
+    """What a multimodal handler does: decode by its own means, put no token into input_ids, set n_tokens."""
     llm._ctx.kv_cache_seq_rm(-1, at, -1)
     llm._batch.set_batch(tokens(n, seed=seed), at, False)
     llm._ctx.decode(llm._batch)

@@ -24,7 +24,7 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **file)
-    except (ValueError, OSError, NotImplementedError, KeyError) as error:
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise ModelFileError(f"transformers cannot read {path}: {error}") from error
     return model, tokenizer
 
