@@ -20,7 +20,7 @@ test-slow: .venv/installed-test
 
 bench: .venv/installed-test
 	mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/decode_speed.py --out benchmarks/results/decode_speed.json
+	$(BIN)/python benchmarks/decode_speed.py --loads 5 --tokens 100 --rounds 1 --out benchmarks/results/decode_speed.json
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
