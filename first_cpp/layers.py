@@ -77,10 +77,6 @@ class Layers:
         if error := self._hook.take_error():
             raise RoutingError(error)
 
-    def cache_bytes(self) -> int:
-        """Bytes of KV cache (and recurrent state) of all layers."""
-        return sum(tensor.n_bytes for tensor in self.cache)
-
     def release(self, layers: Collection[int]) -> int:
         """Give the KV pages of `layers` back to the system; what they held is lost. Returns the bytes given back."""
         return sum(_ext.release_pages(t.address, t.n_bytes) for t in self.cache if t.layer in layers)

@@ -226,10 +226,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         reset = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
         answer = _Answer()
         with self._exclusive:
-            self._answer = answer
             if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
             tokens = self._drop_unusable(list(tokens), reset)
+            self._answer = answer  # last: a prompt that is refused starts no answer
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
         try:

@@ -324,6 +324,14 @@ def test_empty_prompt_is_refused(routed, load):
         greedy(llm, PROMPT, 2)
 
 
+def test_refused_prompt_starts_no_answer(routed, load):
+    """Else the next evals would be taken for its prefill and its decoding, and lose layers."""
+    llm, dense = load(routed, skip=[1, 4]), load(routed, skip=None)
+    with pytest.raises(ValueError, match="no tokens"):
+        next(llm.generate([]))
+    np.testing.assert_array_equal(run_tokens(llm, PROMPT, PROMPT[:4]), run_tokens(dense, PROMPT, PROMPT[:4]))
+
+
 @pytest.mark.parametrize("name", ["a model with spaces.gguf", "modèle-日本.gguf"])
 @pytest.mark.parametrize("kind", [str, pathlib.Path, lambda p: str(p).encode()], ids=["str", "Path", "bytes"])
 def test_paths_of_every_kind(tiny, tmp_path, name, kind):
