@@ -87,7 +87,8 @@ def check_layers(layers: Sequence[int], n_layer: int) -> None:
 
 def layers_for_share(share: float, n_layer: int) -> int:
     """Number of layers that a share means, to the nearest whole one. Raises SkipError if none would stay."""
-    count = math.floor(share * n_layer + 0.5 + 1e-6)  # a share stored as float32 means what was written
+    # a share stored as float32, off by up to 3e-8, means what was written
+    count = math.floor((share + 1e-7) * n_layer + 0.5)
     if count >= n_layer:
         raise SkipError(f"skip={share:g} would leave out all {n_layer} layers; at most {(n_layer - 1) / n_layer:.4g}")
     return count

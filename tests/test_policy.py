@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from first_cpp import SkipError
@@ -38,17 +38,17 @@ def test_share_is_the_nearest_whole_number_of_layers(share, n_layer):
     try:
         count = layers_for_share(share, n_layer)
     except SkipError:
-        assert round(share * n_layer + 1e-9) >= n_layer
+        assert share * n_layer + 0.5 >= n_layer - 1e-4
     else:
         assert 0 <= count < n_layer
-        assert abs(count - share * n_layer) <= 0.5
+        assert abs(count - share * n_layer) <= 0.5 + 1e-4
 
 
 @given(st.data(), SHARES, st.integers(2, 40))
 def test_lowest_scores_are_left_out(data, share, n_layer):
     keep = data.draw(st.lists(st.floats(0, 1), min_size=n_layer, max_size=n_layer))
     skippable = data.draw(st.lists(st.booleans(), min_size=n_layer, max_size=n_layer))
-    if share * n_layer + 0.5 >= n_layer:
+    if share * n_layer + 0.5 >= n_layer - 1e-4:
         return
     skipped = choose_layers(keep, share, skippable)
     rest = [keep[i] for i in range(n_layer) if skippable[i] and i not in skipped]
@@ -63,6 +63,8 @@ def test_ties_go_by_layer_number():
 
 
 @given(st.integers(0, 99), st.integers(2, 100))
+@example(70, 85)
+@example(35, 30)
 def test_a_share_means_the_same_stored_as_float32(percent, n_layer):
     share = percent / 100
     if share * n_layer + 0.5 < n_layer - 0.01:
