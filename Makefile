@@ -19,8 +19,7 @@ test-slow: .venv/installed-test
 	$(BIN)/pytest -m slow
 
 bench: .venv/installed-test
-	mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/decode_speed.py --loads 5 --tokens 100 --rounds 1 --out benchmarks/results/decode_speed.json
+	$(BIN)/python benchmarks/all.py
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

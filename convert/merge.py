@@ -12,7 +12,7 @@ import numpy as np
 from first_cpp._ext import GgufFile
 from first_cpp.errors import FirstCppError
 from first_cpp.model_file import normal_path, open_gguf, open_model
-from first_cpp.pruned import quiet_quantizer
+from first_cpp.pruned import quiet_llama_cpp
 
 from .embed import adapter_file, base_of, embed, read_routers_for
 from .lora import LoraError, LoraPair, read_lora
@@ -123,7 +123,7 @@ def requantise(model: str, out: str, ftype: int) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = ftype
     params.allow_requantize = True
-    with quiet_quantizer():
+    with quiet_llama_cpp():
         failed = llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(params))
     if failed:
         raise QuantizeError(f"llama.cpp could not quantise {model}")

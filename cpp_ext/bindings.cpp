@@ -143,7 +143,34 @@ void add_tensor_f16(GgufFile & file, const std::string & name, int64_t n_in, int
     gguf_add_tensor(file.get(), t);
 }
 
+ggml_type type_named(const std::string & name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto type = static_cast<ggml_type>(i);
+        if (const char * known = ggml_type_name(type); known != nullptr && name == known && ggml_blck_size(type) > 0) {
+            return type;
+        }
+    }
+    throw nb::value_error(("ggml has no type " + name).c_str());
+}
+
+// Rows of floats as the bytes of a ggml type, by ggml's own quantiser.
+nb::bytes quantize(const std::string & type_name,
+                   const nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> & rows) {
+    const ggml_type type = type_named(type_name);
+    const auto n_rows = static_cast<int64_t>(rows.shape(0));
+    const auto n = static_cast<int64_t>(rows.shape(1));
+    const bool known = ggml_is_quantized(type) || type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+    if (!known || ggml_quantize_requires_imatrix(type) || n % ggml_blck_size(type) != 0) {
+        throw nb::value_error(("rows of " + std::to_string(n) + " values cannot be quantised as " + type_name).c_str());
+    }
+    std::vector<char> out(ggml_row_size(type, n) * static_cast<size_t>(n_rows));
+    ggml_quantize_chunk(type, rows.data(), out.data(), 0, n_rows, n, nullptr);
+    return nb::bytes(out.data(), out.size());
+}
+
 void bind_gguf(nb::module_ & m) {
+    m.def("quantize", &quantize, "type"_a, "rows"_a);
+    m.def("block_size", [](const std::string & name) { return ggml_blck_size(type_named(name)); }, "type"_a);
     nb::class_<GgufTensor>(m, "GgufTensor")
         .def_ro("name", &GgufTensor::name)
         .def_ro("type", &GgufTensor::type)
@@ -255,6 +282,8 @@ void bind_hook(nb::module_ & m) {
     nb::class_<EvalHook>(m, "EvalHook")
         .def(nb::init<>())
         .def_prop_ro_static("callback", [](nb::handle) { return reinterpret_cast<uintptr_t>(&EvalHook::callback); })
+        .def_prop_ro_static("abort_callback", [](nb::handle) { return reinterpret_cast<uintptr_t>(&EvalHook::aborted); })
+        .def("abort", &EvalHook::abort, "on"_a)
         .def_prop_ro("user_data", [](EvalHook & h) { return reinterpret_cast<uintptr_t>(&h); })
         .def(
             "probe_begin", [](EvalHook & h, int n_layer) { h.probe.begin(n_layer); }, "n_layer"_a)

@@ -20,6 +20,10 @@ bool EvalHook::callback(ggml_tensor * t, bool ask, void * user_data) noexcept {
     return !ask;  // computed: always go on, false would leave stale logits and report success
 }
 
+bool EvalHook::aborted(void * data) noexcept {
+    return static_cast<const EvalHook *>(data)->abort_.load(std::memory_order_relaxed);
+}
+
 bool EvalHook::on_node(ggml_tensor * t) {
     bool need = false;
     if (patch.active()) {

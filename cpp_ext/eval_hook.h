@@ -1,6 +1,7 @@
 // What llama.cpp calls for every graph node of one context (llama_context_params.cb_eval).
 #pragma once
 
+#include <atomic>
 #include <string>
 
 #include "graph_patch.h"
@@ -20,6 +21,12 @@ public:
     // bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data)
     static bool callback(ggml_tensor * t, bool ask, void * user_data) noexcept;
 
+    // bool (*ggml_abort_callback)(void * data): asked by the CPU backend between nodes.
+    static bool aborted(void * data) noexcept;
+
+    // While set, every evaluation ends with llama_decode's status 2. From any thread.
+    void abort(bool on) noexcept { abort_ = on; }
+
     // The graph as llama.cpp built it, and nothing read or left out from now on.
     void stop() noexcept;
 
@@ -32,6 +39,7 @@ private:
     void fail(const char * what) noexcept;
 
     std::string error_;
+    std::atomic<bool> abort_{false};
 };
 
 }  // namespace first_cpp

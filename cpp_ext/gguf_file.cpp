@@ -1,7 +1,11 @@
 // GGUF metadata through ggml's own reader and writer.
 #include "gguf_file.h"
 
+#include <algorithm>
+#include <cstring>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
 
 #include "ggml.h"
@@ -10,10 +14,57 @@ namespace first_cpp {
 
 namespace {
 
+// What ggml's reader asks for a few bytes at a time, read in large pieces: a vocabulary is 100,000s of short strings.
+class Pieces {
+public:
+    explicit Pieces(const std::string & path)
+        : file_(std::filesystem::u8path(path), std::ios::binary | std::ios::ate), bytes_(size_t{1} << 18) {
+        const auto end = file_.tellg();
+        size_ = end > 0 ? static_cast<uint64_t>(end) : 0;
+    }
+
+    uint64_t size() const { return size_; }
+
+    size_t read(void * out, uint64_t offset, size_t n) {
+        if (offset >= begin_ && offset - begin_ <= filled_ && filled_ - (offset - begin_) >= n) {
+            std::memcpy(out, bytes_.data() + (offset - begin_), n);
+            return n;
+        }
+        if (n > bytes_.size()) {
+            return read_file(static_cast<char *>(out), offset, n);
+        }
+        begin_ = offset;
+        filled_ = read_file(bytes_.data(), offset, bytes_.size());
+        const size_t there = std::min(n, filled_);
+        std::memcpy(out, bytes_.data(), there);
+        return there;
+    }
+
+private:
+    size_t read_file(char * out, uint64_t offset, size_t n) {
+        file_.clear();
+        file_.seekg(static_cast<std::streamoff>(offset));
+        file_.read(out, static_cast<std::streamsize>(n));
+        return static_cast<size_t>(file_.gcount());
+    }
+
+    std::ifstream file_;
+    std::vector<char> bytes_;
+    uint64_t size_ = 0;
+    uint64_t begin_ = 0;
+    size_t filled_ = 0;
+};
+
+size_t read_pieces(void * pieces, void * out, uint64_t offset, size_t n) {
+    return static_cast<Pieces *>(pieces)->read(out, offset, n);
+}
+
 gguf_context * open(const std::string & path) {
     gguf_context * gguf = nullptr;
     try {
-        gguf = gguf_init_from_file(path.c_str(), gguf_init_params{/*no_alloc=*/true, /*ctx=*/nullptr});
+        Pieces pieces(path);
+        const gguf_init_params params{/*no_alloc=*/true, /*ctx=*/nullptr};
+        gguf = gguf_init_from_callback(&read_pieces, &pieces, 0, pieces.size(), params);
     } catch (const std::exception &) {
         gguf = nullptr;  // out of memory over a length that a broken file declares
     }

@@ -7,7 +7,10 @@ from ._version import __version__, check_versions
 
 check_versions()
 
+from .aio import AsyncLlama  # noqa: E402
+from .answer import Timing  # noqa: E402
 from .errors import (  # noqa: E402
+    AnswerCancelled,
     BusyError,
     ClosedError,
     FirstCppError,
@@ -18,11 +21,14 @@ from .errors import (  # noqa: E402
     RoutingError,
     SkipError,
 )
-from .llama import Llama, LlamaState  # noqa: E402
+from .llama import Llama  # noqa: E402
 from .policy import Routing  # noqa: E402
 from .routers import Routers, load_routers  # noqa: E402
+from .state import LlamaState  # noqa: E402
 
 __all__ = [
+    "AnswerCancelled",
+    "AsyncLlama",
     "BusyError",
     "ClosedError",
     "FirstCppError",
@@ -36,6 +42,7 @@ __all__ = [
     "Routing",
     "RoutingError",
     "SkipError",
+    "Timing",
     "__version__",
     "load_routers",
 ]

@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from .exit import USAGE, run
 
 VERBS = {
+    "bench": "measure speed, the limit and memory on this machine",
+    "chat": "chat with a model in the terminal",
+    "completion": "print a completion script for a shell",
     "demo": "three prompts, dense and with fewer layers, side by side",
+    "eval": "measure the quality that skipping keeps",
     "inspect": "print the routers that a GGUF file carries",
+    "run": "answer one prompt",
+    "serve": "an OpenAI-compatible server, with a page to chat on",
     "train": "train routers and LoRA in PyTorch",
 }
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
 
 import llama_cpp
 
 from .demo_model import find_demo_model
 from .exit import add_debug
+from .policy import picture
 from .timing import TimedAnswer, answer_timed
 
 PROMPTS = {
@@ -107,11 +107,6 @@ def _report(title: str, llm: llama_cpp.Llama, answer: TimedAnswer, dense: TimedA
         f"speed-up {speed_up:.2f}x, {len(answer.tokens)} tokens"
     )
     print("   " + text.replace("\n", "\n   ") + "\n")
-
-
-def picture(skipped: Sequence[int], n_layer: int) -> str:
-    """One sign a layer, the first layer first: # computed, . left out."""
-    return "".join("." if layer in skipped else "#" for layer in range(n_layer))
 
 
 def chat_prompt(llm: llama_cpp.Llama, text: str) -> list[int]:

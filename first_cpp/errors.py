@@ -37,3 +37,15 @@ class BusyError(FirstCppError, RuntimeError):
 
 class ClosedError(FirstCppError, RuntimeError):
     """The model was used after ``close()``."""
+
+
+class AnswerCancelled(FirstCppError, RuntimeError):
+    """The answer was ended by ``Llama.cancel()``."""
+
+
+class OptionError(FirstCppError, ValueError):
+    """An option of a command that cannot be used, alone or together with another."""
+
+
+class MissingExtraError(FirstCppError, ImportError):
+    """A package that one of the extras brings is not installed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 NOTHING: frozenset[int] = frozenset()
+_LOST = frozenset({-1})  # beside lost layers: the position was not evaluated without them
 
 
 class KvRecord:
@@ -45,24 +46,26 @@ class KvRecord:
 
     def lose(self, layers: Set[int]) -> None:
         """All positions now lack `layers` too."""
+        if not layers:
+            return
         runs, self._runs, self.end = self._runs, [], 0
         for end, left_out in runs:
-            self.append(end, left_out | layers)
+            self.append(end, left_out | layers | _LOST)
 
-    def evaluated_like(self, left_out: Set[int]) -> int:
-        """How many leading positions were evaluated without exactly `left_out`."""
-        start = 0
+    def evaluated_like(self, left_out: Set[int], start: int = 0) -> int:
+        """Up to where the positions from `start` on were evaluated without exactly `left_out`."""
         for end, run in self._runs:
-            if run != left_out:
-                break
-            start = end
+            if end > start:
+                if run != left_out:
+                    break
+                start = end
         return start
 
     def readable_with(self, left_out: Set[int]) -> int:
         """How many leading positions have all that an evaluation without `left_out` reads."""
         start = 0
         for end, run in self._runs:
-            if not run <= left_out:
+            if not run - _LOST <= left_out:
                 break
             start = end
         return start

@@ -18,8 +18,9 @@ class Layers:
 
     def __init__(self) -> None:
         self._hook = _ext.EvalHook()
-        # a ctypes object that the context goes on using
+        # ctypes objects that the context goes on using
         self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(_ext.EvalHook.callback)
+        self._abort = llama_cpp.llama_cpp.ggml_abort_callback(_ext.EvalHook.abort_callback)
         self.trouble: tuple[str, ...] = ()
         """For each layer why it cannot be left out of this model's graphs; empty where it can."""
         self.cache: list[_ext.CacheTensor] = []
@@ -29,9 +30,10 @@ class Layers:
         self._sink: _ext.ResidualSink | None = None
 
     def attach(self, params: Any) -> None:
-        """Set the callback in `llama_context_params`, before the context is created."""
+        """Set the callbacks in `llama_context_params`, before the context is created."""
         params.cb_eval = self._callback
-        params.cb_eval_user_data = self._hook.user_data
+        params.abort_callback = self._abort
+        params.cb_eval_user_data = params.abort_callback_data = self._hook.user_data
 
     @contextlib.contextmanager
     def probing(self, n_layer: int) -> Iterator[None]:
@@ -72,10 +74,18 @@ class Layers:
         self._hook.stop()
         self._sink = None
 
+    def abort(self, on: bool) -> None:
+        """While on, evaluations end between two graph nodes with status 2. From any thread."""
+        self._hook.abort(on)
+
     def check(self) -> None:
         """Raise RoutingError if a graph did not allow what was asked since the last check."""
         if error := self._hook.take_error():
             raise RoutingError(error)
+
+    def kv_bytes(self, layers: Collection[int] | None = None) -> int:
+        """Bytes of the KV cache, of `layers` or of all: every cell, used or not."""
+        return sum(t.n_bytes for t in self.cache if layers is None or t.layer in layers)
 
     def release(self, layers: Collection[int]) -> int:
         """Give the KV pages of `layers` back to the system; what they held is lost. Returns the bytes given back."""

@@ -8,7 +8,6 @@ that answer is decoding, without those layers (`Layers.left_out`, cpp_ext/graph_
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import inspect
@@ -23,14 +22,25 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _ext
-from .errors import BusyError, ClosedError, MissingFileError, OffloadError, RouterError, RoutingError, SkipError
+from .answer import Answer, Timing
+from .errors import (
+    AnswerCancelled,
+    BusyError,
+    OffloadError,
+    RouterError,
+    RoutingError,
+    SkipError,
+)
+from .grammar import check_grammar
+from .guard import CLOSED, OneThread, check_keywords
 from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .model_file import fingerprint, normal_path, open_model
-from .policy import Routing, Skip, check_layers, choose_layers, layers_for_share, parse_skip
-from .routers import Base, Routers, carries_lora, check_base, load_routers, read_routers
+from .pieces import Pieces
+from .policy import Routing, Skip, check_layers, check_prefill, choose_layers, layers_for_share, parse_skip
+from .routers import Base, Routers, carries_lora, check_base, check_lora, load_routers, read_routers
+from .state import LlamaState
 
-_BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
@@ -45,6 +55,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     routers: a GGUF file to take routers from instead of the model file (`python -m convert --routers ... --sidecar`).
     release_kv: give the KV memory of skipped layers back to the system once a prompt has decided. The next prompt is then
         read from its beginning.
+    prefill: "full" reads the whole prompt with all layers. "routed" reads its first `route_tokens` with all layers, decides on
+        them, and reads the rest without the layers left out: TTFT falls too, and quality falls more (docs/BENCHMARKS.md).
+    route_tokens: with prefill="routed", how many prompt tokens decide; by default one micro-batch (n_ubatch).
 
     Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
     """
@@ -53,6 +66,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     n_tokens: int
     input_ids: npt.NDArray[np.intc]
     scores: npt.NDArray[np.single]
+    tokenizer_: Any
     _model: Any
 
     def __init__(
@@ -62,15 +76,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         skip: object = "auto",
         routers: str | bytes | os.PathLike[str] | None = None,
         release_kv: bool = False,
+        prefill: str = "full",
+        route_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self._exclusive = _OneThread()
-        _check_keywords(kwargs)
+        self._exclusive = OneThread()
+        check_keywords(kwargs)
+        check_prefill(prefill, route_tokens)
         parsed = parse_skip(skip)
         path = normal_path(model_path)
         parts = open_model(path)
         self._routers_path = None if routers is None else normal_path(routers)
-        found = load_routers(self._routers_path) if self._routers_path else read_routers(parts[0][1], path)
+        found = self._find_routers(parts[0][1], path)
         if isinstance(parsed, float) and parsed > 0 and found is None:
             raise SkipError(
                 f"skip={skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
@@ -80,8 +97,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if kwargs.get("lora_path"):
                 raise RouterError(f"{self._routers_path} carries a LoRA of its own: lora_path cannot be given beside it")
             kwargs["lora_path"] = self._routers_path
-        if (lora := kwargs.get("lora_path")) and not os.path.isfile(lora):
-            raise MissingFileError(f"LoRA path does not exist: {lora}")
+        if lora := kwargs.get("lora_path"):
+            check_lora(lora)
         offload = kwargs.get("n_gpu_layers", 0) != 0 and bool(llama_cpp.llama_supports_gpu_offload())
         if offload and parsed is not None and not (parsed == "auto" and found is None):
             raise OffloadError(
@@ -93,9 +110,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._offload = offload
         self._skip: Skip = None
         self._release_kv = release_kv
+        self._prefill, self._route_tokens_asked = prefill, route_tokens
         self._routers = found
         self._routing: Routing | None = None
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
+        self._answering = threading.Lock()
+        self._timed = Answer()
         self._forced: frozenset[int] | None = None
         self._kv = KvRecord()
         self._foreign = 0
@@ -105,14 +125,19 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         super().__init__(model_path=path, **kwargs)
 
         self._n_layer = int(llama_cpp.llama_model_n_layer(self._model.model))
+        self._pieces = Pieces(self._model) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
         if found is not None:
             architecture = self.metadata.get("general.architecture", "")
             model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
             check_base(found, model, self._routers_path or path)
         self._one_pass = min(self.n_batch, self.context_params.n_ubatch or self.n_batch)
+        self._route_tokens = (route_tokens or self._one_pass) if prefill == "routed" else self._n_ctx
         self._fit_to_context()
         self._look_at_graph()
         self.skip = parsed
+
+    def _find_routers(self, file: _ext.GgufFile, path: str) -> Routers | None:
+        return load_routers(self._routers_path) if self._routers_path else read_routers(file, path)
 
     # -- settings ---------------------------------------------------------------------------------------------------
 
@@ -154,6 +179,22 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def routing(self) -> Routing | None:
         """What the last prompt decided, None before the first."""
         return self._routing
+
+    @property
+    def draft_model(self) -> Any:
+        """What drafts tokens ahead of decoding, as given to the constructor."""
+        return self._draft_model
+
+    @draft_model.setter
+    def draft_model(self, draft_model: Any) -> None:
+        if draft_model is not None and not getattr(self, "_logits_all", True):
+            raise ValueError("a draft model needs the logits of every token: give draft_model= to the constructor")
+        self._draft_model = draft_model
+
+    @property
+    def timing(self) -> Timing:
+        """How long the last answer took, the one going on included."""
+        return self._timed.timing
 
     @contextlib.contextmanager
     def leaving_out(self, layers: Iterable[int]) -> Iterator[None]:
@@ -221,15 +262,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """Yield the tokens that answer a prompt; arguments as in `llama_cpp.Llama.generate`.
 
-        Raises BusyError when it is resumed after a newer prompt was started on this model.
+        Raises BusyError when it is resumed after a newer prompt was started on this model, AnswerCancelled after `cancel`.
         """
         reset = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
-        answer = _Answer()
+        answer = Answer()
         with self._exclusive:
             if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
             tokens = self._drop_unusable(list(tokens), reset)
-            self._answer = answer  # last: a prompt that is refused starts no answer
+            self._set_answer(answer)  # last: a prompt that is refused starts no answer
+            self._timed = answer
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
         try:
@@ -237,15 +279,46 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 with self._exclusive:
                     if self._answer is not answer:
                         raise BusyError("this answer cannot go on: the same Llama was reset or given a newer prompt")
+                    self._go_on(answer)
                     try:
                         token = inner.send(sent)
                     except StopIteration:
                         return
+                    except RuntimeError as error:
+                        if answer.cancelled:
+                            raise AnswerCancelled("the answer was cancelled") from error
+                        raise
+                    answer.running = False
+                    if answer.cancelled:
+                        raise AnswerCancelled("the answer was cancelled")
+                answer.count()
                 sent = yield token
+                answer.resume()
         finally:
             inner.close()
             if self._answer is answer:
-                self._answer = None
+                self._set_answer(None)
+
+    def cancel(self) -> None:
+        """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.
+
+        Without an answer it does nothing. The model stays usable, and the next answer is not concerned.
+        """
+        with self._answering:
+            if self._answer is not None:
+                self._answer.cancelled = True
+                self._layers.abort(self._answer.running)  # a suspended answer ends when it is resumed
+
+    def _go_on(self, answer: Answer) -> None:
+        with self._answering:
+            if answer.cancelled:
+                raise AnswerCancelled("the answer was cancelled")
+            answer.running = True
+
+    def _set_answer(self, answer: Answer | None) -> None:
+        with self._answering:
+            self._answer = answer
+            self._layers.abort(False)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself."""
@@ -259,11 +332,21 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             elif answer is None or answer.left_out is not None:
                 self._evaluate(tokens, self._forced_set())
             else:
-                self._forget_beyond()
-                scores = self._scores_read if self._routed() and not self._foreign else None
-                self._evaluate(tokens, self._forced_set(), scores)
-                self._routing = self._decide()
-                answer.left_out = frozenset(self._routing.skipped)
+                self._read_prompt(answer, tokens)
+
+    def _read_prompt(self, answer: Answer, tokens: Sequence[int]) -> None:
+        """Prefill and decision: all layers on every position that decides, with prefill="routed" fewer on the rest."""
+        self._forget_beyond()
+        scores = self._scores_read if self._routed() and not self._foreign else None
+        whole = self._forced is not None or self._foreign > 0
+        end = self.n_tokens + len(tokens)
+        deciding = len(tokens) if whole else max(0, self._route_tokens - self.n_tokens)
+        if deciding:
+            self._evaluate(tokens[:deciding], self._forced_set(), scores)
+        self._routing = self._decide(end)
+        answer.left_out = frozenset(self._routing.skipped)
+        if rest := tokens[deciding:]:
+            self._evaluate(rest, answer.left_out)
 
     def _evaluate(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
         """Evaluate after what is there, reading again what lacks layers that run now."""
@@ -300,6 +383,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         usable = self._kv.evaluated_like(self._forced_set())
         if self._routed() and self._scores_read is not None and not self._foreign:
             usable = min(usable, len(self._scores_read))
+        if usable >= self._route_tokens and self._forced is None and not self._foreign:
+            usable = self._kv.evaluated_like(frozenset(self._choose()[1]), start=self._route_tokens)
         images = self._foreign
         if reset and tokens[:images] != self.input_ids[:images].tolist():
             self._foreign = 0  # another prompt: its tokens are all there is to read
@@ -354,18 +439,21 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _routed(self) -> bool:
         return self._forced is None and self._share() > 0 and not self._layers.unsupported
 
-    def _decide(self) -> Routing:
+    def _decide(self, n_prompt: int) -> Routing:
         keep, skipped, why = self._choose()
         released = 0
         if self._release_kv and skipped:
             released = self._layers.release(skipped)
             self._kv.lose(frozenset(skipped))
+        holding = [layer for layer in range(self._n_layer) if not released or layer not in skipped]
         return Routing(
             keep=keep,
             skipped=skipped,
             n_layer=self._n_layer,
-            prompt_tokens=self.n_tokens,
+            prompt_tokens=min(self.n_tokens, self._route_tokens),
             why=why,
+            kv_bytes=self._layers.kv_bytes(),
+            kv_bytes_used=self._layers.kv_bytes(holding) * n_prompt // self._n_ctx,
             kv_bytes_released=released,
         )
 
@@ -383,10 +471,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             return None, (), f"dense: {unsupported}"
         assert self._scores_read is not None
         assert self._routers is not None
-        if len(self._scores_read) < self.n_tokens:
+        deciding = min(self.n_tokens, self._route_tokens)
+        if len(self._scores_read) < deciding:
             return None, (), "dense: a part of the prompt came without scores (images, or unnamed hidden states)"
         # each prompt position counts the same
-        keep = tuple(float(k) for k in self._scores_read.scores()[: self.n_tokens].astype(np.float64).mean(axis=0))
+        keep = tuple(float(k) for k in self._scores_read.scores()[:deciding].astype(np.float64).mean(axis=0))
         possible = [ok and not why for ok, why in zip(self._routers.skippable, self._layers.trouble, strict=True)]
         skipped = choose_layers(keep, share, possible)
         asked = layers_for_share(share, self._n_layer)
@@ -441,7 +530,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Restore a state; one of stock llama_cpp is taken as evaluated with all layers."""
         with self._exclusive:
             super().load_state(state)
-            self._answer = None
+            self._set_answer(None)
             self._kv, self._foreign = KvRecord(), 0
             scores = None
             if isinstance(state, LlamaState):
@@ -461,6 +550,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         skip = list(self._skip) if isinstance(self._skip, tuple) else self._skip
         state = {**super().__getstate__(), "skip": skip, "routers": self._routers_path, "release_kv": self._release_kv}
+        state |= {"prefill": self._prefill, "route_tokens": self._route_tokens_asked}
         if self._routers_path and state["lora_path"] == self._routers_path:
             state["lora_path"] = None  # found in the side file again
         return state
@@ -471,9 +561,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             return  # the constructor failed early
         with self._exclusive:
             super().close()
-            if hasattr(self, "_model") and self._model is not _CLOSED:
-                self._model.model = self._model.vocab = _CLOSED  # tokenizers taken from this model hold on to it
-            self._ctx = self._model = self._batch = self.tokenizer_ = _CLOSED
+            if hasattr(self, "_model") and self._model is not CLOSED:
+                self._model.model = self._model.vocab = CLOSED  # tokenizers taken from this model hold on to it
+            self._pieces = None
+            self._ctx = self._model = self._batch = self.tokenizer_ = CLOSED
 
     # -- one thread at a time ---------------------------------------------------------------------------------------
 
@@ -496,6 +587,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         with self._exclusive:  # multimodal handlers evaluate images by themselves
             return super().create_chat_completion(*args, **kwargs)
 
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if (grammar := kwargs.get("grammar")) is not None:
+            check_grammar(self, grammar._grammar, grammar._root)  # llama.cpp would end the process
+        return super()._init_sampler(*args, **kwargs)
+
     @functools.wraps(llama_cpp.Llama.sample)
     def sample(self, *args: Any, **kwargs: Any) -> int:
         with self._exclusive:
@@ -506,71 +602,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         with self._exclusive:
             return super().embed(*args, **kwargs)
 
+    def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
+        """The text of `tokens`, as in the base class."""
+        if self._pieces is None:
+            return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
+        return self._pieces.text(tokens, special)
+
     def reset(self) -> None:
         """As in the base class; an answer that was going on ends."""
         with self._exclusive:
             super().reset()
             if self._answer is not None and self._answer.left_out is not None:
-                self._answer = None  # an answer that is decoding ends here; one that has not begun is resetting itself
+                self._set_answer(None)  # an answer that is decoding ends here; one that has not begun is resetting itself
             self._forget_beyond()
-
-
-class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
-    """A saved state that also tells which positions lack which layers, and the router scores of the others."""
-
-    def __init__(
-        self,
-        state: llama_cpp.LlamaState,
-        kv: KvRecord,
-        foreign: int,
-        scores: npt.NDArray[np.float32] | None,
-        router_id: str | None,
-    ) -> None:
-        self.__dict__.update(state.__dict__)
-        self.kv = kv
-        self.foreign = foreign
-        self.router_scores = scores
-        self.router_id = router_id
-
-
-class _Answer:
-    """The state of one answer: nothing decided during prefill, then the layers that its decoding leaves out."""
-
-    def __init__(self) -> None:
-        self.left_out: frozenset[int] | None = None
-
-
-class _OneThread:
-    """llama.cpp's context serves one thread at a time; a second one gets an error instead of a crash."""
-
-    __slots__ = ("_acquire", "_release")
-
-    def __init__(self) -> None:
-        lock = threading.RLock()
-        self._acquire, self._release = lock.acquire, lock.release
-
-    def __enter__(self) -> None:
-        if not self._acquire(False):
-            raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
-
-    def __exit__(self, *exception: object) -> None:
-        self._release()
-
-
-class _Closed:
-    def __getattr__(self, name: str) -> Any:
-        raise ClosedError("this Llama is closed")
-
-
-_CLOSED = _Closed()
-
-
-def _check_keywords(given: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that neither class knows; the base class would swallow it."""
-    known = [name for name, p in _BASE_INIT.parameters.items() if p.kind is p.KEYWORD_ONLY]
-    known += ["model_path", "skip", "routers", "release_kv"]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"Llama() got an unexpected keyword argument {name!r}{hint}")

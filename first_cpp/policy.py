@@ -25,7 +25,9 @@ class Routing:
     n_layer: layers of the model.
     prompt_tokens: prompt tokens that the decision stands on, reused ones included.
     why: the reason in a few words.
-    kv_bytes_released: bytes of KV cache given back to the system (``release_kv=True``).
+    kv_bytes: bytes of the KV cache in all.
+    kv_bytes_used: bytes of its cells that hold the prompt.
+    kv_bytes_released: bytes given back to the system (``release_kv=True``).
     """
 
     keep: tuple[float, ...] | None
@@ -33,12 +35,19 @@ class Routing:
     n_layer: int
     prompt_tokens: int
     why: str
+    kv_bytes: int = 0
+    kv_bytes_used: int = 0
     kv_bytes_released: int = 0
 
     @property
     def share(self) -> float:
         """Layers left out / all layers."""
         return len(self.skipped) / self.n_layer
+
+
+def picture(skipped: Sequence[int], n_layer: int) -> str:
+    """One sign a layer, the first layer first: # computed, . left out."""
+    return "".join("." if layer in skipped else "#" for layer in range(n_layer))
 
 
 def parse_skip(value: object) -> Skip:
@@ -74,6 +83,18 @@ def _parse_layers(value: Iterable[object]) -> tuple[int, ...]:
         if layers.count(layer) > 1:
             raise SkipError(f"skip: layer {layer} is given more than once")
     return tuple(sorted(layers))
+
+
+def check_prefill(prefill: object, route_tokens: object) -> None:
+    """Raise SkipError for a ``prefill`` or ``route_tokens`` setting that is none."""
+    if prefill not in ("full", "routed"):
+        raise SkipError(f'prefill={prefill!r} is not "full" or "routed"')
+    if route_tokens is None:
+        return
+    if isinstance(route_tokens, bool) or not isinstance(route_tokens, int) or route_tokens < 1:
+        raise SkipError(f"route_tokens={route_tokens!r}: a number of prompt tokens, 1 or more")
+    if prefill != "routed":
+        raise SkipError(f'route_tokens={route_tokens} needs prefill="routed"; with "full" the whole prompt decides')
 
 
 def check_layers(layers: Sequence[int], n_layer: int) -> None:

@@ -20,15 +20,15 @@ def write_pruned(model: str, out: str, layers: Iterable[int]) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.only_copy = True
     params.prune_layers = (ctypes.c_int32 * (len(pruned) + 1))(*pruned, -1)
-    with quiet_quantizer():
+    with quiet_llama_cpp():
         failed = llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(params)) != 0
     if failed:
         raise RuntimeError(f"llama.cpp could not prune layers {pruned} of {model}")
 
 
 @contextlib.contextmanager
-def quiet_quantizer() -> Iterator[None]:
-    """The quantizer logs a line for every tensor."""
+def quiet_llama_cpp() -> Iterator[None]:
+    """llama.cpp's quantizer logs a line for every tensor, a vocabulary without its model a false warning."""
     logger = logging.getLogger("llama-cpp-python")
     level = logger.level
     logger.setLevel(logging.ERROR)

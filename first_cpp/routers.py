@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import GgufFile
-from .errors import RouterError, SkipError
+from .errors import MissingFileError, ModelFileError, RouterError, SkipError
 from .model_file import open_gguf
 from .policy import layers_for_share
 
@@ -52,6 +53,14 @@ class Routers:
     skip: float
     writer: str = ""
     train: dict[str, str | int | float] = field(default_factory=dict)
+
+
+def check_lora(path: str) -> None:
+    """Raise MissingFileError, or ModelFileError for what is no LoRA: llama.cpp's loader would end the process."""
+    if not os.path.isfile(path):
+        raise MissingFileError(f"LoRA path does not exist: {path}")
+    if not carries_lora(path):
+        raise ModelFileError(f'{path} is no LoRA: a GGUF with general.type "adapter" and adapter.type "lora" is needed')
 
 
 def load_routers(path: str) -> Routers:

@@ -10,7 +10,7 @@ import pytest
 from routers_files import routed_model
 
 from first_cpp.cli import VERBS, main
-from first_cpp.demo import picture
+from first_cpp.policy import picture
 
 
 def test_version_names_everything(capsys):

@@ -30,6 +30,9 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"first_cpp", "convert", "first_cpp-0.1.0.dist-info"}
     assert any(name.startswith("first_cpp/_ext.") and name.endswith(".so") for name in names)
     assert "first_cpp/_ext.pyi" in names
+    page = {path.name for path in (ROOT / "first_cpp" / "server" / "page").iterdir()}
+    assert page == {"index.html", "style.css", "app.js", "icon.svg"}
+    assert {f"first_cpp/server/page/{name}" for name in page} <= set(names)
 
 
 @pytest.mark.slow

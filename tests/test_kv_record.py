@@ -1,4 +1,4 @@
-"""KvRecord against the plain list that it stands for: one set of layers a position."""
+"""KvRecord against the plain list that it stands for: two sets of layers a position, left out and lost since."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_is_the_list_it_stands_for(steps, asked):
     for step, number, layers in steps:
         if step == "append":
             record.append(len(plain) + number, layers)
-            plain += [layers] * number
+            plain += [(layers, frozenset())] * number
         elif step == "truncate":
             record.truncate(number)
             del plain[number:]
         else:
             record.lose(layers)
-            plain = [old | layers for old in plain]
+            plain = [(left_out, lost | layers) for left_out, lost in plain]
         assert record.end == len(plain)
-        like = next((i for i, old in enumerate(plain) if old != asked), len(plain))
-        readable = next((i for i, old in enumerate(plain) if not old <= asked), len(plain))
+        like = next((i for i, old in enumerate(plain) if old != (asked, frozenset())), len(plain))
+        readable = next((i for i, (left_out, lost) in enumerate(plain) if not left_out | lost <= asked), len(plain))
         assert record.copy().evaluated_like(asked) == like
         assert record.readable_with(asked) == readable

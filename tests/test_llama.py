@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import llama_cpp
 import numpy as np
@@ -19,7 +20,7 @@ from helpers import greedy, logits, run_tokens, tokens
 from routers_files import routed_model
 
 import first_cpp
-from first_cpp import BusyError, ClosedError, Llama, MissingFileError, ModelFileError, RoutingError, SkipError
+from first_cpp import AnswerCancelled, BusyError, ClosedError, Llama, MissingFileError, ModelFileError, RoutingError, SkipError
 
 PROMPT = tokens(40, seed=3)
 
@@ -75,6 +76,19 @@ def test_draft_model_gives_the_same_tokens(routed, load):
     plain = greedy(load(routed, skip=0.34), prompt, 30)
     drafted = load(routed, skip=0.34, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=3))
     assert greedy(drafted, prompt, 30) == plain
+
+
+def test_a_draft_model_cannot_come_later(tiny, load):
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    llm = load(tiny)
+    with pytest.raises(ValueError, match="to the constructor"):
+        llm.draft_model = LlamaPromptLookupDecoding()  # llama.cpp would abort the process
+    llm.draft_model = None
+    assert greedy(llm, PROMPT, 4) == greedy(load(tiny), PROMPT, 4)
+    with_all = load(tiny, logits_all=True)
+    with_all.draft_model = LlamaPromptLookupDecoding(num_pred_tokens=3)
+    assert greedy(with_all, PROMPT, 4) == greedy(llm, PROMPT, 4)
 
 
 def test_prompt_whose_last_micro_batch_is_one_token_is_prefill(routed, load):
@@ -560,3 +574,114 @@ def test_unreadable_file(tmp_path):
     path.chmod(0)
     with pytest.raises(PermissionError):
         Llama(str(path), verbose=False)
+
+
+# -- text of tokens ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_every_token_has_the_bases_text(smollm2, tiny, load, special):
+    for path in (smollm2, tiny):
+        base, ours = load(path, llama_cpp.Llama), load(path)
+        for token in range(base.n_vocab()):
+            expected = base.detokenize([token], special=special)
+            assert ours.detokenize([token], special=special) == expected or len(ours.detokenize([token])) > 32
+
+
+def test_a_text_is_its_tokens_text(smollm2, tiny, load):
+    for path in (smollm2, tiny):
+        base, ours = load(path, llama_cpp.Llama), load(path)
+        for first in ([], [base.token_bos()]):
+            found = first + base.tokenize(" Grüße, 世界! <|im_end|> text".encode(), add_bos=False, special=True)
+            for special in (False, True):
+                assert ours.detokenize(found, special=special) == base.detokenize(found, special=special)
+        assert ours.detokenize([]) == b""
+
+
+@pytest.mark.parametrize("token", [-1, 320, 10**9])
+def test_numbers_that_are_no_token(tiny, load, token):
+    with pytest.raises(ValueError, match="no token of this model: 0 to 319"):
+        load(tiny).detokenize([5, token])
+
+
+def test_a_closed_model_has_no_text(tiny, load):
+    llm = load(tiny)
+    llm.close()
+    with pytest.raises(ClosedError):
+        llm.detokenize([300])
+
+
+# -- an answer that is cancelled, and one that is timed ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"skip": 0.34}, {"n_batch": 32}], ids=["dense", "routed", "small batches"])
+def test_cancel_ends_an_answer_amid_prefill(routed, load, settings):
+    llm = load(routed, n_ctx=2048, **settings)
+    long = tokens(2000, seed=5)
+    start = time.perf_counter()
+    greedy(llm, long, 1)
+    whole = time.perf_counter() - start
+    llm.reset()
+    timer = threading.Timer(whole / 4, llm.cancel)
+    timer.start()
+    start = time.perf_counter()
+    with pytest.raises(AnswerCancelled):
+        greedy(llm, long, 1)
+    assert time.perf_counter() - start < whole * 0.8
+    timer.join()
+    assert greedy(llm, PROMPT, 12) == greedy(load(routed, n_ctx=2048, **settings), PROMPT, 12)
+    assert greedy(llm, long, 4) == greedy(load(routed, n_ctx=2048, **settings), long, 4)
+
+
+def test_cancel_ends_an_answer_between_two_tokens(routed, load):
+    llm = load(routed, skip=0.34)
+    llm.cancel()  # nothing to end
+    answer = llm.generate(PROMPT, temp=0.0)
+    next(answer)
+    llm.cancel()
+    with pytest.raises(AnswerCancelled):
+        next(answer)
+    llm.cancel()
+    assert greedy(llm, PROMPT, 12) == greedy(load(routed, skip=0.34), PROMPT, 12)
+
+
+def test_a_suspended_answer_that_is_cancelled_is_in_nobodys_way(routed, load):
+    llm = load(routed, skip=0.34)
+    answer = llm.generate(PROMPT, temp=0.0)
+    next(answer)
+    llm.cancel()
+    llm.eval([5])
+    assert greedy(llm, PROMPT, 12) == greedy(load(routed, skip=0.34), PROMPT, 12)
+
+
+def test_cancel_reaches_an_answer_in_another_thread(routed, load):
+    llm = load(routed, skip=0.34, n_ctx=2048)
+    raised = []
+
+    def answer():
+        with pytest.raises(AnswerCancelled) as caught:
+            llm.create_completion("Once", max_tokens=1900, temperature=0.9)
+        raised.append(caught.value)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    while llm.timing.n_tokens < 5:
+        time.sleep(0.001)
+    llm.cancel()
+    thread.join(timeout=20)
+    assert raised
+
+
+def test_timing_leaves_the_consumers_time_out(tiny, load):
+    llm = load(tiny)
+    answer = llm.generate(PROMPT, temp=0.0)
+    start = time.perf_counter()
+    for _ in range(5):
+        next(answer)
+        time.sleep(0.05)
+    answer.close()
+    timing = llm.timing
+    assert timing.n_tokens == 5
+    assert timing.ttft > 0
+    assert timing.tpot > 0
+    assert timing.ttft + 4 * timing.tpot < time.perf_counter() - start - 0.24

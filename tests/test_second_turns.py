@@ -235,6 +235,16 @@ def test_released_kv_is_read_again(routed, load):
     assert second_turn(used, PROMPT + answer + MORE)[1] == second_turn(fresh, PROMPT + answer + MORE)[1]
 
 
+def test_released_kv_is_no_kv_evaluated_without_those_layers(routed, load):
+    used, fresh = load(routed, skip=[0, 5], release_kv=True), load(routed, skip=None)
+    greedy(used, PROMPT, 1)
+    found = []
+    for llm in (used, fresh):
+        with llm.leaving_out([0, 5]):
+            found.append(greedy(llm, PROMPT + MORE, 8))
+    assert found[0] == found[1]
+
+
 def test_positions_that_came_without_eval_are_kept(routed, load):
     """A multimodal handler decodes images by its own means and sets n_tokens: nothing of that can be read again."""
     llm, fresh = load(routed, skip=0.5), load(routed, skip=None)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import FirstCppError, MissingFileError
-
-
-class DataError(FirstCppError, ValueError):
-    """A data file that cannot be trained on; the message names the file and line."""
+from ..jsonl import DataError, field, lines
 
 
 @dataclass(frozen=True)
@@ -32,9 +27,9 @@ def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_res
     """
     examples = []
     for path in paths:
-        for where, record in _lines(path):
-            prompt = encode_prompt(tokenizer, _field(record, "prompt", where))
-            response = tokenizer(_field(record, "response", where), add_special_tokens=False)["input_ids"]
+        for where, record in lines(path):
+            prompt = encode_prompt(tokenizer, field(record, "prompt", where))
+            response = tokenizer(field(record, "response", where), add_special_tokens=False)["input_ids"]
             for name, tokens, limit in (("prompt", prompt, max_prompt), ("response", response, max_response - 1)):
                 if len(tokens) > limit:
                     raise DataError(f"{where}: the {name} has {len(tokens)} tokens, at most {limit} are allowed (--max-{name})")
@@ -50,32 +45,6 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer(text)["input_ids"])
     turn = [{"role": "user", "content": text}]
     return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
-
-
-def _lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-                if not isinstance(record, dict):
-                    raise DataError(f"{where}: expected an object with prompt and response, found {type(record).__name__}")
-                yield where, record
-    except FileNotFoundError:
-        raise MissingFileError(f"data file does not exist: {path}") from None
-
-
-def _field(record: dict[str, Any], name: str, where: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        found = "missing" if name not in record else "empty" if value == "" or isinstance(value, str) else repr(value)
-        raise DataError(f"{where}: {name} is {found}, expected text")
-    return value
 
 
 def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:

@@ -1,0 +1,71 @@
+"""What the benchmarks share: the machine's line, where figures go, SmolLM2 as Q4_0, and input-blind routers."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+from typing import Any
+
+import llama_cpp
+
+from convert.embed import write_sidecar
+from convert.influence import write_influence
+from first_cpp import __version__
+from first_cpp.demo import CALIBRATION
+from first_cpp.demo_model import find_demo_model
+from first_cpp.machine import describe_machine, physical_cores
+from first_cpp.pruned import quiet_llama_cpp
+
+RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
+THREADS = physical_cores()
+SETTINGS: dict[str, Any] = {"n_threads": THREADS, "n_threads_batch": THREADS, "verbose": False}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", help="JSON file for the figures")
+    return found
+
+
+def save(path: str | None, rows: Any) -> None:
+    """Write figures with what they come from; print them as well."""
+    command = "python benchmarks/" + os.path.basename(sys.argv[0]) + "".join(f" {word}" for word in _without_out(sys.argv[1:]))
+    record = {
+        "command": command,
+        "machine": describe_machine(),
+        "first_cpp": __version__,
+        "llama_cpp_python": llama_cpp.__version__,
+        "rows": rows,
+    }
+    print(json.dumps(rows, indent=1))
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+
+
+def _without_out(words: list[str]) -> list[str]:
+    return [word for i, word in enumerate(words) if word != "--out" and (i == 0 or words[i - 1] != "--out")]
+
+
+def smollm2_q4_0(folder: str) -> str:
+    """SmolLM2-135M-Instruct of the demo extra (Q4_1) as Q4_0, by llama.cpp's quantizer."""
+    out = os.path.join(folder, "smollm2-135m-instruct-q4_0.gguf")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    with quiet_llama_cpp():
+        assert llama_cpp.llama_model_quantize(os.fsencode(find_demo_model()), os.fsencode(out), ctypes.byref(params)) == 0
+    return out
+
+
+def influence_routers(model: str, folder: str) -> str:
+    """A side file with input-blind routers: block influence on the demo's texts."""
+    text, tensors, out = (os.path.join(folder, name) for name in ("text.txt", "r.safetensors", "influence.gguf"))
+    with open(text, "w", encoding="utf-8") as file:
+        file.write("\n".join(CALIBRATION))
+    write_influence(model, text, tensors, quiet=True)
+    write_sidecar(tensors, model, out, force=True)
+    return out

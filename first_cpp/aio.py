@@ -1,0 +1,95 @@
+"""`AsyncLlama`: a Llama for asyncio. Answers are made in a thread; cancelling the task ends them within a token."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, TypeVar
+
+from .llama import Llama
+from .streaming import AnswerThread
+
+T = TypeVar("T")
+
+
+class AsyncLlama:
+    """A `first_cpp.Llama` whose answers are awaited: `await llm.create_chat_completion(...)`, `async for` with stream=True.
+
+    Takes the arguments of `Llama`, or `llama=` for one that is loaded. Calls wait for each other, in order. A task that is
+    cancelled ends its answer within a token, amid prefill within a graph node, and the next call finds the model ready. Close
+    an iterator that is left early (`contextlib.aclosing`), or the model stays taken until it is collected.
+    """
+
+    def __init__(self, *args: Any, llama: Llama | None = None, **kwargs: Any) -> None:
+        self.llama = Llama(*args, **kwargs) if llama is None else llama
+        self._turn = asyncio.Lock()
+
+    async def create_completion(self, *args: Any, stream: bool = False, **kwargs: Any) -> Any:
+        """As `Llama.create_completion`; with stream=True an async iterator of chunks."""
+        return await self._create(self.llama.create_completion, *args, stream=stream, **kwargs)
+
+    __call__ = create_completion
+
+    async def create_chat_completion(self, *args: Any, stream: bool = False, **kwargs: Any) -> Any:
+        """As `Llama.create_chat_completion`; with stream=True an async iterator of chunks."""
+        return await self._create(self.llama.create_chat_completion, *args, stream=stream, **kwargs)
+
+    async def generate(self, tokens: list[int], **kwargs: Any) -> AsyncIterator[int]:
+        """As `Llama.generate`, an async iterator of tokens."""
+        async for token in self._stream(lambda: self.llama.generate(tokens, **kwargs)):
+            yield token
+
+    async def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Llama.embed`. It cannot be cancelled midway."""
+        async with self._turn:
+            return await _to_the_end(functools.partial(self.llama.embed, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Free the model, after the answer that is going on."""
+        async with self._turn:
+            await _to_the_end(self.llama.close)
+
+    async def __aenter__(self) -> AsyncLlama:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def _create(self, call: Callable[..., Any], *args: Any, stream: bool, **kwargs: Any) -> Any:
+        if stream:
+            return self._stream(lambda: call(*args, stream=True, **kwargs))
+        found = None
+        async for whole in self._stream(lambda: [call(*args, stream=False, **kwargs)]):
+            found = whole
+        return found
+
+    async def _stream(self, chunks: Callable[[], Iterable[T]]) -> AsyncIterator[T]:
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            arrived: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+            work = AnswerThread(self.llama, chunks, lambda item: loop.call_soon_threadsafe(arrived.put_nowait, item))
+            try:
+                while True:
+                    kind, value = await arrived.get()
+                    if kind == "end":
+                        return
+                    if kind == "error":
+                        raise value
+                    yield value
+            finally:
+                await _to_the_end(work.stop)
+
+
+async def _to_the_end(call: Callable[[], T]) -> T:
+    """Run `call` in a thread and wait for it, also when the task is cancelled meanwhile: the thread has the model."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    cancelled = None
+    while not running.done():
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return running.result()

@@ -1,0 +1,115 @@
+"""The field's own metrics, each as numbers per answer and a score from their sums: so that answers can be drawn again.
+
+BLEU and chrF by sacrebleu, ROUGE-L by rouge-score, exact match and F1 by SQuAD's rules (Rajpurkar et al. 2016).
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import string
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+
+class Metric(Protocol):
+    """numbers: float64 [n, k] for n answers. score: from the sum over answers and their count, 0 to 100."""
+
+    name: str
+
+    def numbers(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Numbers: ...
+
+    def score(self, total: Numbers, count: int) -> float: ...
+
+
+class Corpus:
+    """A sacrebleu metric: a corpus score from summed n-gram counts."""
+
+    def __init__(self, name: str) -> None:
+        from sacrebleu.metrics import BLEU, CHRF
+
+        self.name = name
+        self._metric: Any = BLEU(effective_order=False) if name == "BLEU" else CHRF()
+
+    def numbers(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Numbers:
+        found = []
+        for answer, wanted in zip(answers, references, strict=True):
+            found.append(self._metric._extract_corpus_statistics([answer], [[one] for one in wanted])[0])
+        return np.array(found, np.float64)
+
+    def score(self, total: Numbers, count: int) -> float:
+        return float(self._metric._compute_score_from_stats([int(value) for value in total]).score)
+
+
+class Mean:
+    """A metric with one value an answer, 0 to 1, and the mean as its score."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._of = {"ROUGE-L": rouge_best, "ROUGE-L mean": rouge_mean, "F1": squad_f1, "EM": squad_exact}[name]
+
+    def numbers(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Numbers:
+        return np.array([[self._of(a, r)] for a, r in zip(answers, references, strict=True)], np.float64)
+
+    def score(self, total: Numbers, count: int) -> float:
+        return float(total[0]) / count * 100
+
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "translation": ("BLEU", "chrF"),
+    "summary": ("ROUGE-L",),
+    "summary-mean": ("ROUGE-L mean",),
+    "answer": ("F1", "EM"),
+}
+"""Kinds of task; the first metric is the one that is averaged over tasks."""
+
+KIND_OF_TASK = {"translation": "translation", "tldr": "summary", "dialogue": "summary-mean", "qa": "answer"}
+
+
+def metrics_of(kind: str) -> list[Metric]:
+    """The metrics of a kind of task."""
+    return [Corpus(name) if name in ("BLEU", "chrF") else Mean(name) for name in METRICS[kind]]
+
+
+def _rouge(answer: str, reference: str) -> float:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return float(RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure)
+
+
+def rouge_best(answer: str, references: Sequence[str]) -> float:
+    """ROUGE-L F-measure against the nearest reference."""
+    return max(_rouge(answer, one) for one in references)
+
+
+def rouge_mean(answer: str, references: Sequence[str]) -> float:
+    """ROUGE-L F-measure, mean over references."""
+    return sum(_rouge(answer, one) for one in references) / len(references)
+
+
+def _words(text: str) -> list[str]:
+    """SQuAD's normalisation: lower case, no punctuation, no articles."""
+    bare = "".join(" " if char in string.whitespace else char for char in text.lower() if char not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def squad_exact(answer: str, references: Sequence[str]) -> float:
+    """1 if the answer is one of the references."""
+    return float(any(_words(answer) == _words(one) for one in references))
+
+
+def squad_f1(answer: str, references: Sequence[str]) -> float:
+    """F1 over words against the nearest reference."""
+    return max(_f1(_words(answer), _words(one)) for one in references)
+
+
+def _f1(found: list[str], wanted: list[str]) -> float:
+    if not found or not wanted:
+        return float(found == wanted)
+    same = sum((collections.Counter(found) & collections.Counter(wanted)).values())
+    return 0.0 if same == 0 else 2 * same / (len(found) + len(wanted))

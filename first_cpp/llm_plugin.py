@@ -1,0 +1,91 @@
+"""A plugin for the `llm` command and library (llm.datasette.io): first_cpp models beside its others.
+
+    llm -m first-cpp "Name a colour." -o skip 0.25
+
+serves the model of the demo extra, or the file that the variable FIRST_CPP_MODEL names. In Python any loaded
+`first_cpp.Llama` can be passed: `FirstCppModel("my-model", llama).prompt("...")`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import llm
+from pydantic import Field
+
+from .demo_model import find_demo_model
+from .errors import MissingFileError
+from .llama import Llama
+from .machine import physical_cores
+from .options import context_length, skip_from_text
+from .policy import Skip
+from .streaming import in_thread
+
+VARIABLE = "FIRST_CPP_MODEL"
+
+
+class FirstCppModel(llm.Model):  # type: ignore[misc]
+    """One GGUF model: a path that is loaded with the first prompt, or a `first_cpp.Llama`."""
+
+    can_stream = True
+
+    class Options(llm.Options):  # type: ignore[misc]
+        skip: str | None = Field(default=None, description="layers left out: auto, none, a share like 0.25, or 7,11")
+        max_tokens: int | None = Field(default=None, description="longest answer in tokens")
+        temperature: float = Field(default=0.8, description="0 is greedy")
+        seed: int | None = Field(default=None, description="for the same answer again")
+
+    def __init__(self, model_id: str, model: str | Llama) -> None:
+        self.model_id = model_id
+        self._model = model
+        self._own_skip: Skip = model.skip if isinstance(model, Llama) else "auto"
+
+    @property
+    def llama(self) -> Llama:
+        """The loaded model."""
+        if not isinstance(self._model, Llama):
+            threads = physical_cores()
+            n_ctx = context_length(self._model)
+            self._model = Llama(self._model, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False)
+        return self._model
+
+    def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:
+        """Answer a prompt of the llm library; what was decided goes into the response's JSON."""
+        llama, options = self.llama, prompt.options
+        skip = self._own_skip if options.skip is None else skip_from_text(options.skip)
+        llama.skip = list(skip) if isinstance(skip, tuple) else skip
+        create: Any = llama.create_chat_completion
+        ask = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
+        for chunk in in_thread(llama, lambda: create(_messages(prompt, conversation), stream=True, **ask)):
+            if text := chunk["choices"][0]["delta"].get("content"):
+                yield text
+        routing, timing = llama.routing, llama.timing
+        if routing is not None:
+            response.response_json = {
+                "skipped_layers": list(routing.skipped),
+                "n_layer": routing.n_layer,
+                "ttft_ms": timing.ttft * 1e3,
+                "tpot_ms": timing.tpot * 1e3,
+            }
+
+
+def _messages(prompt: Any, conversation: Any) -> list[dict[str, str]]:
+    before = conversation.responses if conversation is not None else []
+    # llm sends the system message with the first prompt of a conversation only
+    system = prompt.system or next((one.prompt.system for one in before if one.prompt.system), None)
+    messages = [{"role": "system", "content": system}] if system else []
+    for one in before:
+        messages += [{"role": "user", "content": one.prompt.prompt}, {"role": "assistant", "content": one.text()}]
+    return [*messages, {"role": "user", "content": prompt.prompt}]
+
+
+@llm.hookimpl  # type: ignore[untyped-decorator]
+def register_models(register: Any) -> None:
+    """Called by llm: registers `first-cpp`, where there is a model."""
+    try:
+        path = os.environ.get(VARIABLE) or find_demo_model()
+    except MissingFileError:
+        return
+    register(FirstCppModel("first-cpp", path))

@@ -1,0 +1,1 @@
+"""What `first-cpp bench` measures with."""

@@ -1,0 +1,52 @@
+"""Errors as OpenAI clients read them: a status and one JSON object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+
+class ApiError(Exception):
+    """A request that cannot be answered. status: of HTTP. code, param: what OpenAI clients look at."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object that tells of it."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def unknown_model(given: str, known: str) -> ApiError:
+    return ApiError(404, f"the model {given!r} does not exist; this server has {known!r}", "model_not_found", "model")
+
+
+def too_long(n_tokens: int, most: int, n_ctx: int) -> ApiError:
+    message = f"the prompt has {n_tokens} tokens, at most {most} are allowed (context {n_ctx}); make it shorter"
+    return ApiError(400, message, "context_length_exceeded", "messages")
+
+
+def line_full(waiting: int, seconds: int) -> ApiError:
+    message = f"{waiting} requests are waiting already, as many as may; try again in {seconds} s"
+    return ApiError(503, message, "queue_full", headers={"Retry-After": str(seconds)})
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "the server is stopping", "server_stopping", headers={"Retry-After": "30"})

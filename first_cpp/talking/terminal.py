@@ -1,0 +1,92 @@
+"""Reads what is typed and shows what is said: with editing, colours and history on a terminal, plainly without one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+FENCE = '"""'
+
+
+def history_file() -> str:
+    """Where typed lines are kept."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(state, "first_cpp", "chat_history")
+
+
+class Terminal:
+    """A person at a terminal, or a pipe."""
+
+    def __init__(self, history: bool = True) -> None:
+        from rich.console import Console
+
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._prompt = _prompt_session(history) if self.interactive else None
+
+    def read(self) -> str:
+        """One message. Text between lines of \"\"\" may have many lines. Raises EOFError at the end of input."""
+        first = self._line("> ")
+        if not first.startswith(FENCE):
+            return first
+        lines = [first[len(FENCE) :]]
+        while not lines[-1].endswith(FENCE):
+            lines.append(self._line(". "))
+        lines[-1] = lines[-1][: -len(FENCE)]
+        return "\n".join(lines).strip("\n")
+
+    def _line(self, sign: str) -> str:
+        if self._prompt is not None:
+            return str(self._prompt.prompt(sign))
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    def stream(self, pieces: Iterator[str]) -> Iterator[str]:
+        """Show pieces of text as they come; gives them on."""
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            yield piece
+
+    def end_line(self) -> None:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def quiet(self, text: str) -> None:
+        """Something beside the conversation."""
+        self.console.print(text, style="dim", markup=False)
+
+    def show(self, what: Any) -> None:
+        """A table or text."""
+        self.console.print(what)
+
+    def error(self, text: str) -> None:
+        self.console.print(text, style="red", markup=False)
+
+
+def _prompt_session(history: bool) -> Any:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+
+    kept: Any = InMemoryHistory()
+    if history:
+        path = history_file()
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "a", encoding="utf-8"):
+                pass
+            os.chmod(path, 0o600)  # what was typed is nobody else's business
+            kept = FileHistory(path)
+        except OSError:
+            pass  # a read-only home: this session keeps its own
+    return PromptSession(history=kept, key_bindings=keys, multiline=True)
