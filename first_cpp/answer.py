@@ -1,9 +1,11 @@
-"""One answer: what its prompt decided, how long it takes, and whether somebody wants it to end."""
+"""One answer: what its prompt decided, how long it takes, and what ends it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,19 @@ class Answer:
     @property
     def timing(self) -> Timing:
         return Timing(self.n_tokens, self.ttft, self.decode / (self.n_tokens - 1) if self.n_tokens > 1 else 0.0)
+
+
+class ContextEnd:
+    """A stopping criterion beside the caller's `further` one: whether a completion ran into the end of the context.
+
+    The base class looks at max_tokens only where no character is cut in two, so that an answer may come to need more room.
+    """
+
+    __slots__ = ("further", "reached")
+
+    def __init__(self, further: Callable[..., Any] | None) -> None:
+        self.further = further
+        self.reached = False
+
+    def __call__(self, tokens: Any, logits: Any) -> bool:
+        return self.reached or (self.further is not None and bool(self.further(tokens, logits)))

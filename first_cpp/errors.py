@@ -49,3 +49,7 @@ class OptionError(FirstCppError, ValueError):
 
 class MissingExtraError(FirstCppError, ImportError):
     """A package that one of the extras brings is not installed."""
+
+
+class ContextFull(FirstCppError, ValueError):
+    """More tokens than the context has room for."""

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _ext
-from .answer import Answer, Timing
+from .answer import Answer, ContextEnd, Timing
 from .errors import (
     AnswerCancelled,
     BusyError,
+    ContextFull,
     OffloadError,
     RouterError,
     RoutingError,
@@ -42,6 +43,7 @@ from .routers import Base, Routers, carries_lora, check_base, check_lora, load_r
 from .state import LlamaState
 
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
+_BASE_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
 
 
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
@@ -264,15 +266,19 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
         Raises BusyError when it is resumed after a newer prompt was started on this model, AnswerCancelled after `cancel`.
         """
-        reset = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
+        given = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments
+        reset = given.get("reset", True)
         answer = Answer()
+        end = given.get("stopping_criteria")
+        if isinstance(end, ContextEnd):
+            given["stopping_criteria"] = end.further
         with self._exclusive:
             if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
-            tokens = self._drop_unusable(list(tokens), reset)
+            given["tokens"] = self._drop_unusable(list(tokens), reset)
             self._set_answer(answer)  # last: a prompt that is refused starts no answer
             self._timed = answer
-        inner = super().generate(tokens, *args, **kwargs)
+        inner = llama_cpp.Llama.generate(**given)
         sent: Sequence[int] | None = None
         try:
             while True:
@@ -283,6 +289,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                     try:
                         token = inner.send(sent)
                     except StopIteration:
+                        return
+                    except ContextFull:
+                        if answer.left_out is None or not isinstance(end, ContextEnd):
+                            raise
+                        end.reached = True
                         return
                     except RuntimeError as error:
                         if answer.cancelled:
@@ -321,8 +332,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._layers.abort(False)
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself."""
+        """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself.
+
+        Raises ContextFull, and changes nothing, where the context has no room for them.
+        """
         with self._exclusive:
+            if (asked := self.n_tokens + len(tokens)) > self._n_ctx:
+                raise ContextFull(
+                    f"Requested tokens ({asked}) exceed context window of {self._n_ctx}; a larger n_ctx= has room"
+                )
             answer = self._answer
             if answer is not None and answer.left_out is not None and self._forced is None:
                 if self.n_tokens == self._kv.end:  # the per-token path: nothing was changed behind our back
@@ -570,7 +588,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # One step of a whole answer is the whole answer: no other thread comes between its tokens.
-        inner = super()._create_completion(*args, **kwargs)
+        given = _BASE_COMPLETION.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
+        inner = llama_cpp.Llama._create_completion(*given.args, **given.kwargs)
         try:
             while True:
                 with self._exclusive:
@@ -578,6 +599,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                         chunk = next(inner)
                     except StopIteration:
                         return
+                if end.reached and chunk["choices"][0]["finish_reason"] == "stop":
+                    chunk["choices"][0]["finish_reason"] = "length"
                 yield chunk
         finally:
             inner.close()

@@ -685,3 +685,27 @@ def test_timing_leaves_the_consumers_time_out(tiny, load):
     assert timing.ttft > 0
     assert timing.tpot > 0
     assert timing.ttft + 4 * timing.tpot < time.perf_counter() - start - 0.24
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_where_the_context_does(tiny, load, stream):
+    """The base class looks at max_tokens only after whole characters, and fails where the last is cut in two."""
+    llm = load(tiny, n_ctx=256)
+    lead_byte = 3 + 0xF0  # the first of four bytes, again and again
+    asked = {"logit_bias": {lead_byte: 100.0}, "temperature": 0, "stream": stream, "max_tokens": None}
+    answer = llm.create_completion([1, 5, 6, 7], **asked)
+    assert (list(answer)[-1] if stream else answer)["choices"][0]["finish_reason"] == "length"
+    assert llm.timing.n_tokens == 256 - 4 + 1  # the last one takes no place
+    assert greedy(llm, PROMPT, 4) == greedy(load(tiny, n_ctx=256), PROMPT, 4)
+    with pytest.raises(ValueError, match=r"\(257\) exceed context window of 256"):
+        greedy(llm, [1, 5, 6, 7], 254)
+
+
+def test_tokens_beyond_the_context_are_refused_unchanged(tiny, load):
+    llm = load(tiny, n_ctx=256)
+    llm.eval(PROMPT)
+    for use in (lambda: llm.eval([5] * 256), lambda: next(llm.generate([5] * 257))):
+        with pytest.raises(ValueError, match=r"exceed context window of 256"):
+            use()
+    llm.eval([])
+    assert greedy(llm, PROMPT, 4) == greedy(load(tiny, n_ctx=256), PROMPT, 4)

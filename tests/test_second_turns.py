@@ -73,6 +73,23 @@ def cached(llm):
 FIRST_TURNS = [plain, abandoned, one_token, with_exception, saved_and_loaded, reset_between, cached]
 
 
+class Answer(list):
+    """Greedy tokens, equal up to a near tie: there the rounding of kernels, another on every CPU, decides."""
+
+    __hash__ = None
+
+    margins: tuple[float, ...]
+
+    def __eq__(self, other):
+        first = next((i for i, (a, b) in enumerate(zip(self, other, strict=True)) if a != b), None)
+        return first is None or self.margins[first] < 2 * CLOSE
+
+
+def margin(llm) -> float:
+    second, best = np.sort(logits(llm)[0])[-2:]
+    return float(best - second)
+
+
 def second_turn(llm, prompt):
     """Logits after the prompt, the greedy answer, and what was decided; llm.reused: positions that were not read again."""
     generator = llm.generate(prompt, temp=0.0)
@@ -85,7 +102,11 @@ def second_turn(llm, prompt):
     llm._evaluate = first_evaluate
     first = next(generator)
     row = logits(llm)[0]
-    answer = [first, *(next(generator) for _ in range(11))]
+    answer, margins = Answer([first]), [margin(llm)]
+    for _ in range(11):
+        answer.append(next(generator))
+        margins.append(margin(llm))
+    answer.margins = tuple(margins)
     generator.close()
     return row, answer, llm.routing.skipped
 
@@ -297,11 +318,13 @@ def test_interrupt_right_after_a_decode(routed, load, monkeypatch):
     assert greedy(llm, PROMPT, 6) == greedy(load(routed, skip=[1, 4]), PROMPT, 6)
 
 
-def test_failed_eval_then_the_same_prompt(routed, load):
+def test_failed_eval_then_the_same_prompt(routed, load, monkeypatch):
     llm = load(routed, skip=[1, 4], n_ctx=256, n_batch=64)
     greedy(llm, PROMPT, 1)
+    monkeypatch.setattr(llm, "_n_ctx", 512)  # else eval would see that there is no room
     with pytest.raises(RuntimeError):
         llm.eval(tokens(300))
+    monkeypatch.undo()
     assert greedy(llm, PROMPT, 6) == greedy(load(routed, skip=[1, 4]), PROMPT, 6)
 
 
