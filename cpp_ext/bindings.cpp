@@ -268,7 +268,16 @@ void bind_sinks(nb::module_ & m) {
 }
 
 void bind_hook(nb::module_ & m) {
-    nb::class_<LayerLayout>(m, "LayerLayout").def_ro("input", &LayerLayout::input).def_ro("trouble", &LayerLayout::trouble);
+    nb::class_<LayerLayout>(m, "LayerLayout")
+        .def_ro("input", &LayerLayout::input)
+        .def_ro("output", &LayerLayout::output)
+        .def_ro("trouble", &LayerLayout::trouble)
+        .def_ro("trouble_keeping", &LayerLayout::trouble_keeping)
+        .def_ro("cache_is_shared", &LayerLayout::cache_is_shared);
+    nb::enum_<Fate>(m, "Fate")
+        .value("RUN", Fate::RUN)
+        .value("LEAVE_OUT", Fate::LEAVE_OUT)
+        .value("LEAVE_OUT_KEEP_CACHE", Fate::LEAVE_OUT_KEEP_CACHE);
     nb::class_<CacheTensor>(m, "CacheTensor")
         .def_ro("layer", &CacheTensor::layer)
         .def_ro("name", &CacheTensor::name)
@@ -289,7 +298,10 @@ void bind_hook(nb::module_ & m) {
             "probe_begin", [](EvalHook & h, int n_layer) { h.probe.begin(n_layer); }, "n_layer"_a)
         .def("probe_finish", [](EvalHook & h) { return h.probe.finish(); })
         .def(
-            "set_layers", [](EvalHook & h, std::vector<bool> layers) { h.patch.set_layers(std::move(layers)); }, "layers"_a)
+            "set_outputs", [](EvalHook & h, std::vector<std::string> names) { h.patch.set_outputs(std::move(names)); },
+            "names"_a)
+        .def(
+            "set_fates", [](EvalHook & h, std::vector<Fate> fates) { h.patch.set_fates(std::move(fates)); }, "fates"_a)
         .def(
             "start_leaving_out",
             [](EvalHook & h, bool one_pass) {

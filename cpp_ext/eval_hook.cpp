@@ -64,6 +64,9 @@ void EvalHook::fail(const char * what) noexcept {
 }
 
 std::string EvalHook::take_error() {
+    if (patch.active()) {
+        patch.check_complete();
+    }
     std::string error = error_.empty() ? patch.error() : error_;
     error_.clear();
     patch.clear_error();

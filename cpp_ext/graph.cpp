@@ -5,24 +5,23 @@
 
 namespace first_cpp {
 
-int layer_of_output(const ggml_tensor * t) {
-    constexpr char prefix[] = "l_out-";
-    constexpr size_t length = sizeof(prefix) - 1;
-    if (std::memcmp(t->name, prefix, length) != 0) {
+int number_after(const char * prefix, const char * name) {
+    const size_t length = std::strlen(prefix);
+    if (std::strncmp(name, prefix, length) != 0) {
         return -1;
     }
-    int layer = 0;
-    const char * digit = t->name + length;
-    if (*digit == '\0') {
+    const char * digit = name + length;
+    if (*digit == '\0' || *digit == '.') {
         return -1;
     }
-    for (; *digit != '\0'; ++digit) {
-        if (*digit < '0' || *digit > '9' || layer > 1'000'000) {
+    int number = 0;
+    for (; *digit != '\0' && *digit != '.'; ++digit) {
+        if (*digit < '0' || *digit > '9' || number > 1'000'000) {
             return -1;
         }
-        layer = layer * 10 + (*digit - '0');
+        number = number * 10 + (*digit - '0');
     }
-    return layer;
+    return number;
 }
 
 bool is_alias(const ggml_tensor * t) {
@@ -36,6 +35,10 @@ bool is_alias(const ggml_tensor * t) {
         default:
             return false;
     }
+}
+
+bool writes_cache(const ggml_tensor * t) {
+    return (t->op == GGML_OP_SET_ROWS || t->op == GGML_OP_CPY) && t->view_src != nullptr && t->view_src->op == GGML_OP_NONE;
 }
 
 bool overlap(const ggml_tensor * a, const ggml_tensor * b) {

@@ -8,8 +8,8 @@
 
 namespace first_cpp {
 
-// The il of a layer's output, "l_out-<il>", the name llama.cpp's models give it; -1 for any other node.
-int layer_of_output(const ggml_tensor * t);
+// The number that follows `prefix` in `name`, up to its end or a full stop; -1 when there is none.
+int number_after(const char * prefix, const char * name);
 
 // A node that only renames memory (reshape, view, permute, transpose): backends compute nothing for it.
 bool is_alias(const ggml_tensor * t);
@@ -18,6 +18,9 @@ inline bool is_computed(const ggml_tensor * t) { return (t->flags & GGML_TENSOR_
 
 // The tensor that owns the memory of t: itself, or what it is a view of.
 inline const ggml_tensor * owner(const ggml_tensor * t) { return t->view_src != nullptr ? t->view_src : t; }
+
+// A node that writes into memory that outlives the graph: the KV cache or a recurrent state.
+bool writes_cache(const ggml_tensor * t);
 
 // Whether the bytes of a and b meet.
 bool overlap(const ggml_tensor * a, const ggml_tensor * b);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 #include "graph.h"
@@ -16,14 +17,25 @@
 
 namespace first_cpp {
 
-void GraphPatch::set_layers(std::vector<bool> left_out) {
+void GraphPatch::set_outputs(std::vector<std::string> names) {
     stop();
-    layers_ = std::move(left_out);
+    outputs_ = std::move(names);
+    fates_.assign(outputs_.size(), Fate::RUN);
+}
+
+void GraphPatch::set_fates(std::vector<Fate> fates) {
+    stop();
+    if (fates.size() != outputs_.size()) {
+        throw std::invalid_argument("a fate for each of " + std::to_string(outputs_.size()) + " layers is needed, got " +
+                                    std::to_string(fates.size()));
+    }
+    fates_ = std::move(fates);
 }
 
 void GraphPatch::start(bool one_pass) {
     restore();
-    active_ = true;
+    passes_ = 0;
+    active_ = !outputs_.empty();
     one_pass_ = one_pass;
 }
 
@@ -48,28 +60,39 @@ void GraphPatch::fetch_ahead(const ggml_tensor * t) {
     ++on_trail_;
 }
 
+bool GraphPatch::is_output(const ggml_tensor * t, size_t layer) const {
+    return layer < outputs_.size() && std::strncmp(t->name, outputs_[layer].c_str(), GGML_MAX_NAME) == 0;
+}
+
 bool GraphPatch::on_node(ggml_tensor * t) {
     fetch_ahead(t);
     nodes_.push_back(t);
-    const int layer = layer_of_output(t);
-    if (layer < 0 || layer >= static_cast<int>(layers_.size())) {
-        return false;
-    }
-    end_layer(layer, t);
-    return !one_pass_ && !rewritten_.empty() && layer + 1 == static_cast<int>(layers_.size());
-}
-
-void GraphPatch::end_layer(int layer, ggml_tensor * out) {
-    if (layer == 0) {
-        last_output_ = nullptr;  // a new pass
+    if (is_output(t, next_layer_)) {
+        end_layer(next_layer_, t);
+    } else if (next_layer_ > 0 && is_output(t, 0)) {  // a new pass
+        check_complete();
         if (!rewritten_.empty() && error_.empty()) {
             error_ = "a graph was computed that had not been put back";
         }
-    } else if (layer != last_layer_ + 1 && error_.empty()) {
-        error_ = "the graph has no output of layer " + std::to_string(layer - 1);
+        last_output_ = nullptr;
+        end_layer(0, t);
+    } else {
+        return false;
     }
-    if (layers_[static_cast<size_t>(layer)] && (layer == 0 || layer == last_layer_ + 1)) {
-        finder_.find(nodes_, last_output_, span_);
+    return !one_pass_ && !rewritten_.empty() && next_layer_ == outputs_.size();
+}
+
+void GraphPatch::check_complete() {
+    const bool amid_pass = next_layer_ > 0 && next_layer_ < outputs_.size();
+    const bool none_began = next_layer_ == 0 && passes_ == 0 && on_trail_ > 0;
+    if (error_.empty() && (amid_pass || none_began)) {
+        error_ = "the graph has no output of layer " + std::to_string(next_layer_) + " (" + outputs_[next_layer_] + ")";
+    }
+}
+
+void GraphPatch::end_layer(size_t layer, ggml_tensor * out) {
+    if (fates_[layer] != Fate::RUN) {
+        finder_.find(nodes_, last_output_, fates_[layer] == Fate::LEAVE_OUT_KEEP_CACHE, span_);
         if (span_.trouble == nullptr) {
             leave_out(out);
             ++layers_left_out_;
@@ -77,7 +100,8 @@ void GraphPatch::end_layer(int layer, ggml_tensor * out) {
             error_ = "layer " + std::to_string(layer) + " cannot be left out of this graph: " + span_.trouble;
         }
     }
-    last_layer_ = layer;
+    next_layer_ = layer + 1;
+    passes_ += next_layer_ == outputs_.size() ? 1 : 0;
     last_output_ = out;
     nodes_.assign(1, out);
 }
@@ -105,7 +129,7 @@ void GraphPatch::leave_out(ggml_tensor * out) {
 
 void GraphPatch::on_computed(const ggml_tensor * t) {
     // All layers are computed once the last one's output is: nothing after it was changed.
-    if (t == last_output_ && last_layer_ + 1 == static_cast<int>(layers_.size())) {
+    if (t == last_output_ && next_layer_ == outputs_.size()) {
         restore();
     }
 }
@@ -123,7 +147,7 @@ void GraphPatch::restore() noexcept {
     rewritten_.clear();
     cleared_.clear();
     nodes_.clear();
-    last_layer_ = -1;
+    next_layer_ = 0;
     last_output_ = nullptr;
     on_trail_ = 0;
 }

@@ -7,6 +7,7 @@
 // right after the decode; otherwise the patch hears when the last layer is computed, which costs a thread barrier.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,10 +16,20 @@
 
 namespace first_cpp {
 
+// What becomes of a layer.
+enum class Fate : uint8_t {
+    RUN,
+    LEAVE_OUT,
+    LEAVE_OUT_KEEP_CACHE,  // its KV cache or recurrent state is written all the same
+};
+
 class GraphPatch {
 public:
-    // Which layers to leave out whenever started.
-    void set_layers(std::vector<bool> left_out);
+    // The names of the nodes that the layers put out, in the order of the layers.
+    void set_outputs(std::vector<std::string> names);
+
+    // What to do with each layer whenever started.
+    void set_fates(std::vector<Fate> fates);
 
     // one_pass: the next decode computes one graph (one micro-batch), and stop() follows it.
     void start(bool one_pass);
@@ -33,6 +44,8 @@ public:
     bool on_node(ggml_tensor * t);
     void on_computed(const ggml_tensor * t);
 
+    // Notes an error if a decode since start() passed over the output of a layer. Between the decode and stop().
+    void check_complete();
     const std::string & error() const { return error_; }
     void clear_error() { error_.clear(); }
     size_t layers_left_out() const { return layers_left_out_; }  // summed over all passes
@@ -40,7 +53,8 @@ public:
 private:
     void restore() noexcept;
     void fetch_ahead(const ggml_tensor * t);
-    void end_layer(int layer, ggml_tensor * out);
+    bool is_output(const ggml_tensor * t, size_t layer) const;
+    void end_layer(size_t layer, ggml_tensor * out);
     void leave_out(ggml_tensor * out);
 
     struct Rewritten {
@@ -48,10 +62,12 @@ private:
         ggml_tensor before;
     };
 
-    std::vector<bool> layers_;
+    std::vector<std::string> outputs_;
+    std::vector<Fate> fates_;
     bool active_ = false;
     bool one_pass_ = false;
-    int last_layer_ = -1;  // whose output was seen last in this pass
+    size_t next_layer_ = 0;  // whose output comes next in this pass
+    size_t passes_ = 0;      // complete ones since start()
     ggml_tensor * last_output_ = nullptr;
     std::vector<ggml_tensor *> nodes_;        // since then, that output first
     std::vector<const ggml_tensor *> trail_;  // addresses of the pass before: hints for the cache, never followed

@@ -10,8 +10,11 @@
 namespace first_cpp {
 
 struct LayerLayout {
-    std::string input;    // name of the node that enters the layer; empty when not found
-    std::string trouble;  // why the layer cannot be left out; empty when it can
+    std::string input;             // name of the node that enters the layer; empty when not found
+    std::string output;            // name of the node that leaves it; empty when not found
+    std::string trouble;           // why the layer cannot be left out; empty when it can
+    std::string trouble_keeping;   // the same for leaving it out while its cache is written
+    bool cache_is_shared = false;  // another layer reads its cache: it must go on being written
 };
 
 // A tensor of the KV cache (or recurrent state) that a layer writes. It lives as long as the llama context.

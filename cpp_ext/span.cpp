@@ -12,6 +12,7 @@ namespace {
 constexpr uint8_t IN_SUM = 1;  // a term of the sum that the output is
 constexpr uint8_t WORK = 2;    // computed from the residual
 constexpr uint8_t PASSED = 4;  // the residual itself, or rows of it
+constexpr uint8_t KEPT = 8;    // work that runs all the same: a cache is written from it
 
 size_t hash(const ggml_tensor * t) {
     return static_cast<size_t>((reinterpret_cast<uintptr_t>(t) >> 4) * 0x9E3779B97F4A7C15ULL >> 32);
@@ -32,7 +33,7 @@ bool passes_through(const ggml_tensor * t) {
 
 }  // namespace
 
-void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, Span & span) {
+void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, bool keep_cache, Span & span) {
     span.residual = span.source = span.row_ids = nullptr;
     span.work.clear();
     span.trouble = nullptr;
@@ -52,13 +53,16 @@ void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tenso
         span.trouble = "its output does not depend on its input";
         return;
     }
+    if (keep_cache) {
+        keep_cache_writes(nodes);
+    }
     select_rows(nodes, residual, span);
     span.trouble = check_output(nodes.back(), span);
     if (span.trouble == nullptr) {
         span.trouble = check_memory(nodes, residual, span);
     }
     for (size_t i = static_cast<size_t>(residual) + 1; i + 1 < nodes.size(); ++i) {
-        if ((marks_[i] & (WORK | PASSED)) == WORK && is_computed(nodes[i])) {
+        if ((marks_[i] & (WORK | PASSED | KEPT)) == WORK && is_computed(nodes[i])) {
             span.work.push_back(nodes[i]);
         }
     }
@@ -78,6 +82,11 @@ void SpanFinder::index_nodes(const std::vector<ggml_tensor *> & nodes) {
         }
         table_[slot] = Slot{nodes[i], static_cast<int>(i)};  // the last occurrence: the graph at hand
     }
+}
+
+bool SpanFinder::is_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * term) {
+    index_nodes(nodes);
+    return mark_sum(nodes, term);
 }
 
 int SpanFinder::index_of(const ggml_tensor * t) const {
@@ -157,6 +166,21 @@ bool SpanFinder::mark_work(const std::vector<ggml_tensor *> & nodes, int residua
     return (marks_.back() & WORK) != 0;
 }
 
+void SpanFinder::keep_cache_writes(const std::vector<ggml_tensor *> & nodes) {
+    for (size_t i = nodes.size(); i-- > 0;) {
+        if ((marks_[i] & WORK) == 0 || ((marks_[i] & KEPT) == 0 && !writes_cache(nodes[i]))) {
+            continue;
+        }
+        marks_[i] |= KEPT;
+        for (const ggml_tensor * source : nodes[i]->src) {
+            const int j = source == nullptr ? -1 : index_of(source);
+            if (marked(j, WORK)) {
+                marks_[static_cast<size_t>(j)] |= KEPT;  // sources lie before: this walk meets them
+            }
+        }
+    }
+}
+
 // A last layer keeps only the rows that become outputs: then the copy must take those rows.
 void SpanFinder::select_rows(const std::vector<ggml_tensor *> & nodes, int residual, Span & span) {
     span.source = span.residual;
@@ -195,7 +219,7 @@ const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, 
     const int source = index_of(span.source);
     for (int i = residual + 1; i + 1 < static_cast<int>(nodes.size()); ++i) {
         const ggml_tensor * t = nodes[static_cast<size_t>(i)];
-        const bool runs = is_computed(t) && !is_alias(t) && (!marked(i, WORK) || marked(i, PASSED));
+        const bool runs = is_computed(t) && !is_alias(t) && (!marked(i, WORK) || marked(i, PASSED | KEPT));
         if (runs && (overlap(t, span.residual) || (i > source && overlap(t, span.source)))) {
             return "a node that still runs was given the memory of its input";
         }

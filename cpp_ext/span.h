@@ -27,7 +27,11 @@ public:
     // `nodes`: nodes in graph order, the last of them the span's output `nodes.back()`. What lies before
     // the graph's first node may be stale pointers, which are compared and never followed.
     // `previous`: the output of the span before, which must be in `nodes`; null for the first.
-    void find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, Span & span);
+    // `keep_cache`: what the span writes to the KV cache (or a recurrent state) is no work to leave out.
+    void find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, bool keep_cache, Span & span);
+
+    // Whether `out` is a sum that `term`, a node before it, takes part in.
+    bool is_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * term);
 
 private:
     void index_nodes(const std::vector<ggml_tensor *> & nodes);
@@ -35,6 +39,7 @@ private:
     bool mark_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous);
     int find_residual(const std::vector<ggml_tensor *> & nodes) const;
     bool mark_work(const std::vector<ggml_tensor *> & nodes, int residual);
+    void keep_cache_writes(const std::vector<ggml_tensor *> & nodes);
     void select_rows(const std::vector<ggml_tensor *> & nodes, int residual, Span & span);
     const char * check_output(const ggml_tensor * out, const Span & span) const;
     const char * check_memory(const std::vector<ggml_tensor *> & nodes, int residual, const Span & span) const;

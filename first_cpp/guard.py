@@ -42,7 +42,7 @@ CLOSED = _Closed()
 def check_keywords(given: dict[str, Any]) -> None:
     """Raise TypeError for a keyword that neither class knows; the base class would swallow it."""
     known = [name for name, p in _BASE_INIT.parameters.items() if p.kind is p.KEYWORD_ONLY]
-    known += ["model_path", "skip", "routers", "release_kv", "prefill", "route_tokens"]
+    known += ["model_path", "skip", "routers", "release_kv", "prefill", "route_tokens", "kv", "strict"]
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -1,16 +1,24 @@
-"""Print the routers of a GGUF file: sizes, base model, recommended share, unskippable layers, training record."""
+"""Print the routers of a GGUF file: sizes, base model, recommended share, unskippable layers, training record.
+
+With --check also whether layers of the model can be left out, before it is used.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from .exit import add_debug
+from .llama import Llama
 from .model_file import normal_path, open_gguf
 from .routers import Routers, read_routers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a GGUF model or side file")
+    parser.add_argument(
+        "--check", action="store_true", help="load the model and say which of its layers can be left out; exit code 1 if none"
+    )
     add_debug(parser)
 
 
@@ -18,6 +26,31 @@ def command(args: argparse.Namespace) -> None:
     path = normal_path(args.file)
     routers = read_routers(open_gguf(path), path)
     print(f"{path}: no routers" if routers is None else describe(routers, path))
+    if args.check:
+        check(path)
+
+
+def check(path: str) -> None:
+    """Print which layers of a model can be left out. Raises RuntimeError when none can."""
+    with contextlib.closing(Llama(path, skip=None, n_ctx=256, verbose=False)) as llm:
+        trouble, unsupported = llm.unskippable, llm.dense_because
+    if unsupported:
+        raise RuntimeError(f"{path}: no layer can be left out, it would run dense: {unsupported}")
+    skippable = [layer for layer, why in enumerate(trouble) if not why]
+    print(f"skippable    {ranges(skippable)} ({len(skippable)} of {len(trouble)} layers)")
+    for why in dict.fromkeys(filter(None, trouble)):
+        print(f"not          {ranges([layer for layer, because in enumerate(trouble) if because == why])}: {why}")
+
+
+def ranges(numbers: list[int]) -> str:
+    """Ascending numbers, neighbours joined: "0-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def describe(routers: Routers, path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -14,9 +15,13 @@ from .kv_record import NOTHING
 
 
 class Layers:
-    """The layers of one llama context and what can be done with them. One per context; it must outlive it."""
+    """The layers of one llama context and what can be done with them. One per context; it must outlive it.
 
-    def __init__(self) -> None:
+    keep_kv: layers left out still write their KV cache or recurrent state; those whose cache another layer reads always do.
+    """
+
+    def __init__(self, keep_kv: bool = False) -> None:
+        self._keep_kv = keep_kv
         self._hook = _ext.EvalHook()
         # ctypes objects that the context goes on using
         self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(_ext.EvalHook.callback)
@@ -26,6 +31,9 @@ class Layers:
         self.cache: list[_ext.CacheTensor] = []
         """The KV cache tensors (and recurrent states) that the layers write."""
         self._inputs: list[str] = []
+        self._output = ""
+        self._n_found = 0  # layers from the first on whose outputs are known by name
+        self._kept: frozenset[int] = NOTHING
         self._left_out: frozenset[int] = NOTHING
         self._sink: _ext.ResidualSink | None = None
 
@@ -43,9 +51,15 @@ class Layers:
             yield
         finally:
             layout = self._hook.probe_finish()
-        self.trouble = tuple(layer.trouble for layer in layout.layers)
+        layers = layout.layers
         self.cache = layout.cache
-        self._inputs = [layer.input for layer in layout.layers]
+        self._inputs = [layer.input for layer in layers]
+        self._output = layers[-1].output
+        self._kept = frozenset(il for il, layer in enumerate(layers) if self._keep_kv or layer.cache_is_shared)
+        self.trouble = tuple(layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
+        found = list(itertools.takewhile(bool, (layer.output for layer in layers)))
+        self._n_found = len(found)
+        self._hook.set_outputs(found)
 
     def declare_unsupported(self, n_layer: int, why: str) -> None:
         """No layer of this model can be left out; instead of probing."""
@@ -59,13 +73,27 @@ class Layers:
     def leave_out(self, layers: frozenset[int], one_pass: bool) -> None:
         """Evaluate without `layers` until `stop`. `one_pass`: what is evaluated fits into one micro-batch."""
         if layers != self._left_out:
-            self._hook.set_layers([layer in layers for layer in range(len(self.trouble))])
+            self._hook.set_fates([self._fate(il, layers) for il in range(self._n_found)])
             self._left_out = layers
         self._hook.start_leaving_out(one_pass)
 
+    def _fate(self, layer: int, left_out: frozenset[int]) -> _ext.Fate:
+        if layer not in left_out:
+            return _ext.Fate.RUN
+        return _ext.Fate.LEAVE_OUT_KEEP_CACHE if layer in self._kept else _ext.Fate.LEAVE_OUT
+
+    @property
+    def readable(self) -> bool:
+        """Whether the hidden states entering every layer, and leaving the last, are known by name."""
+        return bool(self._output) and all(self._inputs)
+
+    def lacking(self, left_out: frozenset[int]) -> frozenset[int]:
+        """The layers whose KV a position lacks that was evaluated without `left_out`."""
+        return left_out - self._kept if self._kept else left_out
+
     def read(self, sink: _ext.ResidualSink, final: bool = False) -> None:
         """Hand the hidden states entering every layer to `sink` until `stop`; with `final` also what leaves the last."""
-        names = self._inputs + ([f"l_out-{len(self._inputs) - 1}"] if final else [])
+        names = self._inputs + ([self._output] if final else [])
         self._sink = sink  # the hook keeps a bare pointer
         self._hook.read(sink, names)
 

@@ -38,7 +38,7 @@ from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .model_file import fingerprint, normal_path, open_model
 from .pieces import Pieces
-from .policy import Routing, Skip, check_layers, check_prefill, choose_layers, layers_for_share, parse_skip
+from .policy import Routing, Skip, check_kv, check_layers, check_prefill, choose_layers, layers_for_share, parse_skip
 from .routers import Base, Routers, carries_lora, check_base, check_lora, load_routers, read_routers
 from .state import LlamaState
 
@@ -60,6 +60,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     prefill: "full" reads the whole prompt with all layers. "routed" reads its first `route_tokens` with all layers, decides on
         them, and reads the rest without the layers left out: TTFT falls too, and quality falls more (docs/BENCHMARKS.md).
     route_tokens: with prefill="routed", how many prompt tokens decide; by default one micro-batch (n_ubatch).
+    kv: "drop": a layer left out writes no KV (or recurrent state). "keep": it writes them all the same, at the cost of reading
+        the weights that make them: a saved state is then whole for stock llama_cpp, and `leaving_out` never reads again.
+    strict: raise RoutingError where layers are to be left out of a model that has none to leave out; by default it runs dense
+        with one warning.
 
     Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
     """
@@ -80,11 +84,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         release_kv: bool = False,
         prefill: str = "full",
         route_tokens: int | None = None,
+        kv: str = "drop",
+        strict: bool = False,
         **kwargs: Any,
     ) -> None:
         self._exclusive = OneThread()
         check_keywords(kwargs)
         check_prefill(prefill, route_tokens)
+        check_kv(kv, release_kv)
         parsed = parse_skip(skip)
         path = normal_path(model_path)
         parts = open_model(path)
@@ -108,7 +115,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 "use n_gpu_layers=0, or skip=None"
             )
 
-        self._layers = Layers()
+        self._layers = Layers(keep_kv=kv == "keep")
+        self._kv_mode, self._strict = kv, strict
         self._offload = offload
         self._skip: Skip = None
         self._release_kv = release_kv
@@ -178,6 +186,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self._routers
 
     @property
+    def unskippable(self) -> tuple[str, ...]:
+        """For each layer why it cannot be left out of this model's graphs; an empty string where it can."""
+        return self._layers.trouble
+
+    @property
+    def dense_because(self) -> str:
+        """Why no layer at all can be left out of this model; an empty string where some can."""
+        return self._layers.unsupported
+
+    @property
     def routing(self) -> Routing | None:
         """What the last prompt decided, None before the first."""
         return self._routing
@@ -217,7 +235,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._forced = before
 
     def _check_possible(self, layers: Iterable[int]) -> None:
-        """Raise for layers that cannot be left out of this model; warn, once, if none can."""
+        """Raise for layers that cannot be left out of this model; if none can, warn once, or raise where it is strict."""
         if self._offload:
             raise OffloadError("layers on a GPU: layers can be left out on the CPU only; load with n_gpu_layers=0")
         if self._layers.unsupported:
@@ -228,6 +246,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 raise SkipError(f"layer {layer} of this model cannot be left out: {self._layers.trouble[layer]}")
 
     def _warn_dense(self, why: str) -> None:
+        if self._strict:
+            raise RoutingError(f"no layer of {self.model_path} can be left out: {why}; strict=False runs it dense")
         if not self._warned:
             warnings.warn(f"no layer of {self.model_path} can be left out, it runs dense: {why}", RuntimeWarning, stacklevel=4)
             self._warned = True
@@ -393,7 +413,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         finally:
             if left_out or scores is not None:
                 self._layers.stop()
-            self._kv.append(self.n_tokens, left_out)
+            self._kv.append(self.n_tokens, left_out, self._layers.lacking(left_out))
 
     def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
         """Rewind to the prefix that a fresh model would have evaluated the same way; returns the tokens to evaluate."""
@@ -517,8 +537,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """
         if not 0 < len(tokens) <= self._n_ctx:
             raise ValueError(f"hidden_states takes 1 to n_ctx={self._n_ctx} tokens, got {len(tokens)}")
-        if self._layers.unsupported:
-            raise RoutingError(f"the hidden states of this model cannot be read: {self._layers.unsupported}")
+        if self._layers.unsupported or not self._layers.readable:
+            why = self._layers.unsupported or "its graph does not name them all"
+            raise RoutingError(f"the hidden states of this model cannot be read: {why}")
         sink = _ext.HiddenStates(self._n_layer + 1)
         with self._exclusive:
             self.reset()
@@ -568,6 +589,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         skip = list(self._skip) if isinstance(self._skip, tuple) else self._skip
         state = {**super().__getstate__(), "skip": skip, "routers": self._routers_path, "release_kv": self._release_kv}
+        state |= {"kv": self._kv_mode, "strict": self._strict}
         state |= {"prefill": self._prefill, "route_tokens": self._route_tokens_asked}
         if self._routers_path and state["lora_path"] == self._routers_path:
             state["lora_path"] = None  # found in the side file again

@@ -97,6 +97,14 @@ def check_prefill(prefill: object, route_tokens: object) -> None:
         raise SkipError(f'route_tokens={route_tokens} needs prefill="routed"; with "full" the whole prompt decides')
 
 
+def check_kv(kv: object, release_kv: bool) -> None:
+    """Raise SkipError for a ``kv`` setting that is none, or that contradicts ``release_kv``."""
+    if kv not in ("drop", "keep"):
+        raise SkipError(f'kv={kv!r} is not "drop" or "keep"')
+    if kv == "keep" and release_kv:
+        raise SkipError('release_kv=True gives back the KV that kv="keep" goes on writing; choose one')
+
+
 def check_layers(layers: Sequence[int], n_layer: int) -> None:
     """Raise SkipError unless `layers` are some, but not all, of a model's `n_layer` layers."""
     for layer in layers:

@@ -9,6 +9,7 @@ import llama_cpp
 import pytest
 from routers_files import routed_model
 
+from first_cpp import Llama
 from first_cpp.cli import VERBS, main
 from first_cpp.policy import picture
 
@@ -71,3 +72,15 @@ def test_demo_answers_three_prompts_three_times(smollm2, capsys):
     assert out.count("skip=0.2: 6 of 30 layers left out") == 3
     assert out.count("TTFT ") == 9
     assert "input-blind" in out
+
+
+def test_inspect_says_what_can_be_left_out(tiny, capsys, monkeypatch):
+    assert main(["inspect", "--check", tiny]) == 0
+    assert "skippable    0-5 (6 of 6 layers)" in capsys.readouterr().out
+    trouble = ("", "", "its KV", "", "its KV", "its KV")
+    monkeypatch.setattr(Llama, "unskippable", trouble)
+    assert main(["inspect", "--check", tiny]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["skippable    0-1, 3 (3 of 6 layers)", "not          2, 4-5: its KV"]
+    monkeypatch.setattr(Llama, "dense_because", "it has no KV cache")
+    assert main(["inspect", "--check", tiny]) == 1
+    assert "no layer can be left out, it would run dense: it has no KV cache" in capsys.readouterr().err

@@ -219,6 +219,19 @@ def test_model_whose_graph_does_not_fit_runs_dense_and_says_so(routed, load):
     assert (llm.routing.skipped, llm.routing.why) == ((), "dense: its layers have no names")
 
 
+def test_strict_makes_that_an_error(routed, tiny, load, monkeypatch):
+    load(tiny, strict=True).skip = None  # nothing asked, nothing refused
+    monkeypatch.setattr(first_cpp.llama.Llama, "_look_at_graph", lambda llm: llm._layers.declare_unsupported(6, "no names"))
+    for skip in (0.25, [1], "auto"):
+        with pytest.raises(first_cpp.RoutingError, match=r"no layer of .* can be left out: no names; strict=False"):
+            load(routed, skip=skip, strict=True)
+    llm = load(routed, skip=None, strict=True)
+    assert llm.dense_because == "no names"
+    assert llm.unskippable == ("no names",) * 6
+    with pytest.raises(first_cpp.RoutingError, match="no names"), llm.leaving_out([1]):
+        pass
+
+
 def test_after_a_graph_that_could_not_be_patched_the_next_answer_is_right(routed, load, monkeypatch):
     llm = load(routed, skip=[2])
 
