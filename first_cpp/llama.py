@@ -367,7 +367,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                     self._run(tokens, answer.left_out)
                 else:
                     self._evaluate(tokens, answer.left_out)
-            elif answer is None or answer.left_out is not None:
+            elif answer is None:
+                self._evaluate(tokens, self._forced_set(), self._sink())
+            elif answer.left_out is not None:
                 self._evaluate(tokens, self._forced_set())
             else:
                 self._read_prompt(answer, tokens)
@@ -375,7 +377,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _read_prompt(self, answer: Answer, tokens: Sequence[int]) -> None:
         """Prefill and decision: all layers on every position that decides, with prefill="routed" fewer on the rest."""
         self._forget_beyond()
-        scores = self._scores_read if self._routed() and not self._foreign else None
+        scores = self._sink()
         whole = self._forced is not None or self._foreign > 0
         end = self.n_tokens + len(tokens)
         deciding = len(tokens) if whole else max(0, self._route_tokens - self.n_tokens)
@@ -385,6 +387,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         answer.left_out = frozenset(self._routing.skipped)
         if rest := tokens[deciding:]:
             self._evaluate(rest, answer.left_out)
+
+    def _sink(self) -> _ext.RouterScores | None:
+        """Where the scores of the next positions go; None where nothing is routed or text before them has none."""
+        self._forget_beyond()
+        scores = self._scores_read
+        if scores is None or not self._routed():
+            return None
+        if len(scores) < self._foreign:  # images have no scores, and do not count
+            known = scores.scores()
+            scores.load(np.pad(known, ((0, self._foreign - len(known)), (0, 0)), constant_values=np.nan))
+        return scores if len(scores) >= self.n_tokens else None
 
     def _evaluate(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
         """Evaluate after what is there, reading again what lacks layers that run now."""
@@ -477,6 +490,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _routed(self) -> bool:
         return self._forced is None and self._share() > 0 and not self._layers.unsupported
 
+    def _deciding(self) -> int:
+        """How many of the positions read so far decide; after images all, because all were read with all layers."""
+        return self.n_tokens if self._foreign else min(self.n_tokens, self._route_tokens)
+
     def _decide(self, n_prompt: int) -> Routing:
         keep, skipped, why = self._choose()
         released = 0
@@ -488,7 +505,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             keep=keep,
             skipped=skipped,
             n_layer=self._n_layer,
-            prompt_tokens=min(self.n_tokens, self._route_tokens),
+            prompt_tokens=self._deciding(),
             why=why,
             kv_bytes=self._layers.kv_bytes(),
             kv_bytes_used=self._layers.kv_bytes(holding) * n_prompt // self._n_ctx,
@@ -509,11 +526,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             return None, (), f"dense: {unsupported}"
         assert self._scores_read is not None
         assert self._routers is not None
-        deciding = min(self.n_tokens, self._route_tokens)
-        if len(self._scores_read) < deciding:
+        scores = self._scores_read.scores()[: self._deciding()].astype(np.float64)
+        text = scores[~np.isnan(scores).any(axis=1)]
+        if len(scores) < self._deciding() or not len(text):
             return None, (), "dense: a part of the prompt came without scores (images, or unnamed hidden states)"
-        # each prompt position counts the same
-        keep = tuple(float(k) for k in self._scores_read.scores()[:deciding].astype(np.float64).mean(axis=0))
+        keep = tuple(float(k) for k in text.mean(axis=0))  # each prompt position counts the same
         possible = [ok and not why for ok, why in zip(self._routers.skippable, self._layers.trouble, strict=True)]
         skipped = choose_layers(keep, share, possible)
         asked = layers_for_share(share, self._n_layer)

@@ -266,21 +266,6 @@ def test_released_kv_is_no_kv_evaluated_without_those_layers(routed, load):
     assert found[0] == found[1]
 
 
-def test_positions_that_came_without_eval_are_kept(routed, load):
-    """A multimodal handler decodes images by its own means and sets n_tokens: nothing of that can be read again."""
-    llm, fresh = load(routed, skip=0.5), load(routed, skip=None)
-    llm._batch.set_batch(PROMPT, 0, False)
-    llm._ctx.decode(llm._batch)
-    llm.input_ids[:60], llm.n_tokens = -1, 60
-    answer = greedy(llm, MORE, 6, reset=False)
-    assert llm.routing.skipped == ()
-    assert "without scores" in llm.routing.why
-    fresh.eval(PROMPT)
-    assert answer == greedy(fresh, MORE, 6, reset=False)
-    greedy(llm, PROMPT, 2)
-    assert len(llm.routing.skipped) == 3  # the next prompt is routed again
-
-
 # -- answers that end in other ways ----------------------------------------------------------------------------------
 
 
@@ -353,14 +338,52 @@ def decode_image(llm, at, n=16, seed=3):
     llm.n_tokens = at + n
 
 
-def test_image_after_a_routed_prompt_has_no_scores(routed, load):
+def test_the_text_around_an_image_decides(routed, load):
+    """The "image" here is text that came another way, so that a plain prompt has the same KV and the scores to compare with."""
+    llm, plain = load(routed, skip=0.5), load(routed, skip=0.5)
+    llm.eval(MORE[:5])
+    llm._batch.set_batch(PROMPT, 5, False)
+    llm._ctx.decode(llm._batch)
+    llm.input_ids[5:65], llm.n_tokens = -1, 65
+    llm.eval(MORE[5:])
+    answer = greedy(llm, llm.input_ids[: llm.n_tokens].tolist(), 6)  # as a handler asks, with nothing left to evaluate
+    greedy(plain, MORE[:5] + PROMPT + MORE[5:], 1)
+    scores = plain._scores_read.scores()
+    text = np.concatenate([scores[:5], scores[65:85]]).mean(axis=0)
+    np.testing.assert_allclose(llm.routing.keep, text, rtol=0, atol=1e-3)
+    assert set(llm.routing.skipped) == set(np.argsort(text, kind="stable")[:3].tolist())
+    assert llm.routing.prompt_tokens == 85
+    fixed = load(routed, skip=list(llm.routing.skipped))
+    for part in (MORE[:5], PROMPT, MORE[5:-1]):
+        fixed.eval(part)
+    assert answer == greedy(fixed, MORE[-1:], 6, reset=False)
+
+
+def test_an_image_alone_is_answered_dense(routed, load):
+    llm, dense = load(routed, skip=0.5), load(routed, skip=None)
+    for each in (llm, dense):
+        decode_image(each, 0)
+        each._ctx.kv_cache_seq_rm(-1, 15, -1)
+        each._batch.set_batch([5], 15, True)
+        each._ctx.decode(each._batch)
+        each._requires_eval = False
+    prompt = llm.input_ids[:16].tolist()
+    assert greedy(llm, prompt, 6) == greedy(dense, prompt, 6)
+    assert llm.routing.skipped == ()
+    assert "without scores" in llm.routing.why
+
+
+def test_an_earlier_prompt_has_no_part_in_an_images_answer(routed, load):
     used, fresh = load(routed, skip=0.5), load(routed, skip=0.5)
     greedy(used, PROMPT, 4)
     for llm in (used, fresh):
         llm.reset()
         decode_image(llm, 0)
     assert greedy(used, MORE, 6, reset=False) == greedy(fresh, MORE, 6, reset=False)
-    assert used.routing.skipped == fresh.routing.skipped == ()
+    assert used.routing == fresh.routing
+    assert len(used.routing.skipped) == 3
+    greedy(used, PROMPT, 2)
+    assert used.routing.prompt_tokens == 60  # the next prompt has no image
 
 
 def test_images_survive_a_saved_state_and_do_not_outlive_it(routed, load):
