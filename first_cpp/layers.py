@@ -70,12 +70,12 @@ class Layers:
         """Why no layer at all can be left out; empty when some can."""
         return self.trouble[0] if all(self.trouble) else ""
 
-    def leave_out(self, layers: frozenset[int], one_pass: bool) -> None:
-        """Evaluate without `layers` until `stop`. `one_pass`: what is evaluated fits into one micro-batch."""
+    def leave_out(self, layers: frozenset[int]) -> None:
+        """Evaluate the next micro-batch without `layers`."""
         if layers != self._left_out:
             self._hook.set_fates([self._fate(il, layers) for il in range(self._n_found)])
             self._left_out = layers
-        self._hook.start_leaving_out(one_pass)
+        self._hook.start_leaving_out(True)
 
     def _fate(self, layer: int, left_out: frozenset[int]) -> _ext.Fate:
         if layer not in left_out:

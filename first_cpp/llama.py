@@ -140,8 +140,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             architecture = self.metadata.get("general.architecture", "")
             model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
             check_base(found, model, self._routers_path or path)
-        self._one_pass = min(self.n_batch, self.context_params.n_ubatch or self.n_batch)
-        self._route_tokens = (route_tokens or self._one_pass) if prefill == "routed" else self._n_ctx
+        self._micro_batch = min(self.n_batch, self.context_params.n_ubatch or self.n_batch)
+        self._route_tokens = (route_tokens or self._micro_batch) if prefill == "routed" else self._n_ctx
         self._fit_to_context()
         self._look_at_graph()
         self.skip = parsed
@@ -272,7 +272,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if unsupported:
                 self._layers.declare_unsupported(self._n_layer, why)
                 return
-        n_tokens = max(1, min(2, self._one_pass))
+        n_tokens = max(1, min(2, self._micro_batch))
         self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
         with self._layers.probing(self._n_layer):
             self._ctx.decode(self._batch)
@@ -410,14 +410,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _run(self, tokens: Sequence[int], left_out: frozenset[int], scores: _ext.RouterScores | None = None) -> None:
         start = self.n_tokens
         try:
-            if left_out:
-                self._layers.leave_out(left_out, one_pass=len(tokens) <= self._one_pass)
             if scores is not None:
                 scores.seek(start)
                 self._layers.read(scores)
-            super().eval(tokens)
-            if left_out or scores is not None:
-                self._layers.check()
+            parts = (tokens,) if len(tokens) <= self._micro_batch else self._micro_batches(tokens)
+            for part in parts:  # Ctrl-C is heard between two
+                if left_out:
+                    self._layers.leave_out(left_out)
+                super().eval(part)
+                if left_out or scores is not None:
+                    self._layers.check()
         except BaseException as error:
             if isinstance(error, RuntimeError):
                 self._rewind(start)  # what was evaluated in part cannot be vouched for
@@ -427,6 +429,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if left_out or scores is not None:
                 self._layers.stop()
             self._kv.append(self.n_tokens, left_out, self._layers.lacking(left_out))
+
+    def _micro_batches(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The parts in which llama.cpp evaluates `tokens`: batches of n_batch, in micro-batches of n_ubatch."""
+        for batch in range(0, len(tokens), self.n_batch):
+            end = min(batch + self.n_batch, len(tokens))
+            for start in range(batch, end, self._micro_batch):
+                yield tokens[start : min(start + self._micro_batch, end)]
 
     def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
         """Rewind to the prefix that a fresh model would have evaluated the same way; returns the tokens to evaluate."""

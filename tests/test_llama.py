@@ -722,3 +722,52 @@ def test_tokens_beyond_the_context_are_refused_unchanged(tiny, load):
             use()
     llm.eval([])
     assert greedy(llm, PROMPT, 4) == greedy(load(tiny, n_ctx=256), PROMPT, 4)
+
+
+# -- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_prefill_ends_within_a_micro_batch(routed, load, monkeypatch):
+    llm = load(routed, skip=0.34, n_batch=64, n_ubatch=16)
+    decode, sizes = llm._ctx.decode, []
+
+    def interrupted(batch):
+        sizes.append(batch.n_tokens())
+        decode(batch)
+        if len(sizes) == 2:
+            raise KeyboardInterrupt  # as Python raises it when a call into C returns
+
+    monkeypatch.setattr(llm._ctx, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        greedy(llm, PROMPT * 4, 1)
+    monkeypatch.undo()
+    assert sizes == [16, 16]
+    fresh = load(routed, skip=0.34, n_batch=64, n_ubatch=16)
+    assert greedy(llm, PROMPT, 6) == greedy(fresh, PROMPT, 6)
+    assert llm.routing == fresh.routing
+
+
+@pytest.mark.parametrize("when", ["prefill", "decode"])
+def test_a_real_ctrl_c(routed, when):
+    """The signal arrives at any time; the object stays usable and right. In a process of its own."""
+    done = survives(f"""
+        import os, random, signal, threading, time
+        from first_cpp import Llama
+        llm, fresh = (Llama({routed!r}, skip=0.34, n_ctx=4096, n_ubatch=32, n_threads=1, verbose=False) for _ in range(2))
+        prompt = [5 + i % 300 for i in range(3000 if {when!r} == "prefill" else 20)]
+        short = prompt[:25]
+        expected = [token for token, _ in zip(fresh.generate(short, temp=0.0), range(6))]
+        heard = 0
+        for attempt in range(12):
+            delay = random.Random(attempt).uniform(0.002, 0.06)
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                for n, _ in enumerate(llm.generate(prompt, temp=0.0)):
+                    if n > 800: break
+                time.sleep(0.2)
+            except KeyboardInterrupt:
+                heard += 1
+            assert [token for token, _ in zip(llm.generate(short, temp=0.0), range(6))] == expected
+        print(heard)
+    """)
+    assert int(done.stdout) == 12, done.stderr
