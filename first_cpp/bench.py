@@ -21,11 +21,12 @@ import llama_cpp
 from ._version import __version__
 from .errors import FirstCppError, MissingFileError
 from .exit import add_debug
+from .guard import MOST_THREADS
 from .machine import cpu_name, describe_machine, physical_cores
 from .measuring.report import FORMATS, Record, record, write
 from .measuring.rows import OTHER, OURS, PRUNED, STOCK, Files, Row, layers_by_share, prepared, write_random_routers
 from .measuring.run import Measured, Plan, Test, run
-from .options import MOST_THREADS, shares_from_text
+from .options import shares_from_text
 from .pruned import quiet_llama_cpp
 from .synthetic import FILE_TYPES, SHAPES, write_random
 

@@ -35,6 +35,10 @@ class BusyError(FirstCppError, RuntimeError):
     """The model is at work for another thread, or an older answer was resumed after a newer prompt."""
 
 
+class ForkedError(FirstCppError, RuntimeError):
+    """A model was loaded before the process was forked."""
+
+
 class ClosedError(FirstCppError, RuntimeError):
     """The model was used after ``close()``."""
 

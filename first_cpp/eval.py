@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .errors import FirstCppError, MissingExtraError, MissingFileError
 from .exit import add_debug
+from .guard import MOST_THREADS
 from .machine import describe_machine, physical_cores
-from .options import MOST_THREADS, context_length, shares_from_text, whole_number
+from .options import context_length, shares_from_text, whole_number
 from .policy import layers_for_share
 
 if TYPE_CHECKING:

@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from .errors import FirstCppError
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM: what was begun is undone on the way out, and what was said stays."""
+
+
+_RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: _Terminated}
+_SOON = 0.02  # seconds
+
+
+def _heed(signum: int, frame: FrameType | None) -> None:
+    """Raise what a signal means; a little later where ctypes would swallow it, amid a callback of llama.cpp's."""
+    within: FrameType | None = frame
+    while within is not None:
+        if within.f_code.co_name == "llama_log_callback" and hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda _, later: _heed(signum, later))
+            signal.setitimer(signal.ITIMER_REAL, _SOON)
+            return
+        within = within.f_back
+    raise _RAISED[signal.Signals(signum)]
+
+
+@contextlib.contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, unless somebody else heeds them."""
+    known = (signal.SIG_DFL, signal.default_int_handler)
+    ours = [s for s in _RAISED if signal.getsignal(s) in known and threading.current_thread() is threading.main_thread()]
+    before = {s: signal.signal(s, _heed) for s in ours}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +54,13 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run a command and return its exit code: 0, 1 failure, 2 input that cannot be used, 130 interrupted."""
+    """Run a command and return its exit code: 0, 1 failure, 2 input that cannot be used, 130 interrupted, 143 terminated."""
     try:
-        command(args)
-        sys.stdout.flush()
+        with _heeding_signals():
+            command(args)
+            sys.stdout.flush()
+    except _Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

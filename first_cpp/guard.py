@@ -1,29 +1,70 @@
-"""What keeps a mistake of the caller from crashing the process: a second thread, a closed model, a mistyped keyword."""
+"""What keeps a mistake of the caller from crashing the process: a second thread, a closed model, a keyword, a size."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import operator
+import os
 import threading
 from typing import Any
 
 import llama_cpp
 
-from .errors import BusyError, ClosedError
+from .errors import BusyError, ClosedError, ForkedError, OptionError
 
+MOST_THREADS = 512  # llama.cpp's own bound; it ends the process beyond
+_SIZES = {  # the least and the most that llama.cpp survives; n_ctx=0 is the model's, n_ubatch=0 is n_batch
+    "n_ctx": (0, 2**31 - 1),
+    "n_batch": (1, 2**31 - 1),
+    "n_ubatch": (0, 2**31 - 1),
+    "n_threads": (0, MOST_THREADS),
+    "n_threads_batch": (0, MOST_THREADS),
+}
 _BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 
 
+class _Process:
+    """Whether this process was forked from one that had loaded models: OpenMP's threads did not come along, and to wait
+    for them would have no end."""
+
+    loaded = False
+    forked_loaded = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.forked_loaded |= cls.loaded
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.after_fork)
+
+
 class OneThread:
-    """llama.cpp's context serves one thread at a time; a second one gets an error instead of a crash."""
+    """llama.cpp's context serves one thread at a time, of one process; others get an error instead of a crash."""
 
     __slots__ = ("_acquire", "_release")
 
     def __init__(self) -> None:
+        self.check_process()
+        _Process.loaded = True
         lock = threading.RLock()
         self._acquire, self._release = lock.acquire, lock.release
 
+    @property
+    def forked(self) -> bool:
+        return _Process.forked_loaded
+
+    def check_process(self) -> None:
+        if _Process.forked_loaded:
+            raise ForkedError(
+                "a Llama was loaded before this process was forked, and llama.cpp's threads are not here: load models "
+                'after the fork alone, or start processes by multiprocessing\'s "spawn"'
+            )
+
     def __enter__(self) -> None:
+        if _Process.forked_loaded:
+            self.check_process()
         if not self._acquire(False):
             raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
 
@@ -48,3 +89,25 @@ def check_keywords(given: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"Llama() got an unexpected keyword argument {name!r}{hint}")
+
+
+def check_sizes(given: dict[str, Any]) -> None:
+    """Raise OptionError for sizes and thread counts that are no whole numbers, or that llama.cpp does not survive."""
+    for name, (least, most) in _SIZES.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
+            raise OptionError(f"{name}={value!r} is not a whole number from {least} to {most}")
+
+
+def why_no_context(model: Any, asked: Any) -> str:
+    """What to say where llama.cpp could not create a context: most often its KV cache does not fit into memory."""
+    heads = llama_cpp.llama_model_n_embd(model) // max(1, llama_cpp.llama_model_n_head(model))
+    values = 2 * llama_cpp.llama_model_n_layer(model) * llama_cpp.llama_model_n_head_kv(model) * heads
+    n_ctx = asked.n_ctx or llama_cpp.llama_model_n_ctx_train(model)
+    return (
+        f"llama.cpp could not create a context of n_ctx={n_ctx}, n_batch={asked.n_batch}, n_ubatch={asked.n_ubatch}: its KV "
+        f"cache takes about {values * n_ctx * 2 / 2**30:.3g} GiB in float16; try a smaller n_ctx, or verbose=True for "
+        "llama.cpp's own words"
+    )

@@ -28,12 +28,14 @@ from .errors import (
     BusyError,
     ContextFull,
     OffloadError,
+    OptionError,
     RouterError,
     RoutingError,
     SkipError,
 )
 from .grammar import check_grammar
-from .guard import CLOSED, OneThread, check_keywords
+from .guard import CLOSED, OneThread, check_keywords, check_sizes, why_no_context
+from .hidden_states import read_hidden_states
 from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .model_file import fingerprint, normal_path, open_model
@@ -90,6 +92,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     ) -> None:
         self._exclusive = OneThread()
         check_keywords(kwargs)
+        check_sizes(kwargs)
         check_prefill(prefill, route_tokens)
         check_kv(kv, release_kv)
         parsed = parse_skip(skip)
@@ -132,7 +135,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._scores_read = _ext.RouterScores(found.weight, found.bias, found.norm_eps) if found else None
         self._warned = False
 
-        super().__init__(model_path=path, **kwargs)
+        self._load(path, kwargs)
 
         self._n_layer = int(llama_cpp.llama_model_n_layer(self._model.model))
         self._pieces = Pieces(self._model) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
@@ -145,6 +148,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._fit_to_context()
         self._look_at_graph()
         self.skip = parsed
+
+    def _load(self, path: str, settings: dict[str, Any]) -> None:
+        """Load the model and create its context, as the base class does it."""
+        try:
+            super().__init__(model_path=path, **settings)
+        except ValueError as error:
+            if "llama_context" not in str(error):
+                raise
+            raise OptionError(why_no_context(self._model.model, self.context_params)) from error
 
     def _find_routers(self, file: _ext.GgufFile, path: str) -> Routers | None:
         return load_routers(self._routers_path) if self._routers_path else read_routers(file, path)
@@ -566,21 +578,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if self._layers.unsupported or not self._layers.readable:
             why = self._layers.unsupported or "its graph does not name them all"
             raise RoutingError(f"the hidden states of this model cannot be read: {why}")
-        sink = _ext.HiddenStates(self._n_layer + 1)
         with self._exclusive:
             self.reset()
-            self._ctx.kv_cache_seq_rm(-1, 0, -1)
-            self._layers.read(sink, final=True)
-            try:
-                for start in range(0, len(tokens), self.n_batch):
-                    # every token is an output: the last layer would drop the others
-                    self._batch.set_batch(batch=tokens[start : start + self.n_batch], n_past=start, logits_all=True)
-                    self._ctx.decode(self._batch)
-                self._layers.check()
-            finally:
-                self._layers.stop()
-            self._ctx.kv_cache_seq_rm(-1, 0, -1)
-        return np.stack(sink.points()).reshape(self._n_layer + 1, len(tokens), -1)
+            return read_hidden_states(self, self._layers, tokens)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -623,8 +623,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def close(self) -> None:
         """Free the model. Closing again is fine; any other use afterwards raises ClosedError."""
-        if not hasattr(self, "_stack"):
-            return  # the constructor failed early
+        if not hasattr(self, "_stack") or self._exclusive.forked:
+            return  # the constructor failed early; or the model is the parent process's
         with self._exclusive:
             super().close()
             if hasattr(self, "_model") and self._model is not CLOSED:

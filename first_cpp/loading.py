@@ -13,10 +13,11 @@ import llama_cpp
 
 from .demo_model import find_demo_model
 from .errors import MissingExtraError, MissingFileError, OptionError
+from .guard import MOST_THREADS
 from .llama import Llama
 from .machine import physical_cores
 from .model_file import normal_path
-from .options import MOST_THREADS, check_chat_format, context_length, not_empty, number, skip_from_text, whole_number
+from .options import check_chat_format, context_length, not_empty, number, skip_from_text, whole_number
 
 _LARGE = 1 << 30  # bytes of a file that is worth a progress bar
 

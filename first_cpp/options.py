@@ -14,7 +14,6 @@ from .model_file import normal_path, open_gguf
 from .policy import Skip, parse_skip
 
 MOST_CONTEXT = 4096
-MOST_THREADS = 512  # llama.cpp's own bound; it ends the process beyond
 
 
 def context_length(model: str) -> int:

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from .demo_model import find_demo_model
 from .errors import MissingExtraError, OptionError
 from .exit import add_debug
+from .guard import MOST_THREADS
 from .machine import physical_cores
-from .options import MOST_THREADS, check_chat_format, context_length, is_local, number, skip_from_text, whole_number
+from .options import check_chat_format, context_length, is_local, number, skip_from_text, whole_number
 from .policy import Skip
 
 if TYPE_CHECKING:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import llama_cpp
 import numpy as np
 
@@ -33,3 +37,10 @@ def run_tokens(llm: llama_cpp.Llama, prompt: list[int], answer: list[int]) -> np
 def tokens(n: int, seed: int = 0, n_vocab: int = 320) -> list[int]:
     """`n` random tokens, no control tokens."""
     return np.random.default_rng(seed).integers(3, n_vocab, n).tolist()
+
+
+def survives(code: str) -> subprocess.CompletedProcess:
+    """Run Python code in a process of its own; it may fail, it must not die of a signal."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.returncode >= 0, done.stderr
+    return done

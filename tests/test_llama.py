@@ -7,16 +7,13 @@ import os
 import pathlib
 import pickle
 import re
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 
 import llama_cpp
 import numpy as np
 import pytest
-from helpers import greedy, logits, run_tokens, tokens
+from helpers import greedy, logits, run_tokens, survives, tokens
 from routers_files import routed_model
 
 import first_cpp
@@ -28,13 +25,6 @@ PROMPT = tokens(40, seed=3)
 @pytest.fixture(scope="module")
 def routed(tiny, models):
     return routed_model(tiny, models, seed=21)
-
-
-def survives(code: str) -> subprocess.CompletedProcess:
-    """Run Python code in a process of its own; it may fail, it must not die of a signal."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert done.returncode >= 0, done.stderr
-    return done
 
 
 # -- the base class's behaviour ------------------------------------------------------------------------------------
