@@ -309,3 +309,44 @@ def test_an_answer_goes_on_when_the_file_is_replaced(routed, tmp_path, load):
 def test_stock_settings_still_load(tiny, load):
     stock = load(tiny, llama_cpp.Llama, n_ctx=0, n_ubatch=0)
     assert greedy(load(tiny, n_ctx=0, n_ubatch=0), PROMPT, 4) == greedy(stock, PROMPT, 4)
+
+
+# -- models -------------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_states_that_are_not_finite_keep_their_layers(routed, tmp_path, load):
+    """A NaN from layer 3 on: scores from there count as "keep", and are counted."""
+    import shutil
+
+    from gguf import GGUFReader
+
+    path = shutil.copy(routed, tmp_path / "nan.gguf")
+    for tensor in GGUFReader(path, "r+").tensors:
+        if tensor.name == "blk.3.ffn_down.weight":
+            tensor.data[:] = np.nan
+    llm = load(path, skip=0.34)
+    made = llm.generate(PROMPT, temp=0.0)
+    next(made)
+    made.close()
+    assert llm.routing.keep[4:] == (1.0, 1.0)
+    assert set(llm.routing.skipped) <= {0, 1, 2, 3}
+    assert llm._scores_read.not_finite == 2 * len(PROMPT)
+
+
+def test_empty_prompt_of_a_vocabulary_without_a_first_token(tmp_path, load, monkeypatch):
+    import gguf
+
+    from first_cpp import synthetic
+
+    add = synthetic._add_vocabulary
+
+    def without_bos(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+        add(writer, n_vocab)
+        writer.add_add_bos_token(False)
+
+    monkeypatch.setattr(synthetic, "_add_vocabulary", without_bos)
+    synthetic.write_random(tmp_path / "m.gguf", synthetic.SHAPES["tiny"])
+    llm = load(tmp_path / "m.gguf")
+    with pytest.raises(ValueError, match="the prompt has no tokens"):
+        llm.create_completion("")
+    assert llm.create_completion("a", max_tokens=2)["usage"]["prompt_tokens"] >= 1

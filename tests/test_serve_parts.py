@@ -15,6 +15,7 @@ from first_cpp.machine import physical_cores
 from first_cpp.options import context_length, is_local, number, skip_from_text, whole_number
 from first_cpp.server import answering
 from first_cpp.server.answering import AnswerResponse, Desk
+from first_cpp.server.guard import Guard, Rules
 from first_cpp.server.line import Line, LineClosed, LineFull
 from first_cpp.server.metrics import Metrics
 from first_cpp.server.prepare import Work
@@ -218,3 +219,27 @@ def test_open_server_answers_under_any_name(tiny):
     with serving(tiny, "--host", "0.0.0.0", "--allow-open", "-c", 64) as server:
         assert server.http.get("/v1/models", headers={"Host": "example.org"}).status_code == 200
         assert server.http.get("/v1/models", headers={"Origin": "https://example.org"}).status_code == 403
+
+
+def test_a_body_that_does_not_come():
+    """Its first half, and then nothing: the connection is given up, other requests are not concerned."""
+    sent = []
+
+    async def receive():
+        if not sent:
+            sent.append("half")
+            return {"type": "http.request", "body": b'{"prompt"', "more_body": True}
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def never(scope, receive, send):
+        raise AssertionError("the application must not see it")
+
+    rules = Rules(key=None, max_body=1000, local_only=False, body_seconds=0.05)
+    scope = {"type": "http", "path": "/v1/completions", "headers": []}
+    asyncio.run(Guard(never, rules, Metrics(lambda: 0, 6), [], [])(scope, receive, send))
+    start, body = sent[1:]
+    assert start["status"] == 408
+    assert json.loads(body["body"])["error"]["code"] == "body_too_slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .metrics import Metrics
 @dataclass(frozen=True)
 class Rules:
     """key: what clients must send, None for no key. max_body: bytes. origins: of other web pages that may ask.
+    body_seconds: within which a body must have come.
 
     local_only: without a key, requests must be addressed to this machine by its own name. Otherwise a web page could
     reach the server through the browser of somebody at this machine, under a host name of its own.
@@ -27,6 +29,7 @@ class Rules:
     max_body: int
     origins: tuple[str, ...] = ()
     local_only: bool = True
+    body_seconds: float = 30.0
 
 
 class Guard:
@@ -62,7 +65,10 @@ class Guard:
             self._check_browser(headers)
             if scope["path"] not in self._open:
                 self._check_key(headers)
-            body = await self._read(headers, receive)
+            body = await asyncio.wait_for(self._read(headers, receive), self._rules.body_seconds)
+        except asyncio.TimeoutError:
+            await self._too_slow().response()(scope, receive, send)
+            return
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
@@ -115,6 +121,10 @@ class Guard:
                 raise self._too_large(f"more than {self._rules.max_body}")
             if not message.get("more_body", False):
                 return bytes(body)
+
+    def _too_slow(self) -> ApiError:
+        message = f"the body did not come within {self._rules.body_seconds:g} seconds"
+        return ApiError(408, message, "body_too_slow", headers={"Connection": "close"})
 
     def _too_large(self, length: str) -> ApiError:
         message = f"the body has {length} bytes, at most {self._rules.max_body} are allowed"
