@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard cpp_ext/*)
 # Warnings in our C++ are errors here.
 INSTALL := $(PIP) install -c constraints.txt -C cmake.define.FIRST_CPP_WERROR=ON -e
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow test-archs bench lint format clean
 
 demo: .venv/installed-demo
 	$(BIN)/first-cpp demo
@@ -17,6 +17,9 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	$(BIN)/pytest -m slow
+
+test-archs: .venv/installed-test
+	cd tests && ../$(BIN)/python -m architectures --out ../docs/ARCHITECTURES.md
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/all.py

@@ -107,23 +107,29 @@ void GraphPatch::end_layer(size_t layer, ggml_tensor * out) {
 }
 
 void GraphPatch::leave_out(ggml_tensor * out) {
+    ggml_tensor * from = span_.source;
     cleared_.reserve(cleared_.size() + span_.work.size());
-    rewritten_.push_back(Rewritten{out, *out});  // before any change: these two may throw
+    rewritten_.reserve(rewritten_.size() + 2);  // before any change: these two may throw
+    if (span_.stopover != nullptr) {
+        rewrite(span_.stopover, from, nullptr);
+        from = span_.stopover;
+    }
+    rewrite(out, from, span_.row_ids);
     for (ggml_tensor * t : span_.work) {
         t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
         cleared_.push_back(t);
     }
-    std::fill(std::begin(out->src), std::end(out->src), nullptr);
-    std::memset(out->op_params, 0, sizeof(out->op_params));
-    out->src[0] = span_.source;
-    if (span_.row_ids != nullptr) {
-        out->op = GGML_OP_GET_ROWS;
-        out->src[1] = span_.row_ids;
-        return;
-    }
-    out->op = GGML_OP_CONT;
-    if (out->data == span_.source->data) {
-        out->flags &= ~GGML_TENSOR_FLAG_COMPUTE;  // the value is in place already
+}
+
+void GraphPatch::rewrite(ggml_tensor * t, ggml_tensor * from, ggml_tensor * row_ids) {
+    rewritten_.push_back(Rewritten{t, *t});
+    std::fill(std::begin(t->src), std::end(t->src), nullptr);
+    std::memset(t->op_params, 0, sizeof(t->op_params));
+    t->src[0] = from;
+    t->src[1] = row_ids;
+    t->op = row_ids == nullptr ? GGML_OP_CONT : GGML_OP_GET_ROWS;
+    if (row_ids == nullptr && t->data == from->data) {
+        t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;  // the value is in place already
     }
 }
 

@@ -56,6 +56,7 @@ private:
     bool is_output(const ggml_tensor * t, size_t layer) const;
     void end_layer(size_t layer, ggml_tensor * out);
     void leave_out(ggml_tensor * out);
+    void rewrite(ggml_tensor * t, ggml_tensor * from, ggml_tensor * row_ids);
 
     struct Rewritten {
         ggml_tensor * tensor;

@@ -142,6 +142,19 @@ private:
     SpanFinder finder_;
 };
 
+// Whether weights of a layer are read before what was taken for the first layer's input: then it is not (kimi-k3).
+bool runs_before(const Nodes & nodes, const ggml_tensor * input) {
+    for (const ggml_tensor * t : nodes) {
+        if (t == input) {
+            return layer_of_weights(t) >= 0;
+        }
+        if (!is_alias(t) && layer_of_weights(t) >= 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // Which layer's work, or output, each node is; nodes of no layer are absent.
 using LayerOf = std::unordered_map<const ggml_tensor *, int>;
 
@@ -241,6 +254,12 @@ Layout GraphProbe::finish() {
         layer.input = input == nullptr ? "" : input->name;
         layer.trouble = span.trouble == nullptr ? "" : span.trouble;
         layer.trouble_keeping = keeping.trouble == nullptr ? "" : keeping.trouble;
+        if (il == 0 && runs_before(nodes_, span.residual)) {
+            layer.trouble = layer.trouble_keeping = "it does not begin with its input";
+        }
+        if (span.stopover != nullptr) {
+            layer_of.emplace(span.stopover, il);
+        }
         for (const ggml_tensor * t : span.work) {
             layer_of.emplace(t, il);
             if (writes_cache(t)) {

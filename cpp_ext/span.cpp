@@ -31,10 +31,20 @@ bool passes_through(const ggml_tensor * t) {
     }
 }
 
+// Its first source times one number from the weights (gemma4 scales what leaves a layer).
+bool is_scaled(const ggml_tensor * t) {
+    return t->op == GGML_OP_MUL && t->src[1]->op == GGML_OP_NONE && ggml_nelements(t->src[1]) == 1;
+}
+
+// Whether the value of `from`, or its rows, can be written to the memory of `out`: in place already, or nowhere near.
+bool can_be_copied(const ggml_tensor * from, const ggml_tensor * out, const ggml_tensor * row_ids) {
+    return (row_ids == nullptr && out->data == from->data) || !overlap(out, from);
+}
+
 }  // namespace
 
 void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, bool keep_cache, Span & span) {
-    span.residual = span.source = span.row_ids = nullptr;
+    span.residual = span.source = span.row_ids = span.stopover = nullptr;
     span.work.clear();
     span.trouble = nullptr;
 
@@ -62,7 +72,7 @@ void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tenso
         span.trouble = check_memory(nodes, residual, span);
     }
     for (size_t i = static_cast<size_t>(residual) + 1; i + 1 < nodes.size(); ++i) {
-        if ((marks_[i] & (WORK | PASSED | KEPT)) == WORK && is_computed(nodes[i])) {
+        if ((marks_[i] & (WORK | PASSED | KEPT)) == WORK && is_computed(nodes[i]) && nodes[i] != span.stopover) {
             span.work.push_back(nodes[i]);
         }
     }
@@ -119,7 +129,7 @@ bool SpanFinder::mark_sum(const std::vector<ggml_tensor *> & nodes, const ggml_t
         } else if (t->op == GGML_OP_ADD) {
             stack_.push_back(t->src[0]);
             stack_.push_back(t->src[1]);
-        } else if (passes_through(t)) {
+        } else if (passes_through(t) || is_scaled(t)) {
             stack_.push_back(t->src[0]);
         }
     }
@@ -206,25 +216,47 @@ const char * SpanFinder::check_output(const ggml_tensor * out, const Span & span
                                 : out->ne[0] != from->ne[0] || ggml_nrows(out) != ggml_nelements(span.row_ids)) {
         return "its input and output have different shapes";
     }
-    const bool in_place = span.row_ids == nullptr && out->data == from->data;
-    if (!in_place && overlap(out, from)) {
-        return "its output lies half over its input in memory";
-    }
     return nullptr;
 }
 
-// ggml's allocator reuses the residual's memory after its last reader. Readers that are left out do not
-// matter; one that still runs would spoil the copy.
-const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, int residual, const Span & span) const {
-    const int source = index_of(span.source);
-    for (int i = residual + 1; i + 1 < static_cast<int>(nodes.size()); ++i) {
+// Whether the memory of node `from` is as that node left it when node `to` is due. ggml's allocator reuses it after its
+// last reader. Readers that are left out do not matter; a node that still runs would spoil it.
+bool SpanFinder::keeps_value(const std::vector<ggml_tensor *> & nodes, int from, int to) const {
+    for (int i = from + 1; i < to; ++i) {
         const ggml_tensor * t = nodes[static_cast<size_t>(i)];
         const bool runs = is_computed(t) && !is_alias(t) && (!marked(i, WORK) || marked(i, PASSED | KEPT));
-        if (runs && (overlap(t, span.residual) || (i > source && overlap(t, span.source)))) {
-            return "a node that still runs was given the memory of its input";
+        if (runs && overlap(t, nodes[static_cast<size_t>(from)])) {
+            return false;
         }
     }
-    return nullptr;
+    return true;
+}
+
+// A node to leave out whose memory can hold the source until the output is due.
+bool SpanFinder::finds_stopover(const std::vector<ggml_tensor *> & nodes, int source, Span & span) const {
+    const int end = static_cast<int>(nodes.size()) - 1;
+    for (int i = source + 1; i < end && keeps_value(nodes, source, i); ++i) {
+        ggml_tensor * t = nodes[static_cast<size_t>(i)];
+        const bool left_out = marked(i, WORK) && !marked(i, PASSED | KEPT) && is_computed(t) && !is_alias(t);
+        if (left_out && t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && same_shape(t, span.source) &&
+            !overlap(t, span.source) && can_be_copied(t, nodes.back(), span.row_ids) && keeps_value(nodes, i, end)) {
+            span.stopover = t;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, int residual, Span & span) const {
+    const int source = index_of(span.source);
+    const int end = static_cast<int>(nodes.size()) - 1;
+    if (!keeps_value(nodes, residual, source)) {
+        return "a node that still runs was given the memory of its input";
+    }
+    if (can_be_copied(span.source, nodes.back(), span.row_ids) && keeps_value(nodes, source, end)) {
+        return nullptr;
+    }
+    return finds_stopover(nodes, source, span) ? nullptr : "its input does not outlast in memory what still runs";
 }
 
 }  // namespace first_cpp

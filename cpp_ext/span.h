@@ -17,6 +17,7 @@ struct Span {
     ggml_tensor * residual = nullptr;  // enters the span; the output without the span's work
     ggml_tensor * source = nullptr;    // the residual, or its rows already selected by a GET_ROWS
     ggml_tensor * row_ids = nullptr;   // set when the output is GET_ROWS(source, row_ids)
+    ggml_tensor * stopover = nullptr;  // set when the source is spoilt before the output is due: work whose memory keeps it
     std::vector<ggml_tensor *> work;   // computed nodes to leave out, in graph order, without the output
     const char * trouble = nullptr;    // why the span cannot be left out; null when it can
 };
@@ -42,7 +43,9 @@ private:
     void keep_cache_writes(const std::vector<ggml_tensor *> & nodes);
     void select_rows(const std::vector<ggml_tensor *> & nodes, int residual, Span & span);
     const char * check_output(const ggml_tensor * out, const Span & span) const;
-    const char * check_memory(const std::vector<ggml_tensor *> & nodes, int residual, const Span & span) const;
+    bool keeps_value(const std::vector<ggml_tensor *> & nodes, int from, int to) const;
+    bool finds_stopover(const std::vector<ggml_tensor *> & nodes, int source, Span & span) const;
+    const char * check_memory(const std::vector<ggml_tensor *> & nodes, int residual, Span & span) const;
 
     bool marked(int i, uint8_t mark) const { return i >= 0 && (marks_[static_cast<size_t>(i)] & mark) != 0; }
 

@@ -32,7 +32,7 @@ class Layers:
         """The KV cache tensors (and recurrent states) that the layers write."""
         self._inputs: list[str] = []
         self._output = ""
-        self._n_found = 0  # layers from the first on whose outputs are known by name
+        self._found: list[str] = []  # the outputs of layers from the first on, as far as they are known by name
         self._kept: frozenset[int] = NOTHING
         self._left_out: frozenset[int] = NOTHING
         self._sink: _ext.ResidualSink | None = None
@@ -45,20 +45,27 @@ class Layers:
 
     @contextlib.contextmanager
     def probing(self, n_layer: int) -> Iterator[None]:
-        """Learn the layout from the one small graph that is evaluated inside; nothing of it is computed."""
+        """Learn the layout from the graph that is evaluated inside; nothing of it is computed.
+
+        A layer that cannot be left out of one of the graphs looked at can be left out of none.
+        """
         self._hook.probe_begin(n_layer)
         try:
             yield
         finally:
             layout = self._hook.probe_finish()
         layers = layout.layers
+        first = not self.trouble
         self.cache = layout.cache
         self._inputs = [layer.input for layer in layers]
         self._output = layers[-1].output
-        self._kept = frozenset(il for il, layer in enumerate(layers) if self._keep_kv or layer.cache_is_shared)
-        self.trouble = tuple(layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
+        self._kept |= {il for il, layer in enumerate(layers) if self._keep_kv or layer.cache_is_shared}
+        trouble = (layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
+        self.trouble = tuple(trouble) if first else tuple(a or b for a, b in zip(self.trouble, trouble, strict=True))
         found = list(itertools.takewhile(bool, (layer.output for layer in layers)))
-        self._n_found = len(found)
+        if not first and found != self._found:
+            self.declare_unsupported(n_layer, "its graphs name the outputs of layers differently")
+        self._found = found
         self._hook.set_outputs(found)
 
     def declare_unsupported(self, n_layer: int, why: str) -> None:
@@ -73,7 +80,7 @@ class Layers:
     def leave_out(self, layers: frozenset[int]) -> None:
         """Evaluate the next micro-batch without `layers`."""
         if layers != self._left_out:
-            self._hook.set_fates([self._fate(il, layers) for il in range(self._n_found)])
+            self._hook.set_fates([self._fate(il, layers) for il in range(len(self._found))])
             self._left_out = layers
         self._hook.start_leaving_out(True)
 

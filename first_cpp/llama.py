@@ -273,7 +273,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 self.scores = np.concatenate([self.scores, np.zeros((missing, self._n_vocab), np.single)])
 
     def _look_at_graph(self) -> None:
-        """Learn how this model's graphs are laid out: one small graph is built and not computed."""
+        """Learn how this model's graphs are laid out: those of a step and of a micro-batch are built and not computed."""
         model = self._model.model
         for unsupported, why in (
             (self._offload, "it has layers on a GPU"),
@@ -284,11 +284,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if unsupported:
                 self._layers.declare_unsupported(self._n_layer, why)
                 return
-        n_tokens = max(1, min(2, self._micro_batch))
-        self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
-        with self._layers.probing(self._n_layer):
-            self._ctx.decode(self._batch)
-        self._ctx.kv_cache_seq_rm(-1, 0, -1)
+        for n_tokens in sorted({1, self._micro_batch}):  # where ggml puts nodes in memory depends on their size
+            self._batch.set_batch(batch=[0] * n_tokens, n_past=0, logits_all=False)
+            with self._layers.probing(self._n_layer):
+                self._ctx.decode(self._batch)
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
         self._ctx.reset_timings()
 
     # -- one answer -------------------------------------------------------------------------------------------------

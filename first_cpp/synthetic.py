@@ -180,10 +180,10 @@ def _add_metadata(writer: object, shape: Shape) -> None:
     }
     for key, value in add.items():
         getattr(writer, f"add_{key}")(value)
-    _add_vocabulary(writer, shape.n_vocab)
+    add_vocabulary(writer, shape.n_vocab)
 
 
-def _add_vocabulary(writer: object, n_vocab: int) -> None:
+def add_vocabulary(writer: object, n_vocab: int) -> None:
     """A SentencePiece vocabulary of single bytes, so that any text can be tokenised; the rest are filler words."""
     tokens = [b"<unk>", b"<s>", b"</s>", *(f"<0x{b:02X}>".encode() for b in range(256))]
     types = [2, 3, 3, *[6] * 256]  # unknown, control, control, byte
