@@ -63,6 +63,23 @@ def test_second_turn_on_a_recurrent_state(architecture, memory, tmp_path, load):
     np.testing.assert_array_equal(logits(llm), logits(fresh))
 
 
+@pytest.mark.parametrize("settings", [{}, {"swa_full": True}, {"flash_attn": True, "n_ubatch": 16}], ids=str)
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss"])
+def test_second_turn_of_sliding_windows(architecture, settings, tmp_path, load):
+    """Windows of 8 tokens, and prompts far longer: cells that a second turn needs may be gone, and are read again."""
+    model = tmp_path / "model.gguf"
+    write_tiny(model, architecture)
+    prompt = tokens(60, seed=4)
+    llm, fresh = (load(model, skip=[1, 2], **settings) for _ in range(2))
+    turn = [*prompt, *greedy(llm, prompt, 12), *tokens(30, seed=5)]
+    for each in (llm, fresh):
+        made = each.generate(turn, temp=0.0)
+        next(made)
+        made.close()
+    assert llm.routing.skipped == fresh.routing.skipped == (1, 2)
+    np.testing.assert_allclose(logits(llm), logits(fresh), rtol=0, atol=0.01 * np.abs(logits(fresh)).max())
+
+
 def test_a_crash_is_one_result():
     """llama.cpp ends the process of a model that does not suit it; the run goes on and tells what ended it."""
     crash = "import os; os.write(2, b'/src/ggml.c:7: GGML_ASSERT(false) failed'); os.abort()"
