@@ -39,17 +39,17 @@ class LoraPair:
 def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_kv: int) -> list[LoraPair]:
     """The pairs of a peft adapter folder. Raises LoraError for what cannot be folded in, MissingFileError."""
     import gguf
-    from safetensors.numpy import load_file
 
     config = _config(folder)
     if architecture not in PERMUTED | AS_IS:
         raise LoraError(
             f"the order of q and k rows in {architecture} models is not known; supported: {sorted(PERMUTED | AS_IS)}"
         )
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    rank, alpha = _number(config, "r", folder), _number(config, "lora_alpha", folder)
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     keys = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(keys[architecture], n_layer)
-    tensors = load_file(os.path.join(folder, "adapter_model.safetensors"))
+    tensors = _tensors(os.path.join(folder, "adapter_model.safetensors"))
     pairs = []
     for key, a in sorted(tensors.items()):
         found = re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", key)
@@ -61,9 +61,14 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
         b = tensors.get(key.replace(".lora_A.", ".lora_B."))
         if name is None or b is None:
             raise LoraError(f"{folder}: {key} has {'no lora_B' if name else 'no place in a ' + architecture + ' GGUF'}")
+        if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[0] == b.shape[1]:
+            raise LoraError(f"{folder}: {key} of shape {list(a.shape)} and its lora_B of {list(b.shape)} are no pair")
         b = np.ascontiguousarray(b, np.float32)
         if architecture in PERMUTED and re.search(r"attn_[qk]$", name):
-            b = rope_order(b, n_head if name.endswith("q") else n_head_kv)
+            heads = n_head if name.endswith("q") else n_head_kv
+            if b.shape[0] % (2 * heads):
+                raise LoraError(f"{folder}: {key}: {b.shape[0]} rows are no even number for each of {heads} heads")
+            b = rope_order(b, heads)
         pairs.append(LoraPair(f"{name}.weight", np.ascontiguousarray(a, np.float32), b, scale))
     if not pairs:
         raise LoraError(f"{folder}: no LoRA weights")
@@ -80,8 +85,13 @@ def _config(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, "adapter_config.json")
     if not os.path.exists(path):
         raise MissingFileError(f"no peft adapter in {folder}: adapter_config.json is missing")
-    with open(path, encoding="utf-8") as file:
-        config: dict[str, Any] = json.load(file)
+    with open(path, "rb") as file:
+        try:
+            config = json.load(file)
+        except ValueError as error:
+            raise LoraError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise LoraError(f"{path} is not a JSON object")
     for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False)):
         if config.get(key, plain) not in (plain, []):
             raise LoraError(f"{path}: {key}={config[key]!r} cannot be folded into a GGUF")
@@ -89,3 +99,22 @@ def _config(folder: str) -> dict[str, Any]:
         if config.get(key):
             raise LoraError(f"{path}: {key} is set; one rank and alpha for all layers is expected")
     return config
+
+
+def _number(config: dict[str, Any], key: str, folder: str) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        raise LoraError(f"{folder}: {key} in adapter_config.json is {value!r:.80}, expected a number above 0")
+    return float(value)
+
+
+def _tensors(path: str) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not os.path.exists(path):
+        raise MissingFileError(f"no peft adapter: {path} is missing")
+    try:
+        return {name: np.asarray(tensor, np.float32) for name, tensor in load_file(path).items()}
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise LoraError(f"{path} is not a readable safetensors file: {error}") from None

@@ -19,6 +19,8 @@ from .lora import LoraError, LoraPair, read_lora
 from .output import check_output, new_file
 from .read_safetensors import routers_file
 
+MAX_HEADS = 65536
+
 
 class QuantizeError(FirstCppError, RuntimeError):
     """llama.cpp's quantizer refused."""
@@ -76,10 +78,18 @@ def read_run_lora(run: str, parts: list[tuple[str, GgufFile]]) -> list[LoraPair]
     """The LoRA pairs in a training run's adapter folder, for this base."""
     base, _ = base_of(parts)
     file = parts[0][1]
-    n_head = int(file.get(f"{base.architecture}.attention.head_count"))
-    key = f"{base.architecture}.attention.head_count_kv"
-    n_head_kv = int(file.get(key)) if file.kind(key) else n_head
+    n_head = _heads(file, f"{base.architecture}.attention.head_count", 0)
+    n_head_kv = _heads(file, f"{base.architecture}.attention.head_count_kv", n_head)
     return read_lora(os.path.join(run, "adapter"), base.architecture, base.n_layer, n_head, n_head_kv)
+
+
+def _heads(file: GgufFile, key: str, default: int) -> int:
+    if not file.kind(key) and default:
+        return default
+    found = int(file.get(key)) if file.kind(key) == "u32" else 0
+    if not 0 < found <= MAX_HEADS:
+        raise LoraError(f"{key} is {found or file.kind(key) or 'missing'}, expected one number of heads for all layers")
+    return found
 
 
 def write_merged(model: str, pairs: list[LoraPair], out: str) -> None:

@@ -118,19 +118,6 @@ int64_t existing(const GgufFile & file, const std::string & key) {
     return id;
 }
 
-// "u32", "str", ... and "arr[f32]" for arrays; empty when there is no such key.
-std::string kind(const GgufFile & file, const std::string & key) {
-    const int64_t id = file.find(key);
-    if (id < 0) {
-        return "";
-    }
-    if (file.type(id) != GGUF_TYPE_ARRAY) {
-        return gguf_type_name(file.type(id));
-    }
-    const char * element = gguf_type_name(file.element_type(id));
-    return std::string("arr[") + (element == nullptr ? "?" : element) + "]";
-}
-
 // A matrix whose data the caller writes after the metadata.
 void add_tensor_f16(GgufFile & file, const std::string & name, int64_t n_in, int64_t n_out) {
     if (name.size() >= GGML_MAX_NAME || n_in < 1 || n_out < 1 || gguf_find_tensor(file.get(), name.c_str()) >= 0) {
@@ -186,7 +173,7 @@ void bind_gguf(nb::module_ & m) {
         .def_prop_ro("data_offset", &GgufFile::data_offset)
         .def("keys", &GgufFile::keys)
         .def("tensors", &GgufFile::tensors)
-        .def("kind", &kind, "key"_a)
+        .def("kind", &GgufFile::kind, "key"_a)
         .def(
             "get",
             [](const GgufFile & f, const std::string & key) {

@@ -105,6 +105,18 @@ std::vector<GgufTensor> GgufFile::tensors() const {
     return tensors;
 }
 
+std::string GgufFile::kind(const std::string & key) const {
+    const int64_t id = find(key);
+    if (id < 0) {
+        return "";
+    }
+    if (type(id) != GGUF_TYPE_ARRAY) {
+        return gguf_type_name(type(id));
+    }
+    const char * element = gguf_type_name(element_type(id));
+    return std::string("arr[") + (element == nullptr ? "?" : element) + "]";
+}
+
 gguf_type GgufFile::element_type(int64_t id) const {
     if (type(id) != GGUF_TYPE_ARRAY) {
         throw std::invalid_argument("not an array");

@@ -29,6 +29,9 @@ public:
     size_t alignment() const { return gguf_get_alignment(gguf_.get()); }
     size_t data_offset() const { return gguf_get_data_offset(gguf_.get()); }
 
+    // "u32", "str", ... and "arr[f32]" for arrays; empty when there is no such key.
+    std::string kind(const std::string & key) const;
+
     // Id of a key, -1 when there is none. The methods below take ids of existing keys.
     int64_t find(const std::string & key) const { return gguf_find_key(gguf_.get(), key.c_str()); }
     gguf_type type(int64_t id) const { return gguf_get_kv_type(gguf_.get(), id); }

@@ -5,17 +5,17 @@
 
 namespace first_cpp {
 
-int number_after(const char * prefix, const char * name) {
+int number_after(const char * prefix, const char * name, char end) {
     const size_t length = std::strlen(prefix);
     if (std::strncmp(name, prefix, length) != 0) {
         return -1;
     }
     const char * digit = name + length;
-    if (*digit == '\0' || *digit == '.') {
+    if (*digit == end) {
         return -1;
     }
     int number = 0;
-    for (; *digit != '\0' && *digit != '.'; ++digit) {
+    for (; *digit != end; ++digit) {
         if (*digit < '0' || *digit > '9' || number > 1'000'000) {
             return -1;
         }

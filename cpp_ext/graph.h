@@ -8,8 +8,8 @@
 
 namespace first_cpp {
 
-// The number that follows `prefix` in `name`, up to its end or a full stop; -1 when there is none.
-int number_after(const char * prefix, const char * name);
+// The number between `prefix` and `end` in `name`; -1 when there is none.
+int number_after(const char * prefix, const char * name, char end);
 
 // A node that only renames memory (reshape, view, permute, transpose): backends compute nothing for it.
 bool is_alias(const ggml_tensor * t);

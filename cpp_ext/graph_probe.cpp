@@ -17,13 +17,13 @@ namespace {
 using Nodes = std::vector<ggml_tensor *>;
 
 // The il of "l_out-<il>", the name that llama.cpp's models give to a layer's output; -1 for any other node.
-int named_output(const ggml_tensor * t) { return number_after("l_out-", t->name); }
+int named_output(const ggml_tensor * t) { return number_after("l_out-", t->name, '\0'); }
 
 // The il of a layer whose weights a node reads, "blk.<il>. ..." in every GGUF; -1 when it reads none.
 int layer_of_weights(const ggml_tensor * t) {
     for (const ggml_tensor * source : t->src) {
         if (source != nullptr && owner(source)->op == GGML_OP_NONE) {
-            const int layer = number_after("blk.", owner(source)->name);
+            const int layer = number_after("blk.", owner(source)->name, '.');
             if (layer >= 0) {
                 return layer;
             }
@@ -174,14 +174,16 @@ void check_readers(const Nodes & nodes, const LayerOf & layer_of, const std::uno
 }
 
 // Another layer may read what a layer writes to its cache (gemma3n, gemma4). Nodes outside all layers that
-// read a cache (a cast of K, say) hand its layer on to their readers.
-void find_cache_readers(const Nodes & nodes, const LayerOf & layer_of, const std::vector<CacheTensor> & cache,
-                        std::vector<LayerLayout> & layers) {
+// read a cache (a cast of K, say) hand its layer on to their readers; those after `last`, the last output that was
+// found, may be a layer that was not.
+void find_cache_readers(const Nodes & nodes, const ggml_tensor * last, const LayerOf & layer_of,
+                        const std::vector<CacheTensor> & cache, std::vector<LayerLayout> & layers) {
     std::unordered_map<uintptr_t, int> writer;
     for (const CacheTensor & c : cache) {
         writer.emplace(c.address, c.layer);
     }
     std::unordered_map<const ggml_tensor *, int> handed_on;
+    bool after_last = false;
     for (const ggml_tensor * t : nodes) {
         for (const ggml_tensor * source : t->src) {
             if (source == nullptr) {
@@ -197,12 +199,13 @@ void find_cache_readers(const Nodes & nodes, const LayerOf & layer_of, const std
                 continue;
             }
             const auto reader = layer_of.find(t);
-            if (reader == layer_of.end()) {
-                handed_on.emplace(t, from);
-            } else if (reader->second != from) {
+            if (after_last || (reader != layer_of.end() && reader->second != from)) {
                 layers[static_cast<size_t>(from)].cache_is_shared = true;
+            } else if (reader == layer_of.end()) {
+                handed_on.emplace(t, from);
             }
         }
+        after_last = after_last || t == last;
     }
 }
 
@@ -269,7 +272,7 @@ Layout GraphProbe::finish() {
         }
     }
     check_readers(nodes_, layer_of, outputs, layout.layers);
-    find_cache_readers(nodes_, layer_of, layout.cache, layout.layers);
+    find_cache_readers(nodes_, finder.output(), layer_of, layout.cache, layout.layers);
     n_layer_ = 0;
     nodes_.clear();
     return layout;

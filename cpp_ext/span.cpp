@@ -36,9 +36,13 @@ bool is_scaled(const ggml_tensor * t) {
     return t->op == GGML_OP_MUL && t->src[1]->op == GGML_OP_NONE && ggml_nelements(t->src[1]) == 1;
 }
 
-// Whether the value of `from`, or its rows, can be written to the memory of `out`: in place already, or nowhere near.
+// Whether the value of `from`, or its rows, can be written to the memory of `out`: in place already, or nowhere near what
+// is read.
 bool can_be_copied(const ggml_tensor * from, const ggml_tensor * out, const ggml_tensor * row_ids) {
-    return (row_ids == nullptr && out->data == from->data) || !overlap(out, from);
+    if (row_ids == nullptr) {
+        return out->data == from->data || !overlap(out, from);
+    }
+    return !overlap(out, from) && !overlap(out, row_ids);
 }
 
 }  // namespace
@@ -61,6 +65,10 @@ void SpanFinder::find(const std::vector<ggml_tensor *> & nodes, const ggml_tenso
     span.residual = nodes[static_cast<size_t>(residual)];
     if (!mark_work(nodes, residual)) {
         span.trouble = "its output does not depend on its input";
+        return;
+    }
+    if (previous == nullptr && is_part_of_input(nodes, span.residual)) {
+        span.trouble = "its input was not found in the graph";
         return;
     }
     if (keep_cache) {
@@ -92,11 +100,6 @@ void SpanFinder::index_nodes(const std::vector<ggml_tensor *> & nodes) {
         }
         table_[slot] = Slot{nodes[i], static_cast<int>(i)};  // the last occurrence: the graph at hand
     }
-}
-
-bool SpanFinder::is_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * term) {
-    index_nodes(nodes);
-    return mark_sum(nodes, term);
 }
 
 int SpanFinder::index_of(const ggml_tensor * t) const {
@@ -176,6 +179,22 @@ bool SpanFinder::mark_work(const std::vector<ggml_tensor *> & nodes, int residua
     return (marks_.back() & WORK) != 0;
 }
 
+// Where no span before tells, the true input may be a sum that `residual` is one term of, as of token and position
+// embeddings, when something else reads the term.
+bool SpanFinder::is_part_of_input(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * residual) const {
+    for (size_t i = 0; i < nodes.size(); ++i) {
+        const ggml_tensor * t = nodes[i];
+        if ((marks_[i] & IN_SUM) == 0 || t->op != GGML_OP_ADD || (t->src[0] != residual && t->src[1] != residual)) {
+            continue;
+        }
+        const ggml_tensor * other = t->src[t->src[0] == residual ? 1 : 0];
+        if (other->op != GGML_OP_NONE && !marked(index_of(other), WORK)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void SpanFinder::keep_cache_writes(const std::vector<ggml_tensor *> & nodes) {
     for (size_t i = nodes.size(); i-- > 0;) {
         if ((marks_[i] & WORK) == 0 || ((marks_[i] & KEPT) == 0 && !writes_cache(nodes[i]))) {
@@ -222,10 +241,14 @@ const char * SpanFinder::check_output(const ggml_tensor * out, const Span & span
 // Whether the memory of node `from` is as that node left it when node `to` is due. ggml's allocator reuses it after its
 // last reader. Readers that are left out do not matter; a node that still runs would spoil it.
 bool SpanFinder::keeps_value(const std::vector<ggml_tensor *> & nodes, int from, int to) const {
+    return keeps_memory(nodes, nodes[static_cast<size_t>(from)], from, to);
+}
+
+bool SpanFinder::keeps_memory(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * memory, int from, int to) const {
     for (int i = from + 1; i < to; ++i) {
         const ggml_tensor * t = nodes[static_cast<size_t>(i)];
         const bool runs = is_computed(t) && !is_alias(t) && (!marked(i, WORK) || marked(i, PASSED | KEPT));
-        if (runs && overlap(t, nodes[static_cast<size_t>(from)])) {
+        if (runs && overlap(t, memory)) {
             return false;
         }
     }
@@ -237,9 +260,11 @@ bool SpanFinder::finds_stopover(const std::vector<ggml_tensor *> & nodes, int so
     const int end = static_cast<int>(nodes.size()) - 1;
     for (int i = source + 1; i < end && keeps_value(nodes, source, i); ++i) {
         ggml_tensor * t = nodes[static_cast<size_t>(i)];
-        const bool left_out = marked(i, WORK) && !marked(i, PASSED | KEPT) && is_computed(t) && !is_alias(t);
-        if (left_out && t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) && same_shape(t, span.source) &&
-            !overlap(t, span.source) && can_be_copied(t, nodes.back(), span.row_ids) && keeps_value(nodes, i, end)) {
+        const bool left_out = marked(i, WORK) && !marked(i, PASSED | KEPT) && is_computed(t);
+        const bool has_memory_of_its_own = t->view_src == nullptr && !is_alias(t);  // not the cache's
+        if (left_out && has_memory_of_its_own && t->type == GGML_TYPE_F32 && ggml_is_contiguous(t) &&
+            same_shape(t, span.source) && !overlap(t, span.source) && (span.row_ids == nullptr || !overlap(t, span.row_ids)) &&
+            can_be_copied(t, nodes.back(), span.row_ids) && keeps_value(nodes, i, end)) {
             span.stopover = t;
             return true;
         }
@@ -252,6 +277,9 @@ const char * SpanFinder::check_memory(const std::vector<ggml_tensor *> & nodes, 
     const int end = static_cast<int>(nodes.size()) - 1;
     if (!keeps_value(nodes, residual, source)) {
         return "a node that still runs was given the memory of its input";
+    }
+    if (span.row_ids != nullptr && !keeps_memory(nodes, span.row_ids, residual, end)) {
+        return "a node that still runs was given the memory of its row numbers";
     }
     if (can_be_copied(span.source, nodes.back(), span.row_ids) && keeps_value(nodes, source, end)) {
         return nullptr;

@@ -31,18 +31,17 @@ public:
     // `keep_cache`: what the span writes to the KV cache (or a recurrent state) is no work to leave out.
     void find(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous, bool keep_cache, Span & span);
 
-    // Whether `out` is a sum that `term`, a node before it, takes part in.
-    bool is_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * term);
-
 private:
     void index_nodes(const std::vector<ggml_tensor *> & nodes);
     int index_of(const ggml_tensor * t) const;
     bool mark_sum(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * previous);
     int find_residual(const std::vector<ggml_tensor *> & nodes) const;
     bool mark_work(const std::vector<ggml_tensor *> & nodes, int residual);
+    bool is_part_of_input(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * residual) const;
     void keep_cache_writes(const std::vector<ggml_tensor *> & nodes);
     void select_rows(const std::vector<ggml_tensor *> & nodes, int residual, Span & span);
     const char * check_output(const ggml_tensor * out, const Span & span) const;
+    bool keeps_memory(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * memory, int from, int to) const;
     bool keeps_value(const std::vector<ggml_tensor *> & nodes, int from, int to) const;
     bool finds_stopover(const std::vector<ggml_tensor *> & nodes, int source, Span & span) const;
     const char * check_memory(const std::vector<ggml_tensor *> & nodes, int residual, Span & span) const;

@@ -38,6 +38,8 @@ def open_gguf(path: str) -> GgufFile:
         file = GgufFile(path)
         file.keys()
         tensors = file.tensors()
+        for tensor in tensors:
+            tensor.name  # noqa: B018  # decoded when it is asked for
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path}: a key or tensor name is not UTF-8 text ({error})") from None
     except ValueError as error:

@@ -62,13 +62,18 @@ def parse_skip(value: object) -> Skip:
     if isinstance(value, (bool, str, bytes)):
         raise SkipError(f"skip={value!r} is not {_ALLOWED}")
     if isinstance(value, numbers.Real):
-        share = float(value)
+        try:
+            share = float(value)
+        except OverflowError:
+            share = math.inf
         if not math.isfinite(share) or not 0 <= share < 1:
             raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1; for one layer write skip=[1]")
         return share
-    if isinstance(value, Iterable):
-        return _parse_layers(value)
-    raise SkipError(f"skip={value!r} is not {_ALLOWED}")
+    try:
+        layers = list(value)  # type: ignore[call-overload]
+    except TypeError:  # numpy's arrays without a dimension say they are iterable
+        raise SkipError(f"skip={value!r} is not {_ALLOWED}") from None
+    return _parse_layers(layers)
 
 
 def _parse_layers(value: Iterable[object]) -> tuple[int, ...]:

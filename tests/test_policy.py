@@ -22,6 +22,12 @@ def test_settings(value, parsed):
     assert parse_skip(value) == parsed
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), np.array(0.5), np.array(3)], ids=str)
+def test_values_that_python_itself_chokes_on(value):
+    with pytest.raises(SkipError, match="skip="):
+        parse_skip(value)
+
+
 @given(st.one_of(st.text(), st.binary(), st.booleans(), st.floats(), st.integers(), st.lists(st.integers()), st.none(),
                  st.lists(st.floats()), st.dictionaries(st.text(), st.text()), st.complex_numbers()))  # fmt: skip
 def test_any_value_is_a_setting_or_a_skip_error(value):

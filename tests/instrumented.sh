@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Runs part of the Python tests on an instrumented extension, in an environment of its own under build/ that shares the
+# packages of $PYTHON's: `sanitize` under AddressSanitizer and UndefinedBehaviorSanitizer, `coverage` counting lines, those
+# of the C++ tests too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=$1
+python=${PYTHON:-python3}
+out=build/$mode
+bin=$out/venv/bin
+tools=$(cd "$(dirname "$(command -v "$python")")" && pwd)
+tests=(tests/test_llama.py tests/test_convert.py tests/test_router_faults.py tests/test_layers_left_out.py
+    tests/test_second_turns.py tests/test_kv_keep.py tests/test_kv_record.py tests/test_policy.py)
+
+if [ ! -x "$bin/python" ]; then
+    "$python" -m venv --without-pip "$out/venv"
+    # all folders of packages that $python sees, whatever it is itself a layer over
+    "$python" -c 'import site, sys; print(*[p for p in sys.path if p.endswith("site-packages")], sep="\n")' >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+fi
+
+install() { # with these CMake definitions
+    local options=()
+    for definition in "$@"; do options+=(-C "cmake.define.$definition"); done
+    PATH="$tools:$PATH" "$python" -m pip --disable-pip-version-check --python "$bin/python" install -q \
+        --no-build-isolation --no-deps --force-reinstall -C "build-dir=$out/extension" "${options[@]}" .
+}
+
+export GGML_NO_BACKTRACE=1 OMP_WAIT_POLICY=passive PYTHONSAFEPATH=1
+case $mode in
+sanitize)
+    install FIRST_CPP_SANITIZE=address,undefined
+    # Python itself leaks by design, and keeps what is freed out of reach of tests that measure memory.
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+        ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1 \
+        UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1 \
+        "$bin/python" -m pytest -x -s -p no:cacheprovider -m "not slow and not smollm2" -k "not leave_nothing_behind" "${tests[@]}"
+    ;;
+coverage)
+    install FIRST_CPP_COVERAGE=ON
+    PATH="$tools:$PATH" cmake -B "$out/tests" -D FIRST_CPP_EXTENSION=OFF -D FIRST_CPP_TESTS=ON \
+        -D FIRST_CPP_COVERAGE=ON -D CMAKE_BUILD_TYPE=Debug -D Python_EXECUTABLE="$tools/$(basename "$python")" >"$out/cmake.log"
+    PATH="$tools:$PATH" cmake --build "$out/tests" --parallel 2 >>"$out/cmake.log"
+    find "$out" -name '*.gcda' -delete
+    "$out/tests/tests/cpp/first_cpp_tests"
+    "$bin/python" -m coverage run --data-file="$out/python" -m pytest -p no:cacheprovider \
+        -m "not slow and not smollm2" "${tests[@]}" tests/test_fuzz.py
+    "$bin/python" -m coverage report --data-file="$out/python" --skip-empty
+    "$bin/python" -m gcovr --root . --filter cpp_ext/ --exclude-throw-branches --gcov-ignore-errors=no_working_dir_found "$out"
+    ;;
+*)
+    echo "usage: tests/instrumented.sh sanitize|coverage" >&2
+    exit 2
+    ;;
+esac
