@@ -21,6 +21,7 @@ from texts import questions, summaries
 from first_cpp import Llama
 from first_cpp.bench import synthetic_model
 from first_cpp.demo import chat_prompt
+from first_cpp.evaluating.answer import generated
 
 Row = tuple[str, int]
 """Engine, and tokens per draft."""
@@ -65,7 +66,7 @@ def measure(task: str, models: dict[Row, llama_cpp.Llama], prompts: list[list[in
         for row, llm in models.items():
             llm.reset()
             start = time.perf_counter()
-            answers[row].append(answer(llm, prompt, n_tokens))
+            answers[row].append(generated(llm, prompt, n_tokens))
             seconds[row].append(time.perf_counter() - start)
     per_token = {row: sum(seconds[row]) / sum(map(len, answers[row])) for row in models}  # answers differ in length
     first = next(iter(models))
@@ -111,19 +112,6 @@ def step_costs(llm: llama_cpp.Llama) -> dict[int, float]:
             llm.eval(list(range(400, 400 + n)))
             taken.append(time.perf_counter() - start)
     return {n: statistics.median(a / b for a, b in zip(taken, seconds[1], strict=True)) for n, taken in seconds.items()}
-
-
-def answer(llm: llama_cpp.Llama, prompt: list[int], n_tokens: int) -> list[int]:
-    found: list[int] = []
-    tokens = llm.generate(prompt, temp=0.0)
-    for token in tokens:
-        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
-            break
-        found.append(token)
-        if len(found) == n_tokens:
-            break
-    tokens.close()
-    return found
 
 
 if __name__ == "__main__":
