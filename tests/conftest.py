@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -12,6 +13,9 @@ from first_cpp._version import describe
 from first_cpp.demo_model import find_demo_model
 from first_cpp.errors import MissingFileError
 from first_cpp.synthetic import SHAPES, write_random
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
