@@ -90,7 +90,7 @@ clean:
 	touch $@ .venv/installed-demo
 
 .venv/installed-native: .venv/installed-test
-	$(PIP) install -q "cmake>=3.18" ninja "nanobind>=2.4,<4" "scikit-build-core>=0.10,<2" "coverage>=7,<8" "gcovr>=7,<9"
+	$(PIP) install -q "cmake>=3.18" ninja "nanobind>=2.4,<4" "scikit-build-core>=0.10,<2" "coverage>=7.10,<8" "gcovr>=7,<9"
 	touch $@
 
 .venv/installed-lint: .venv/installed-test

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from first_cpp._ext import GgufFile
 from first_cpp.errors import ModelFileError, RouterError
 from first_cpp.model_file import fingerprint, normal_path, open_model
-from first_cpp.routers import FORMAT_VERSION, Base, Routers
+from first_cpp.routers import FORMAT_VERSION, MAX_LAYERS, Base, Routers
 
 from .output import check_output, new_file
 from .read_safetensors import read_safetensors, routers_file
@@ -84,6 +84,8 @@ def base_of(parts: list[tuple[str, GgufFile]]) -> tuple[Base, float]:
     arch = file.get("general.architecture").decode()
     nextn = f"{arch}.nextn_predict_layers"
     n_layer = int(value(f"{arch}.block_count", "u32")) - (int(value(nextn, "u32")) if file.kind(nextn) else 0)
+    if not 1 <= n_layer <= MAX_LAYERS:
+        raise ModelFileError(f"{path}: {n_layer} layers, expected 1 to {MAX_LAYERS}")
     eps = f"{arch}.attention.layer_norm_rms_epsilon"
     base = Base(arch, n_layer, int(value(f"{arch}.embedding_length", "u32")), fingerprint(parts))
     return base, value(eps, "f32") if file.kind(eps) else 1e-5

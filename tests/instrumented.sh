@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs part of the Python tests on an instrumented extension, in an environment of its own under build/ that shares the
-# packages of $PYTHON's: `sanitize` under AddressSanitizer and UndefinedBehaviorSanitizer, `coverage` counting lines, those
-# of the C++ tests too.
+# Runs Python tests on an instrumented extension, in an environment of its own under build/ that shares the packages of
+# $PYTHON's: `sanitize` some of them under AddressSanitizer and UndefinedBehaviorSanitizer, `coverage` all but the slow ones,
+# counting lines, those of the C++ tests and of processes that tests start too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=$1
@@ -42,9 +42,10 @@ coverage)
     PATH="$tools:$PATH" cmake --build "$out/tests" --parallel 2 >>"$out/cmake.log"
     find "$out" -name '*.gcda' -delete
     "$out/tests/tests/cpp/first_cpp_tests"
-    "$bin/python" -m coverage run --data-file="$out/python" -m pytest -p no:cacheprovider \
-        -m "not slow and not smollm2" "${tests[@]}" tests/test_fuzz.py
-    "$bin/python" -m coverage report --data-file="$out/python" --skip-empty
+    rm -f "$out"/python*
+    "$bin/python" -m coverage run --data-file="$PWD/$out/python" -m pytest -p no:cacheprovider -m "not slow"
+    "$bin/python" -m coverage combine -q --data-file="$out/python" "$out"
+    "$bin/python" -m coverage report --data-file="$out/python" --skip-empty --skip-covered --show-missing
     "$bin/python" -m gcovr --root . --filter cpp_ext/ --exclude-throw-branches --gcov-ignore-errors=no_working_dir_found "$out"
     ;;
 *)

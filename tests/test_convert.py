@@ -343,3 +343,15 @@ def test_killed_at_any_time_leaves_no_file_under_the_final_name(tmp_path):
     process.wait()
     assert not out.exists()
     assert [p.name for p in pathlib.Path(tmp_path).iterdir() if p.name.endswith(".part")]
+
+
+@pytest.mark.parametrize("n_layer", [0, 4097, 2**32 - 1])
+def test_layer_counts_that_no_model_has(tiny, routers, tmp_path, capsys, n_layer):
+    """Else the names of so many layers' tensors would be made, gigabytes of them."""
+    file, data = GgufFile(tiny), pathlib.Path(tiny).read_bytes()
+    data = data[file.data_offset :]
+    file.set_u32("llama.block_count", n_layer)
+    base = tmp_path / "base.gguf"
+    base.write_bytes(file.metadata() + data)
+    assert main(["--routers", routers, "--model", str(base), "--out", str(tmp_path / "out.gguf"), "--quiet"]) == 2
+    assert f"{n_layer} layers, expected 1 to 4096" in capsys.readouterr().err
