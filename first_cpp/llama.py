@@ -299,6 +299,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         Raises BusyError when it is resumed after a newer prompt was started on this model, AnswerCancelled after `cancel`.
         """
         given = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments
+        given.pop("self")
         reset = given.get("reset", True)
         answer = Answer()
         end = given.get("stopping_criteria")
@@ -310,7 +311,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             given["tokens"] = self._drop_unusable(list(tokens), reset)
             self._set_answer(answer)  # last: a prompt that is refused starts no answer
             self._timed = answer
-        inner = llama_cpp.Llama.generate(**given)
+        inner = super().generate(**given)
         sent: Sequence[int] | None = None
         try:
             while True:
@@ -639,7 +640,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         given = _BASE_COMPLETION.bind(self, *args, **kwargs)
         given.apply_defaults()
         end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
-        inner = llama_cpp.Llama._create_completion(*given.args, **given.kwargs)
+        inner = super()._create_completion(*given.args[1:], **given.kwargs)
         try:
             while True:
                 with self._exclusive:

@@ -762,3 +762,14 @@ def test_a_real_ctrl_c(routed, when):
         print(heard)
     """)
     assert int(done.stdout) == 12, done.stderr
+
+
+def test_it_can_stand_in_for_the_class_itself(routed):
+    """Programs put it in llama_cpp's place; what it takes from its base class is not looked up there."""
+    done = survives(f"""
+        import llama_cpp, first_cpp
+        llama_cpp.Llama = llama_cpp.llama.Llama = first_cpp.Llama
+        llm = llama_cpp.Llama({routed!r}, skip=0.34, n_ctx=256, verbose=False)
+        print(llm.create_completion([1, 5], max_tokens=3)["usage"]["prompt_tokens"], len([*zip("ab", llm.generate([1, 5]))]))
+    """)
+    assert done.stdout == "2 2\n", done.stderr
