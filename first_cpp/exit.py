@@ -20,33 +20,32 @@ class _Terminated(BaseException):
     """SIGTERM: what was begun is undone on the way out, and what was said stays."""
 
 
-_RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: _Terminated}
 _SOON = 0.02  # seconds
 
 
-def _heed(signum: int, frame: FrameType | None) -> None:
-    """Raise what a signal means; a little later where ctypes would swallow it, amid a callback of llama.cpp's."""
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Raise, a little later where ctypes would swallow it: amid a callback of llama.cpp's."""
     within: FrameType | None = frame
     while within is not None:
         if within.f_code.co_name == "llama_log_callback" and hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, lambda _, later: _heed(signum, later))
+            signal.signal(signal.SIGALRM, _terminate)
             signal.setitimer(signal.ITIMER_REAL, _SOON)
             return
         within = within.f_back
-    raise _RAISED[signal.Signals(signum)]
+    raise _Terminated
 
 
 @contextlib.contextmanager
-def _heeding_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM, unless somebody else heeds them."""
-    known = (signal.SIG_DFL, signal.default_int_handler)
-    ours = [s for s in _RAISED if signal.getsignal(s) in known and threading.current_thread() is threading.main_thread()]
-    before = {s: signal.signal(s, _heed) for s in ours}
+def _heeding_sigterm() -> Iterator[None]:
+    """Unless somebody else heeds it. SIGINT keeps Python's own handler: asyncio has its ways with that one alone."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +55,7 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0, 1 failure, 2 input that cannot be used, 130 interrupted, 143 terminated."""
     try:
-        with _heeding_signals():
+        with _heeding_sigterm():
             command(args)
             sys.stdout.flush()
     except _Terminated:

@@ -43,10 +43,11 @@ coverage)
     find "$out" -name '*.gcda' -delete
     "$out/tests/tests/cpp/first_cpp_tests"
     rm -f "$out"/python*
-    "$bin/python" -m coverage run --data-file="$PWD/$out/python" -m pytest -p no:cacheprovider -m "not slow"
+    "$bin/python" -m coverage run --data-file="$PWD/$out/python" -m pytest -p no:cacheprovider -m "not slow" || failed=$?
     "$bin/python" -m coverage combine -q --data-file="$out/python" "$out"
     "$bin/python" -m coverage report --data-file="$out/python" --skip-empty --skip-covered --show-missing
     "$bin/python" -m gcovr --root . --filter cpp_ext/ --exclude-throw-branches --gcov-ignore-errors=no_working_dir_found "$out"
+    exit "${failed:-0}"
     ;;
 *)
     echo "usage: tests/instrumented.sh sanitize|coverage" >&2
