@@ -289,13 +289,11 @@ void bind_hook(nb::module_ & m) {
             "names"_a)
         .def(
             "set_fates", [](EvalHook & h, std::vector<Fate> fates) { h.patch.set_fates(std::move(fates)); }, "fates"_a)
-        .def(
-            "start_leaving_out",
-            [](EvalHook & h, bool one_pass) {
-                h.take_error();  // of an evaluation that ended in another way
-                h.patch.start(one_pass);
-            },
-            "one_pass"_a)
+        .def("start_leaving_out",
+             [](EvalHook & h) {
+                 h.take_error();  // of an evaluation that ended in another way
+                 h.patch.start();
+             })
         // The caller keeps the sink alive until stop().
         .def(
             "read",

@@ -25,25 +25,18 @@ bool EvalHook::aborted(void * data) noexcept {
 }
 
 bool EvalHook::on_node(ggml_tensor * t) {
-    bool need = false;
     if (patch.active()) {
-        need = patch.on_node(t);
-    }
-    if (reader.active() && reader.on_node(t)) {
-        need = true;
+        patch.on_node(t);
     }
     if (probe.active()) {
         probe.on_node(t);
     }
-    return need;
+    return reader.active() && reader.on_node(t);
 }
 
 void EvalHook::on_computed(const ggml_tensor * t) {
     if (reader.active()) {
         reader.on_computed(t);
-    }
-    if (patch.active()) {
-        patch.on_computed(t);
     }
 }
 

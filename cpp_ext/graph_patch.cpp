@@ -32,11 +32,9 @@ void GraphPatch::set_fates(std::vector<Fate> fates) {
     fates_ = std::move(fates);
 }
 
-void GraphPatch::start(bool one_pass) {
+void GraphPatch::start() {
     restore();
-    passes_ = 0;
     active_ = !outputs_.empty();
-    one_pass_ = one_pass;
 }
 
 void GraphPatch::stop() noexcept {
@@ -64,28 +62,23 @@ bool GraphPatch::is_output(const ggml_tensor * t, size_t layer) const {
     return layer < outputs_.size() && std::strncmp(t->name, outputs_[layer].c_str(), GGML_MAX_NAME) == 0;
 }
 
-bool GraphPatch::on_node(ggml_tensor * t) {
+void GraphPatch::on_node(ggml_tensor * t) {
     fetch_ahead(t);
     nodes_.push_back(t);
     if (is_output(t, next_layer_)) {
         end_layer(next_layer_, t);
-    } else if (next_layer_ > 0 && is_output(t, 0)) {  // a new pass
+    } else if (next_layer_ > 0 && is_output(t, 0)) {  // a second graph
         check_complete();
         if (!rewritten_.empty() && error_.empty()) {
             error_ = "a graph was computed that had not been put back";
         }
         last_output_ = nullptr;
         end_layer(0, t);
-    } else {
-        return false;
     }
-    return !one_pass_ && !rewritten_.empty() && next_layer_ == outputs_.size();
 }
 
 void GraphPatch::check_complete() {
-    const bool amid_pass = next_layer_ > 0 && next_layer_ < outputs_.size();
-    const bool none_began = next_layer_ == 0 && passes_ == 0 && on_trail_ > 0;
-    if (error_.empty() && (amid_pass || none_began)) {
+    if (error_.empty() && on_trail_ > 0 && next_layer_ < outputs_.size()) {
         error_ = "the graph has no output of layer " + std::to_string(next_layer_) + " (" + outputs_[next_layer_] + ")";
     }
 }
@@ -101,7 +94,6 @@ void GraphPatch::end_layer(size_t layer, ggml_tensor * out) {
         }
     }
     next_layer_ = layer + 1;
-    passes_ += next_layer_ == outputs_.size() ? 1 : 0;
     last_output_ = out;
     nodes_.assign(1, out);
 }
@@ -130,13 +122,6 @@ void GraphPatch::rewrite(ggml_tensor * t, ggml_tensor * from, ggml_tensor * row_
     t->op = row_ids == nullptr ? GGML_OP_CONT : GGML_OP_GET_ROWS;
     if (row_ids == nullptr && t->data == from->data) {
         t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;  // the value is in place already
-    }
-}
-
-void GraphPatch::on_computed(const ggml_tensor * t) {
-    // All layers are computed once the last one's output is: nothing after it was changed.
-    if (t == last_output_ && next_layer_ == outputs_.size()) {
-        restore();
     }
 }
 

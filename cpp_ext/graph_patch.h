@@ -2,9 +2,9 @@
 //
 // Nodes of a chosen layer lose GGML_TENSOR_FLAG_COMPUTE, the flag llama.cpp itself uses to pass over nodes,
 // so neither their results nor their KV rows are written; the layer's output becomes a copy of its input.
-// The change lasts for one pass over one graph: llama.cpp may reuse the graph or build another at the same
-// addresses, and no pointer of ours outlives the pass. Where a decode is one pass, its caller ends it by stop()
-// right after the decode; otherwise the patch hears when the last layer is computed, which costs a thread barrier.
+// The change lasts for one graph, that of one micro-batch: llama.cpp may reuse the graph or build another at the
+// same addresses, and no pointer of ours outlives the evaluation. The caller puts everything back by stop() right
+// after it; to hear of the last layer instead would cost a thread barrier.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ public:
     // What to do with each layer whenever started.
     void set_fates(std::vector<Fate> fates);
 
-    // one_pass: the next decode computes one graph (one micro-batch), and stop() follows it.
-    void start(bool one_pass);
+    // The next decode computes one graph, and stop() follows it.
+    void start();
 
     // Undoes what is still changed and forgets the graph. Only valid until llama.cpp builds the next graph: call it
     // after a decode, above all after one that failed.
@@ -40,15 +40,13 @@ public:
     bool active() const { return active_; }
 
     // Called for every node in graph order, before any node of its group is computed.
-    // True when the patch wants to hear once the node is computed.
-    bool on_node(ggml_tensor * t);
-    void on_computed(const ggml_tensor * t);
+    void on_node(ggml_tensor * t);
 
     // Notes an error if a decode since start() passed over the output of a layer. Between the decode and stop().
     void check_complete();
     const std::string & error() const { return error_; }
     void clear_error() { error_.clear(); }
-    size_t layers_left_out() const { return layers_left_out_; }  // summed over all passes
+    size_t layers_left_out() const { return layers_left_out_; }  // summed over all graphs
 
 private:
     void restore() noexcept;
@@ -66,12 +64,10 @@ private:
     std::vector<std::string> outputs_;
     std::vector<Fate> fates_;
     bool active_ = false;
-    bool one_pass_ = false;
-    size_t next_layer_ = 0;  // whose output comes next in this pass
-    size_t passes_ = 0;      // complete ones since start()
+    size_t next_layer_ = 0;  // whose output comes next in this graph
     ggml_tensor * last_output_ = nullptr;
     std::vector<ggml_tensor *> nodes_;        // since then, that output first
-    std::vector<const ggml_tensor *> trail_;  // addresses of the pass before: hints for the cache, never followed
+    std::vector<const ggml_tensor *> trail_;  // addresses of the graph before: hints for the cache, never followed
     size_t on_trail_ = 0;
     std::vector<ggml_tensor *> cleared_;
     std::vector<Rewritten> rewritten_;

@@ -19,7 +19,7 @@ from .exit import add_debug
 from .guard import MOST_THREADS
 from .machine import describe_machine, physical_cores
 from .options import context_length, shares_from_text, whole_number
-from .policy import layers_for_share
+from .policy import FIXED, fixed_layers, layers_for_share
 
 if TYPE_CHECKING:
     from .evaluating.rows import Row
@@ -125,20 +125,20 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """dense, the routed rows, the baselines at the same shares, and the rows given."""
-    from .evaluating.rows import STATIC, Row, parse_row, static_layers, with_share
+    from .evaluating.rows import Row, parse_row, with_share
     from .model_file import open_gguf
 
     shares = shares_from_text(args.skip)
     file = open_gguf(args.model)
     n_layer = int(file.get(f"{file.get('general.architecture').decode()}.block_count"))
-    names = list(STATIC) if args.baselines == "all" else [n for n in args.baselines.split(",") if n != "none"]
+    names = list(FIXED) if args.baselines == "all" else [n for n in args.baselines.split(",") if n != "none"]
     influence = _influence(args) if "influence" in names else []
     rows = [Row("dense", args.model, 0.0, None, args.routers)]
     for share in (share for share in shares if share > 0):
         layers_for_share(share, n_layer)  # raises when none would stay
         rows.append(Row(f"routed@{share:g}", args.model, share, share, args.routers))
         for name in names:
-            layers = static_layers(name, share, n_layer, influence, args.seed)
+            layers = fixed_layers(name, share, n_layer, influence, args.seed)
             rows.append(Row(f"{name}@{share:g}", args.model, share, layers, args.routers))
     given = [with_share(parse_row(text), n_layer) for text in args.row]
     for row in given:

@@ -82,7 +82,7 @@ class Layers:
         if layers != self._left_out:
             self._hook.set_fates([self._fate(il, layers) for il in range(len(self._found))])
             self._left_out = layers
-        self._hook.start_leaving_out(True)
+        self._hook.start_leaving_out()
 
     def _fate(self, layer: int, left_out: frozenset[int]) -> _ext.Fate:
         if layer not in left_out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -136,3 +137,25 @@ def choose_layers(keep: Sequence[float], share: float, skippable: Sequence[bool]
     count = layers_for_share(share, len(keep))
     candidates = sorted((layer for layer in range(len(keep)) if skippable[layer]), key=lambda layer: (keep[layer], layer))
     return tuple(sorted(candidates[:count]))
+
+
+FIXED = ("influence", "even", "random", "last")
+"""Sets of layers that do not look at the prompt."""
+
+
+def fixed_layers(kind: str, share: float, n_layer: int, influence: Sequence[float] = (), seed: int = 0) -> tuple[int, ...]:
+    """The layers that an input-blind choice leaves out.
+
+    influence: those of the lowest block influence. even: spread over the depth, first and last layer spared ("unified").
+    random: drawn by `seed`. last: the deepest ones (early exit). Raises SkipError for another kind.
+    """
+    count = layers_for_share(share, n_layer)
+    if kind == "influence":
+        return tuple(sorted(sorted(range(n_layer), key=lambda layer: (influence[layer], layer))[:count]))
+    if kind == "even":
+        return tuple(sorted({round((i + 1) * (n_layer - 1) / (count + 1)) for i in range(count)}))
+    if kind == "random":
+        return tuple(sorted(random.Random(seed).sample(range(n_layer), count)))
+    if kind == "last":
+        return tuple(range(n_layer - count, n_layer))
+    raise SkipError(f"layers {kind!r} is unknown; allowed: {', '.join(FIXED)}")

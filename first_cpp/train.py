@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .errors import FirstCppError
 from .exit import add_debug
+from .policy import FIXED
 
 
 class TrainUsage(FirstCppError, ValueError):
@@ -32,11 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
     add("--router-lr", type=float, default=3e-3, help="learning rate of the routers (default: %(default)s)")
     add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
-    add("--dense-share", type=float, default=0.15, help="part of the batches with nothing left out")
+    add("--passes", type=int, default=3, help="times a batch's answers are read: dense, then at shares (default: %(default)s)")
     add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")
-    add("--distill", type=float, default=0.0, help="weight of KL to the model's own dense output")
+    add("--distill", type=float, default=1.0, help="weight of KL to the model's own dense output (default: %(default)s)")
+    add("--layers", default="routers", choices=["routers", *FIXED], help="who chooses: routers, or a set equal for all prompts")
+    add("--recipe", default="exact", choices=["exact", "two-step"], help="two-step: routers with the base frozen, then LoRA")
+    add("--router-part", type=float, default=0.3, help="two-step: part of the run for the routers (default: %(default)s)")
+    add("--alpha", type=float, default=0.1, help="two-step: penalty for not skipping (default: %(default)s)")
+    add("--regulariser", type=float, default=0.01, help="two-step: lambda, for decided routers (default: %(default)s)")
     add("--temperature", type=float, default=0.05, help="of the straight-through gradient to the routers")
-    add("--skip", type=float, default=0.25, help='share to recommend ("auto")')
+    add("--skip", type=float, help='share to recommend ("auto"); default: 0.25, two-step: what falls below 0.5')
     add("--max-prompt", type=int, default=1024, help="longest prompt in tokens")
     add("--max-response", type=int, default=512, help="longest response in tokens")
     add("--limit", type=int, help="train on this many examples, drawn by --seed")
@@ -57,9 +65,10 @@ def command(args: argparse.Namespace) -> None:
 
     from .training.data import read_examples
     from .training.influence import start_bias
-    from .training.loop import Settings, Trainer
+    from .training.loop import Trainer
     from .training.model import add_lora, decoder_layers, load_model
-    from .training.result import layers_by_task, plot_layers, save_result
+    from .training.objective import Settings
+    from .training.result import save_result
     from .training.rule import Routed, RouterBank
 
     torch.manual_seed(args.seed)
@@ -78,7 +87,7 @@ def command(args: argparse.Namespace) -> None:
     routed = Routed(lora, layers, bank, args.temperature)
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
-    trainer = Trainer(routed, lora, train, settings, args.out)
+    trainer = Trainer(routed, lora, train, settings, args.out, bias.tolist())
     if args.resume:
         trainer.resume()
     losses = trainer.run(valid, args.validate, args.quiet)
@@ -86,31 +95,45 @@ def command(args: argparse.Namespace) -> None:
         return
     seconds = time.time() - started
     record = {
-        "method": f"exact share by keep score, LoRA rank {args.rank}",
+        "method": _method(args),
         "data": ", ".join(f"{os.path.basename(path)}" for path in args.data) + f" ({len(train)} examples)",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "seconds": round(seconds),
         "steps": trainer.step,
         "settings": dataclasses.asdict(settings),
-        "valid_loss": {str(share): loss for share, loss in losses.items()},
+        "valid_loss": losses,
         "torch": torch.__version__,
     }
-    save_result(args.out, routed, lora, record, args.skip)
-    found = layers_by_task(routed, valid or train[:200], args.skip, trainer.to_device)
-    plot_layers(os.path.join(args.out, "layers.png"), found, args.skip)
+    save_result(args.out, trainer, lora, record, valid or train[:200], args.skip)
     print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({seconds:.0f} s)")
+
+
+def _method(args: argparse.Namespace) -> str:
+    who = "routers" if args.layers == "routers" else f"the layers {args.layers!r} for all prompts"
+    how = "nothing left out" if args.recipe == "exact" and args.max_share == 0 else f"{args.recipe}, {who}"
+    return f"{how}, LoRA rank {args.rank}"
+
+
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("max_share", "skip"), lambda x: 0 <= x < 1, "0 up to, not including, 1"),
+    (("curriculum", "router_part"), lambda x: 0 <= x <= 1, "0 to 1"),
+    (("distill", "alpha", "regulariser"), lambda x: 0 <= x < math.inf, "a weight, 0 or more"),
+    (("temperature", "lr", "router_lr"), lambda x: 0 < x < math.inf, "above 0"),
+    (("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response", "passes"), lambda x: x >= 1, "1 or more"),
+)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is loaded."""
-    for name, low, high in (("max_share", 0, 1), ("dense_share", 0, 1), ("curriculum", 0, 1), ("skip", 0, 1)):
-        if not low <= getattr(args, name) <= high or (name in ("max_share", "skip") and getattr(args, name) == high):
-            raise TrainUsage(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed: {low} to {high}")
-    for name in ("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response"):
-        if getattr(args, name) < 1:
-            raise TrainUsage(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed: 1 or more")
+    for names, fits, allowed in _RANGES:
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and not fits(value):
+                raise TrainUsage(f"--{name.replace('_', '-')} is {value}, allowed: {allowed}")
     if args.rank < 0 or args.epochs <= 0:
         raise TrainUsage("--rank must be 0 or more and --epochs above 0")
+    if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):
+        raise TrainUsage("--recipe two-step trains routers, then LoRA: --rank must be 1 or more and --layers routers")
     taken = os.path.exists(os.path.join(args.out, "train.json")) or os.path.exists(os.path.join(args.out, "checkpoint.pt"))
     if taken and not args.resume:
         raise TrainUsage(f"--out {args.out} holds a run already; choose another folder, or go on with --resume")

@@ -10,10 +10,12 @@ import pytest
 from routers_files import routed_model
 
 from first_cpp.cli import main
+from first_cpp.errors import SkipError
 from first_cpp.evaluating import answer as answering
 from first_cpp.evaluating.bootstrap import Scores
 from first_cpp.evaluating.metrics import Corpus, Mean, squad_exact, squad_f1
-from first_cpp.evaluating.rows import RowError, parse_row, static_layers
+from first_cpp.evaluating.rows import parse_row
+from first_cpp.policy import fixed_layers
 
 QUESTIONS = [
     {
@@ -109,12 +111,12 @@ def test_bootstrap_intervals():
 
 
 def test_static_sets():
-    assert static_layers("last", 0.34, 6) == (4, 5)
-    assert static_layers("even", 0.34, 6) == (2, 3)
-    assert static_layers("even", 0.25, 30) == tuple(round((i + 1) * 29 / 9) for i in range(8))
-    assert static_layers("influence", 0.5, 6, [5, 1, 4, 0, 3, 2]) == (1, 3, 5)
-    assert static_layers("random", 0.5, 6, seed=1) == static_layers("random", 0.5, 6, seed=1)
-    assert len(static_layers("random", 0.5, 30)) == 15
+    assert fixed_layers("last", 0.34, 6) == (4, 5)
+    assert fixed_layers("even", 0.34, 6) == (2, 3)
+    assert fixed_layers("even", 0.25, 30) == tuple(round((i + 1) * 29 / 9) for i in range(8))
+    assert fixed_layers("influence", 0.5, 6, [5, 1, 4, 0, 3, 2]) == (1, 3, 5)
+    assert fixed_layers("random", 0.5, 6, seed=1) == fixed_layers("random", 0.5, 6, seed=1)
+    assert len(fixed_layers("random", 0.5, 30)) == 15
 
 
 def test_rows_as_typed():
@@ -125,8 +127,8 @@ def test_rows_as_typed():
     for text in ("a.gguf", "=a.gguf", "x=", "x=a.gguf@auto", "x=a.gguf@2"):
         with pytest.raises(ValueError, match=r"--row|skip"):
             parse_row(text)
-    with pytest.raises(RowError, match="'odd' is unknown"):
-        static_layers("odd", 0.5, 6)
+    with pytest.raises(SkipError, match="'odd' is unknown"):
+        fixed_layers("odd", 0.5, 6)
 
 
 # -- a whole evaluation --------------------------------------------------------------------------------------------

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from convert.embed import write_sidecar
 from first_cpp.cli import main
 from first_cpp.errors import MissingFileError
+from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.data import DataError, Example, batches, encode_prompt, read_examples
-from first_cpp.training.loop import Settings, Trainer, TrainingError, batch_loss, share_of
-from first_cpp.training.model import decoder_layers, linear_names
+from first_cpp.training.loop import Trainer, TrainingError, validate
+from first_cpp.training.model import add_lora, decoder_layers, linear_names
+from first_cpp.training.objective import Objective, Settings, below_half, distill_loss, shares_of
+from first_cpp.training.result import share_below_half
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
 
 
@@ -61,9 +64,13 @@ def test_masked_forward_is_decoding_with_layers_left_out(hf, count):
     group = examples(4)
     routed = make_routed(hf)
     batch = collate(group)
-    keep = routed.scores(batch)
+    prompts = routed.read(batch)
+    keep = prompts.keep.detach()
     left_out = lowest(keep, count)
-    found = routed.logits(batch, left_out).detach().numpy()
+    run = routed.straight_through(prompts.keep, left_out)
+    found = routed.logits(prompts, run).detach().numpy()
+    prompts.cache = None  # models whose state is more than keys and values read the prompt again
+    np.testing.assert_allclose(routed.logits(prompts, run).detach().numpy(), found, rtol=0, atol=1e-5)
     routed.remove()
     for row, example in enumerate(group):
         skipped = set(torch.nonzero(left_out[row]).flatten().tolist())
@@ -93,21 +100,43 @@ def test_training_and_inference_choose_the_same_layers(hf, tmp_path, load):
 def test_gradient_reaches_routers_only_through_the_choice(hf):
     routed = make_routed(hf)
     batch = collate(examples(3))
-    batch_loss(routed, batch, 0.5, 0.0).backward()
+    prompts = routed.read(batch)
+    left_out = lowest(prompts.keep.detach(), 3)
+    routed.logits(prompts, routed.straight_through(prompts.keep, left_out)).sum().backward()
     assert routed.bank.weight.grad.abs().sum() > 0
     routed.bank.zero_grad()
-    batch_loss(routed, batch, 0.0, 0.0).backward()
+    Objective(routed, Settings(max_share=0), 1).loss(batch, 0)[0].backward()
     assert routed.bank.weight.grad is None or not routed.bank.weight.grad.any()
+
+
+def test_straight_through_gradient_is_the_slope_at_the_border(hf):
+    """Forward 0 and 1; backward, a score near the border moves its layer's update as the sigmoid there does."""
+    routed = make_routed(hf)
+    keep = torch.tensor([[0.9, 0.40, 0.50, 0.1, 0.8, 0.7]], requires_grad=True)
+    run = routed.straight_through(keep, lowest(keep.detach(), 2))
+    assert run.tolist() == [[1, 0, 1, 0, 1, 1]]
+    run.sum().backward()
+    y = 1 / (1 + math.exp(-0.05 / 0.05))  # the border is 0.45, the temperature 0.05
+    np.testing.assert_allclose(keep.grad[0, [1, 2]], [y * (1 - y) / 0.05] * 2, rtol=1e-5)
 
 
 def test_padding_changes_nothing(hf):
     routed = make_routed(hf)
     group = examples(4)
-    whole = routed.logits(collate(group), lowest(routed.scores(collate(group)), 2))
+
+    def logits(some):
+        prompts = routed.read(collate(some))
+        return routed.logits(prompts, (~lowest(prompts.keep, 2)).float())
+
+    whole = logits(group)
     for row, example in enumerate(group):
-        alone = collate([example])
-        found = routed.logits(alone, lowest(routed.scores(alone), 2))
-        torch.testing.assert_close(whole[row, : len(example.response)], found[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(whole[row, : len(example.response)], logits([example])[0], rtol=0, atol=1e-4)
+
+
+def test_answers_of_one_token_depend_on_no_layer_left_out(hf):
+    routed = make_routed(hf)
+    prompts = routed.read(collate([Example("t", tokens(7), [5]), Example("t", tokens(9), [6])]))
+    assert torch.equal(routed.logits(prompts, torch.zeros(2, 6)), routed.logits(prompts))
 
 
 def test_exact_counts_and_ties():
@@ -215,20 +244,111 @@ def test_resume_of_another_run_is_refused(tmp_path):
 
 def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     run = trainer(tmp_path, "nan")
-    from first_cpp.training import loop
-
-    monkeypatch.setattr(loop, "batch_loss", lambda *a: torch.tensor(math.nan) if run.step == 5 else batch_loss(*a))
+    loss = Objective.loss
+    monkeypatch.setattr(Objective, "loss", lambda *a: (torch.tensor(math.nan), 0.0) if run.step == 5 else loss(*a))
     with pytest.raises(TrainingError, match="loss is nan at step 6"):
         run.run([], quiet=True)
     assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
 
 
 def test_shares_follow_the_settings():
-    shares = [share_of(step, 1000, Settings(max_share=0.4, dense_share=0.2)) for step in range(1000)]
-    assert max(shares) <= 0.4
-    assert 0.15 < sum(share == 0 for share in shares) / 1000 < 0.25
-    grown = [share_of(step, 1000, Settings(curriculum=1.0, dense_share=0)) for step in range(1000)]
-    assert max(grown[:100]) < 0.06
+    for step in range(200):
+        dense, low, high = shares_of(step, 1000, Settings(max_share=0.4))
+        assert dense == 0 <= low <= 0.2 <= high <= 0.4
+    one = [shares_of(step, 1000, Settings(max_share=0.4, passes=1)) for step in range(1000)]
+    assert {len(shares) for shares in one} == {1}
+    assert 0.18 < sum(shares[0] for shares in one) / 1000 < 0.22
+    assert shares_of(3, 10, Settings(max_share=0)) == [0.0]
+    assert max(max(shares_of(step, 1000, Settings(curriculum=1.0))) for step in range(100)) < 0.06
+    assert shares_of(5, 10, Settings(seed=1)) == shares_of(5, 10, Settings(seed=1)) != shares_of(5, 10, Settings(seed=2))
+
+
+def test_every_answer_counts_the_same(hf):
+    """The loss of a batch is the mean of its rows' losses, whatever their lengths."""
+    objective = Objective(make_routed(hf), Settings(max_share=0.0), 1)
+    group = examples(4)
+    alone = [float(objective.loss(collate([example]), 0)[0].detach()) for example in group]
+    assert float(objective.loss(collate(group), 0)[0].detach()) == pytest.approx(sum(alone) / 4, abs=1e-4)
+
+
+def test_distillation_is_kl_to_the_dense_output(hf):
+    from scipy.stats import entropy
+
+    routed = make_routed(hf)
+    group = examples(3)
+    prompts = routed.read(collate(group))
+    dense, other = routed.logits(prompts), routed.logits(prompts, (~lowest(prompts.keep, 3)).float())
+    found = distill_loss(other, dense, prompts.batch)
+    for row, example in enumerate(group):
+        p, q = (x[row, : len(example.response)].detach().softmax(-1).numpy() for x in (dense, other))
+        assert float(found[row]) == pytest.approx(float(np.mean(entropy(p, q, axis=1))), rel=1e-3, abs=1e-6)
+    assert float(distill_loss(dense, dense, prompts.batch).detach().abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["influence", "even", "random", "last"])
+def test_fixed_layers_are_the_same_for_all_prompts(hf, kind):
+    """What the baselines train: the set of `policy.fixed_layers`, nothing for the routers to learn."""
+    routed = make_routed(hf)
+    influence = [0.5, 0.1, 0.6, 0.2, 0.9, 0.8]
+    objective = Objective(routed, Settings(layers=kind), 1, influence)
+    chosen = objective.left_out(torch.rand(3, 6), 0.34)
+    assert [tuple(torch.nonzero(row).flatten().tolist()) for row in chosen] == [fixed_layers(kind, 0.34, 6, influence)] * 3
+    assert objective.learns(0) == (False, True)
+    loss, share = objective.loss(collate(examples(3)), 0)
+    loss.backward()
+    assert 0 < share < 0.5
+    assert routed.bank.weight.grad is None
+
+
+def test_two_step_trains_routers_then_lora(tmp_path):
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    torch.manual_seed(0)
+    layers = decoder_layers(hf)
+    lora = add_lora(hf, layers, 2, 4)
+    routed = Routed(lora, layers, RouterBank(6, 128, 1e-5))
+    settings = Settings(recipe="two-step", router_part=0.5, batch_size=4, epochs=1, alpha=20.0, router_lr=0.05)
+    run = Trainer(routed, lora, examples(40), settings, str(tmp_path))
+    start = [p.detach().clone() for p in run.parameters]
+    n_lora, middle = len(run.weights), []
+    update = run._update
+
+    def watched():
+        update()
+        if run.step + 1 == run.n_steps // 2:
+            middle.extend(p.detach().clone() for p in run.parameters)
+
+    run._update = watched
+    run.run([], quiet=True)
+    same = [[torch.equal(a, b) for a, b in zip(x, y, strict=True)] for x, y in ((start, middle), (middle, run.parameters))]
+    assert all(same[0][:n_lora])
+    assert not any(same[0][n_lora:])
+    assert not all(same[1][:n_lora])
+    assert all(same[1][n_lora:])
+    # so high a penalty leaves out all that may be left out, and one layer stays
+    assert share_below_half(run, examples(10)) == pytest.approx(5 / 6)
+
+
+def test_two_step_keeps_a_layer_and_weighs_by_probability(hf):
+    assert below_half(torch.tensor([[0.1, 0.3, 0.2], [0.6, 0.4, 0.5]])).tolist() == [[True, False, True], [False, True, False]]
+    routed = make_routed(hf)
+    batch = collate(examples(3))
+    objective = Objective(routed, Settings(recipe="two-step", alpha=0.5, regulariser=0.25), 10)
+    p = routed.read(batch).keep
+    plain = Objective(routed, Settings(recipe="two-step", alpha=0.0, regulariser=0.0), 10).loss(batch, 0)[0]
+    expected = plain + 0.5 * p.mean() + 0.25 * (p * (1 - p)).mean()
+    torch.testing.assert_close(objective.loss(batch, 0)[0], expected)
+
+
+def test_validation_is_by_task_and_share(hf):
+    objective = Objective(make_routed(hf), Settings(), 1)
+    group = [Example(f"t{i % 2}", e.prompt, e.response) for i, e in enumerate(examples(7))]
+    found = validate(objective, group, 3, lambda batch: batch)
+    assert set(found) == {"mean", "t0", "t1"}
+    for share in (0.0, 0.1, 0.25, 0.4):
+        assert found["mean"][share] == pytest.approx((found["t0"][share] + found["t1"][share]) / 2)
+    alone = validate(objective, group[1::2], 1, lambda batch: batch)
+    assert alone["t1"] == pytest.approx(found["t1"], abs=1e-4)
+    assert found["mean"][0.4] != found["mean"][0.0]
 
 
 def test_learns_to_leave_the_harmless_layers_out(tmp_path):
@@ -242,7 +362,7 @@ def test_learns_to_leave_the_harmless_layers_out(tmp_path):
     group = examples(32, seed=70)
     answered = [Example("t", e.prompt, answer(hf, e.prompt, 6)) for e in group]
     routed = Routed(hf, decoder_layers(hf), RouterBank(6, 128, 1e-5))
-    settings = Settings(batch_size=8, epochs=20, router_lr=0.02, dense_share=0.0)
+    settings = Settings(batch_size=8, epochs=20, router_lr=0.02)
     Trainer(routed, hf, answered, settings, str(tmp_path)).run([], quiet=True)
     chosen = lowest(routed.scores(collate(answered)), 2).float().mean(0)
     assert chosen[[1, 4]].min() > 0.75
@@ -271,7 +391,9 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
     assert main(arguments) == 0, capsys.readouterr().err
     assert {p.name for p in run.iterdir()} >= {"routers.safetensors", "adapter", "train.json", "log.csv", "layers.png"}
     assert load_file(run / "routers.safetensors")["weight"].shape == (30, 576)
-    assert set(json.loads((run / "train.json").read_text())["valid_loss"]) == {"0.0", "0.1", "0.25", "0.4"}
+    record = json.loads((run / "train.json").read_text())
+    assert set(record["valid_loss"]) == {"mean", "t0", "t1"}
+    assert set(record["valid_loss"]["mean"]) == {"0.0", "0.1", "0.25", "0.4"}
     write_sidecar(str(run), smollm2, side)
     llm = load(smollm2, routers=side)
     greedy(llm, tokens(20), 2)
@@ -281,7 +403,18 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
 
 
 @pytest.mark.parametrize(
-    "change", [["--max-share", "1"], ["--skip", "-0.1"], ["--batch-size", "0"], ["--rank", "-1"], ["--epochs", "0"]]
+    "change",
+    [
+        ["--max-share", "1"],
+        ["--skip", "-0.1"],
+        ["--batch-size", "0"],
+        ["--rank", "-1"],
+        ["--epochs", "0"],
+        ["--passes", "0"],
+        ["--distill", "-1"],
+        ["--temperature", "0"],
+        ["--recipe", "two-step", "--rank", "0"],
+    ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, capsys, change):
     assert main(["train", "--model", "none.gguf", "--data", "none", "--out", str(tmp_path), *change]) == 2
@@ -292,10 +425,11 @@ ARCHITECTURES = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
-    "gemma2": ("Gemma2Config", {"head_dim": 16}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 4}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 4}),
     "phi3": ("Phi3Config", {"pad_token_id": 0}),
-    "mistral": ("MistralConfig", {}),
+    "mistral": ("MistralConfig", {"sliding_window": 4}),
+    "qwen35": ("Qwen3_5TextConfig", {"head_dim": 16, "layer_types": ["full_attention", "linear_attention"] * 2}),
 }
 
 
@@ -305,6 +439,7 @@ def test_architectures(name):
     import transformers
 
     config_name, extra = ARCHITECTURES[name]
+    cached = name != "qwen35"  # has a recurrent state
     shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 128, **extra}  # fmt: skip
     torch.manual_seed(0)
@@ -314,9 +449,15 @@ def test_architectures(name):
     assert len(linear_names(layers)) >= 4
     batch = collate([Example("", [5, 6, 7, 8, 9], [10, 11, 12]), Example("", [5, 6, 7], [20, 21])])
     routed = Routed(model, layers, RouterBank(4, 64, 1e-5))
-    dense = routed.logits(batch)
-    torch.testing.assert_close(routed.logits(batch, torch.zeros(2, 4, dtype=torch.bool)), dense)
-    left_out = torch.tensor([[False, True, False, False]] * 2)
-    masked = routed.logits(batch, left_out)
+    prompts = routed.read(batch)
+    dense = routed.logits(prompts)
+    torch.testing.assert_close(routed.logits(prompts, torch.ones(2, 4)), dense)
+    run = torch.tensor([[1.0, 0.0, 1.0, 1.0]] * 2)
+    masked = routed.logits(prompts, run)
     assert (masked[:, 1] - dense[:, 1]).abs().max() > 1e-6
     torch.testing.assert_close(masked[:, 0], dense[:, 0])  # predicted by the prompt's last position, which runs all layers
+    masked.sum().backward()
+    assert layers[0].self_attn.o_proj.weight.grad.abs().sum() > 0  # through the keys and values of the prompt, too
+    assert (prompts.cache is not None) is cached
+    prompts.cache = None
+    torch.testing.assert_close(routed.logits(prompts, run), masked)

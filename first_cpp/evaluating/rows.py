@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import FirstCppError
 from ..options import skip_from_text
-from ..policy import layers_for_share
-
-STATIC = ("influence", "even", "random", "last")
-"""Sets of layers that do not look at the prompt."""
 
 
 class RowError(FirstCppError, ValueError):
@@ -32,24 +26,6 @@ class Row:
     def system(self) -> str:
         """The name without the share."""
         return self.name.split("@", 1)[0]
-
-
-def static_layers(kind: str, share: float, n_layer: int, influence: Sequence[float] = (), seed: int = 0) -> tuple[int, ...]:
-    """The layers that an input-blind baseline leaves out.
-
-    influence: those of the lowest block influence. even: spread over the depth, first and last layer spared ("unified").
-    random: drawn by `seed`. last: the deepest ones (early exit).
-    """
-    count = layers_for_share(share, n_layer)
-    if kind == "influence":
-        return tuple(sorted(sorted(range(n_layer), key=lambda layer: (influence[layer], layer))[:count]))
-    if kind == "even":
-        return tuple(sorted({round((i + 1) * (n_layer - 1) / (count + 1)) for i in range(count)}))
-    if kind == "random":
-        return tuple(sorted(random.Random(seed).sample(range(n_layer), count)))
-    if kind == "last":
-        return tuple(range(n_layer - count, n_layer))
-    raise RowError(f"baseline {kind!r} is unknown; allowed: {', '.join(STATIC)}, all, none")
 
 
 def parse_row(text: str) -> Row:

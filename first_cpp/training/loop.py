@@ -1,4 +1,4 @@
-"""The training loop: routers and LoRA together, the share to skip drawn per batch, checkpoints that resume exactly."""
+"""The training loop: batches, optimizer steps, logs, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import csv
 import json
 import math
 import os
-import random
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FirstCppError
 from .data import Example, batches
-from .rule import Batch, Routed, collate, lowest
+from .objective import Objective, Settings, answer_loss
+from .rule import Batch, Routed, collate
 
 VALID_SHARES = (0.0, 0.1, 0.25, 0.4)
 
@@ -28,83 +28,33 @@ class TrainingError(FirstCppError, RuntimeError):
     """Training that cannot go on; the last good checkpoint is kept."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run: two runs with equal settings, data and model end with the same weights."""
-
-    epochs: float = 1.0
-    batch_size: int = 8
-    accumulate: int = 1
-    lr: float = 3e-4
-    router_lr: float = 3e-3
-    warmup: float = 0.05
-    max_share: float = 0.5
-    dense_share: float = 0.15
-    """Part of the batches that are trained with nothing left out."""
-    curriculum: float = 0.0
-    """Part of the run over which the largest share grows from 0."""
-    distill: float = 0.0
-    """Weight of KL to the model's own dense output, beside cross entropy."""
-    seed: int = 0
-    checkpoint: int = 200
-    """Optimizer steps between checkpoints."""
-
-
-def share_of(step: int, n_steps: int, s: Settings) -> float:
-    """The share to skip at a step: depends on seed and step alone, so that a resumed run draws the same."""
-    rng = random.Random(f"share-{s.seed}-{step}")
-    if rng.random() < s.dense_share:
-        return 0.0
-    grown = 1.0 if s.curriculum <= 0 else min(1.0, (step + 1) / (s.curriculum * n_steps))
-    return rng.random() * s.max_share * grown
-
-
-def answer_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross entropy over all answer tokens of a batch."""
-    return F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
-
-
-def distill_loss(logits: Tensor, dense: Tensor, batch: Batch) -> Tensor:
-    """Mean KL(dense || routed) over the answer tokens."""
-    mask = batch.targets != -100
-    return F.kl_div(logits[mask].float().log_softmax(-1), dense[mask].float().softmax(-1), reduction="batchmean")
-
-
-def batch_loss(routed: Routed, batch: Batch, share: float, distill: float) -> Tensor:
-    """The loss of one batch with `share` of the layers left out, chosen by each row's own prompt."""
-    count = math.floor(share * routed.bank.bias.shape[0] + 0.5)
-    if count == 0:
-        return answer_loss(routed.logits(batch), batch)
-    keep = routed.scores(batch)
-    logits = routed.logits(batch, lowest(keep, count), keep)
-    loss = answer_loss(logits, batch)
-    if distill > 0:
-        with torch.no_grad():
-            dense = routed.logits(batch)
-        loss = loss + distill * distill_loss(logits, dense, batch)
-    return loss
-
-
 @torch.no_grad()
-def validate(routed: Routed, examples: Sequence[Example], batch_size: int, to: Any) -> dict[float, float]:
-    """Mean answer cross entropy per token at each of VALID_SHARES."""
-    n_layer = routed.bank.bias.shape[0]
-    sums, tokens = dict.fromkeys(VALID_SHARES, 0.0), 0
+def validate(objective: Objective, examples: Sequence[Example], batch_size: int, to: Any) -> dict[str, dict[float, float]]:
+    """Of each task, the mean answer cross entropy at each of VALID_SHARES; "mean" is that over tasks."""
+    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in VALID_SHARES})
     for group in batches(examples, batch_size, 0, 0):
-        batch = to(collate(group))
-        n = int((batch.targets != -100).sum())
-        keep, tokens = routed.scores(batch), tokens + n
+        prompts = objective.routed.read(to(collate(group)))
         for share in VALID_SHARES:
-            count = math.floor(share * n_layer + 0.5)
-            logits = routed.logits(batch, lowest(keep, count) if count else None)
-            sums[share] += float(answer_loss(logits, batch)) * n
-    return {share: value / tokens for share, value in sums.items()}
+            run = (~objective.left_out(prompts.keep, share)).float() if share else None
+            losses = answer_loss(objective.routed.logits(prompts, run), prompts.batch).tolist()
+            for example, loss in zip(group, losses, strict=True):
+                found[example.task][share].append(loss)
+    means = {task: {share: sum(one) / len(one) for share, one in shares.items()} for task, shares in sorted(found.items())}
+    return {"mean": {share: sum(task[share] for task in means.values()) / len(means) for share in VALID_SHARES}, **means}
 
 
 class Trainer:
     """Runs the loop under Accelerate: one CPU, one GPU, or many by `accelerate launch`."""
 
-    def __init__(self, routed: Routed, lora: Any, train: Sequence[Example], settings: Settings, out: str) -> None:
+    def __init__(
+        self,
+        routed: Routed,
+        lora: Any,
+        train: Sequence[Example],
+        settings: Settings,
+        out: str,
+        influence: Sequence[float] = (),
+    ) -> None:
         from accelerate import Accelerator
 
         # bf16 where the hardware has it; CPUs without it are slower that way
@@ -115,7 +65,8 @@ class Trainer:
         per_epoch = math.ceil(len(train) / settings.batch_size)
         self.n_batches = max(1, math.ceil(per_epoch * settings.epochs))
         self.n_steps = math.ceil(self.n_batches / settings.accumulate)
-        weights = [p for p in lora.parameters() if p.requires_grad]
+        self.objective = Objective(routed, settings, self.n_steps, influence)
+        self.weights = weights = [p for p in lora.parameters() if p.requires_grad]
         groups = [
             {"params": weights, "lr": settings.lr},
             {"params": list(routed.bank.parameters()), "lr": settings.router_lr},
@@ -184,8 +135,8 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 
-    def run(self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False) -> dict[float, float]:
-        """Train to the end; returns the validation loss per share (empty without validation data)."""
+    def run(self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False) -> dict[str, dict[float, float]]:
+        """Train to the end; returns the validation loss by task and share (empty without validation data)."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -193,13 +144,13 @@ class Trainer:
         epoch_batches: list[list[Example]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         progress = Progress(*columns, console=Console(stderr=True), disable=quiet or not self.accelerator.is_main_process)
-        found: dict[float, float] = {}
+        found: dict[str, dict[float, float]] = {}
         with progress:
             bar = progress.add_task("training", total=self.n_steps, completed=self.step)
             epoch = -1
             while self.step < self.n_steps:
-                started, tokens, total = time.perf_counter(), 0, 0.0
-                share = share_of(self.step, self.n_steps, self.s)
+                started, tokens, total, share = time.perf_counter(), 0, 0.0, 0.0
+                self._choose_learners()
                 first = self.step * self.s.accumulate
                 for i in range(first, min(first + self.s.accumulate, self.n_batches)):
                     if i // per_epoch != epoch:
@@ -207,9 +158,10 @@ class Trainer:
                         epoch_batches = batches(self.train, self.s.batch_size, self.s.seed, epoch)
                     batch = self.to_device(self._own(collate(epoch_batches[i % per_epoch])))
                     with self.accelerator.autocast():
-                        loss = batch_loss(self.routed, batch, share, self.s.distill) / self.s.accumulate
+                        loss, share = self.objective.loss(batch, self.step)
+                        loss = loss / self.s.accumulate
                     self._check(loss)
-                    if loss.requires_grad:  # routers alone learn nothing from a batch without a choice
+                    if loss.requires_grad:  # routers alone learn nothing where nothing is chosen
                         self.accelerator.backward(loss)
                     total, tokens = total + float(loss.detach()), tokens + int(batch.mask.sum())
                 self._update()
@@ -220,14 +172,20 @@ class Trainer:
                 if self.step % self.s.checkpoint == 0:
                     self.save()
                 if valid and validate_every and self.step % validate_every == 0:
-                    found = validate(self.routed, valid, self.s.batch_size, self.to_device)
+                    found = validate(self.objective, valid, self.s.batch_size, self.to_device)
                     self._log_validation(found)
-                    progress.console.print(f"step {self.step}: validation loss by share {_short(found)}")
+                    progress.console.print(f"step {self.step}: validation loss by share {_short(found['mean'])}")
         self.save()
         if valid:
-            found = validate(self.routed, valid, self.s.batch_size, self.to_device)
+            found = validate(self.objective, valid, self.s.batch_size, self.to_device)
             self._log_validation(found)
         return found
+
+    def _choose_learners(self) -> None:
+        routers, lora = self.objective.learns(self.step)
+        self.routed.bank.requires_grad_(routers)
+        for weight in self.weights:
+            weight.requires_grad_(lora)
 
     def _own(self, batch: Batch) -> Batch:
         """This process's rows of a batch."""
@@ -259,10 +217,10 @@ class Trainer:
                 writer.writerow(["step", "loss", "share", "tokens_per_second"])
             writer.writerow([step, f"{loss:.6f}", f"{share:.4f}", f"{rate:.1f}"])
 
-    def _log_validation(self, found: dict[float, float]) -> None:
+    def _log_validation(self, found: dict[str, dict[float, float]]) -> None:
         if self.accelerator.is_main_process:
             with open(os.path.join(self.out, "valid.jsonl"), "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, "loss": {str(k): v for k, v in found.items()}}) + "\n")
+                file.write(json.dumps({"step": self.step, "loss": found}) + "\n")
 
 
 def _short(found: dict[float, float]) -> str:

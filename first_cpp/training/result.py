@@ -11,36 +11,54 @@ from typing import Any
 import torch
 
 from .data import Example, batches
-from .rule import Routed, collate, lowest
+from .loop import Trainer
+from .objective import below_half
+from .rule import collate
 
 
-def save_result(out: str, routed: Routed, lora: Any, record: dict[str, Any], skip: float) -> None:
-    """Write routers and adapter; `record` goes to train.json and, shortened, into the routers' metadata."""
+def save_result(
+    out: str, trainer: Trainer, lora: Any, record: dict[str, Any], examples: Sequence[Example], skip: float | None
+) -> None:
+    """Write routers, adapter and layers.png; `record` goes to train.json and, shortened, into the routers' metadata.
+
+    examples: what the picture is about. skip: the share to recommend; None for what the recipe comes to.
+    """
     from safetensors.torch import save_file
 
-    metadata = {"norm_eps": repr(routed.bank.norm_eps), "skip": repr(skip)}
+    bank = trainer.routed.bank
+    if skip is None:
+        skip = share_below_half(trainer, examples) if trainer.s.recipe == "two-step" else 0.25
+    metadata = {"norm_eps": repr(bank.norm_eps), "skip": repr(skip)}
     metadata |= {f"train.{key}": str(record[key]) for key in ("method", "data", "command", "seconds") if key in record}
-    tensors = {name: getattr(routed.bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
+    tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
     save_file(tensors, os.path.join(out, "routers.safetensors"), metadata=metadata)
     lora.save_pretrained(os.path.join(out, "adapter"))
+    plot_layers(os.path.join(out, "layers.png"), layers_by_task(trainer, examples, skip), skip)
     with open(os.path.join(out, "train.json"), "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
+        json.dump(record | {"skip": skip}, file, indent=1)
         file.write("\n")
 
 
 @torch.no_grad()
-def layers_by_task(routed: Routed, examples: Sequence[Example], share: float, to: Any) -> dict[str, list[float]]:
+def share_below_half(trainer: Trainer, examples: Sequence[Example]) -> float:
+    """Mean share of layers whose keep score is below 0.5, to the nearest layer."""
+    n_layer = trainer.objective.n_layer
+    shares = [
+        below_half(trainer.routed.scores(trainer.to_device(collate(group)))).float().mean(1)
+        for group in batches(examples, 8, 0, 0)
+    ]
+    return round(float(torch.cat(shares).mean()) * n_layer) / n_layer
+
+
+@torch.no_grad()
+def layers_by_task(trainer: Trainer, examples: Sequence[Example], share: float) -> dict[str, list[float]]:
     """For each task, how often each layer is left out at `share`: 0..1."""
-    n_layer = routed.bank.bias.shape[0]
-    count = int(share * n_layer + 0.5)
-    sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(n_layer))
-    n: dict[str, int] = defaultdict(int)
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for group in batches(examples, 8, 0, 0):
-        chosen = lowest(routed.scores(to(collate(group))), count).float().cpu()
+        chosen = trainer.objective.left_out(trainer.routed.scores(trainer.to_device(collate(group))), share).float().cpu()
         for row, example in zip(chosen, group, strict=True):
-            sums[example.task] += row
-            n[example.task] += 1
-    return {task: (sums[task] / n[task]).tolist() for task in sorted(sums)}
+            found[example.task].append(row)
+    return {task: torch.stack(rows).mean(0).tolist() for task, rows in sorted(found.items())}
 
 
 def plot_layers(path: str, found: dict[str, list[float]], share: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,21 @@ def lowest(keep: Tensor, count: int) -> Tensor:
     return chosen.scatter(1, order[:, :count], True)
 
 
+@dataclass
+class Prompts:
+    """A batch whose prompts the model has read, every layer of it.
+
+    keep: [b, n_layer], float32, with a gradient to the routers while they learn.
+    first: logits of the first answer token, [b, 1, n_vocab].
+    cache: keys and values of the prompts; None for models with a state that cannot be read twice.
+    """
+
+    batch: Batch
+    keep: Tensor
+    first: Tensor
+    cache: Any
+
+
 class Routed:
     """A causal language model whose decoder layers follow the rule.
 
@@ -83,11 +99,10 @@ class Routed:
         self.model = model
         self.bank = bank
         self.temperature = temperature
-        self._mode = "dense"
-        self._batch: Batch | None = None
+        self._mask: Tensor | None = None  # while prompts are read: [b, split]
         self._keep: list[Tensor] = []
-        self._left_out: Tensor | None = None  # bool [b, n_layer]
-        self._border: Tensor | None = None  # [b, 1]: between the scores left out and those kept
+        self._run: Tensor | None = None  # while answers are: [b, n_layer], 1 for a layer that is computed
+        self._n_answer = 0
         self._handles = [layer.register_forward_hook(self._hook(i), with_kwargs=True) for i, layer in enumerate(layers)]
 
     def remove(self) -> None:
@@ -97,69 +112,92 @@ class Routed:
 
     def _hook(self, i: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if self._mode == "dense":
-                return None
             before = args[0] if args else kwargs["hidden_states"]
-            if self._mode == "scores":
-                assert self._batch is not None
-                self._keep.append(self.bank.keep(i, before, self._batch.prompt_mask))
+            if self._mask is not None:
+                self._keep.append(self.bank.keep(i, before, self._mask))
+            if self._run is None:
                 return None
             after = output[0] if isinstance(output, tuple) else output
-            mixed = self._mix(i, before, after)
+            mixed = self._mix(self._run[:, i], before, after)
             return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
         return hook
 
-    def _mix(self, i: int, before: Tensor, after: Tensor) -> Tensor:
-        """Answer positions of rows that leave layer i out keep their input; straight-through gradient to the score."""
-        assert self._batch is not None
-        assert self._left_out is not None
-        split = self._batch.split
-        run = (~self._left_out[:, i]).to(after.dtype)
-        if self._border is not None:
-            keep = self.bank.keep(i, before[:, :split], self._batch.prompt_mask)
-            soft = torch.sigmoid((keep - self._border[:, 0]) / self.temperature)
-            run = run + (soft - soft.detach()).to(after.dtype)
-        answer = before[:, split:] + run[:, None, None] * (after[:, split:] - before[:, split:])
-        return torch.cat([after[:, :split], answer], dim=1)
+    def _mix(self, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Answer positions, the last ones, of rows that leave a layer out keep their input."""
+        split = after.shape[1] - self._n_answer
+        answer = before[:, split:] + run.to(after.dtype)[:, None, None] * (after[:, split:] - before[:, split:])
+        return torch.cat([after[:, :split], answer], dim=1) if split else answer
+
+    def read(self, batch: Batch) -> Prompts:
+        """Run all layers over the prompts, as prefill does."""
+        cache = _new_cache(self.model)
+        self._mask, self._keep = batch.prompt_mask, []
+        try:
+            out = self.model(
+                input_ids=batch.ids[:, : batch.split],
+                attention_mask=batch.prompt_mask.long(),
+                position_ids=batch.positions[:, : batch.split],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=1,
+            )
+        finally:
+            self._mask = None
+        return Prompts(batch, torch.stack(self._keep, dim=1), out.logits, cache)
+
+    def logits(self, prompts: Prompts, run: Tensor | None = None) -> Tensor:
+        """Logits that predict the answer tokens: [b, t - split, n_vocab].
+
+        run: [b, n_layer], how much of a layer's update answer positions take: 1 all, 0 nothing; None is 1 everywhere.
+        """
+        batch = prompts.batch
+        self._n_answer = batch.ids.shape[1] - batch.split - 1  # nothing is predicted from the last token
+        if self._n_answer == 0:
+            return prompts.first
+        begin = 0 if prompts.cache is None else batch.split
+        self._run = run
+        try:
+            out = self.model(
+                input_ids=batch.ids[:, begin:-1],
+                attention_mask=batch.mask[:, :-1].long(),
+                position_ids=batch.positions[:, begin:-1],
+                past_key_values=_copy(prompts.cache),
+                use_cache=prompts.cache is not None,
+                logits_to_keep=self._n_answer,
+            )
+        finally:
+            self._run = None
+        return torch.cat([prompts.first, out.logits], dim=1)
+
+    def straight_through(self, keep: Tensor, left_out: Tensor) -> Tensor:
+        """0 for layers left out and 1 for the others; backward, a sigmoid of the score around the border between them."""
+        run = (~left_out).float()
+        if not keep.requires_grad or not bool(left_out.any()):
+            return run
+        inside = keep.detach().masked_fill(~left_out, -1).amax(1, keepdim=True)
+        outside = keep.detach().masked_fill(left_out, 2).amin(1, keepdim=True)
+        soft = torch.sigmoid((keep - (inside + outside) / 2) / self.temperature)
+        return run + (soft - soft.detach())
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Tensor:
         """Keep scores of every row's prompt: [b, n_layer], float32."""
-        self._mode, self._batch, self._keep = "scores", batch, []
-        try:
-            self.model(
-                input_ids=batch.ids[:, : batch.split],
-                attention_mask=batch.prompt_mask.long(),
-                position_ids=batch.positions[:, : batch.split],
-                use_cache=False,
-                logits_to_keep=1,
-            )
-        finally:
-            self._mode = "dense"
-        return torch.stack(self._keep, dim=1)
+        return self.read(batch).keep
 
-    def logits(self, batch: Batch, left_out: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """Logits that predict the answer tokens: [b, t - split, n_vocab].
 
-        left_out: bool [b, n_layer], None for dense. keep: the scores it was chosen by, for a gradient to the routers.
-        """
-        self._batch, self._left_out, self._border = batch, left_out, None
-        if left_out is not None:
-            self._mode = "masked"
-            if keep is not None and bool(left_out.any()):
-                inside = keep.masked_fill(~left_out, -1).amax(1, keepdim=True)
-                outside = keep.masked_fill(left_out, 2).amin(1, keepdim=True)
-                self._border = (inside + outside) / 2
-        try:
-            out = self.model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask.long(),
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=batch.ids.shape[1] - batch.split + 1,
-            )
-        finally:
-            self._mode = "dense"
-        logits: Tensor = out.logits[:, :-1]
-        return logits
+def _new_cache(model: nn.Module) -> Any:
+    """An empty cache that can be read more than once, if all the model's state is keys and values."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    cache = DynamicCache(config=model.config)
+    return cache if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers) else None
+
+
+def _copy(cache: Any) -> Any:
+    """A cache that grows on its own from the same keys and values: they are concatenated, never written to."""
+    if cache is None:
+        return None
+    grown = copy.copy(cache)
+    grown.layers = [copy.copy(layer) for layer in cache.layers]
+    return grown

@@ -103,7 +103,7 @@ private:
         const Graph & graph = reuse ? patched_.graph() : patched_.build(model_, batch, all_);
         const auto before = copy_nodes(graph);
         hook_.patch.set_fates(Fates(fates.begin(), fates.begin() + static_cast<std::ptrdiff_t>(n_outputs_)));
-        hook_.patch.start(choices_.one_in(2));
+        hook_.patch.start();
         CHECK_EQUAL(patched_.compute(model_, batch), GGML_STATUS_SUCCESS);
         const std::string error = hook_.take_error();
         hook_.stop();

@@ -146,7 +146,7 @@ TEST(graph_patch_names_the_layer_whose_output_is_missing) {
     m.hook.patch.set_outputs({"l_out-0", "other", "l_out-2"});
     m.hook.patch.set_fates(Fates(3, Fate::RUN));
     m.evaluation.build(m.model, m.batch, m.all);
-    m.hook.patch.start(/*one_pass=*/true);
+    m.hook.patch.start();
     m.evaluation.compute(m.model, m.batch);
     const std::string error = m.hook.take_error();
     m.hook.stop();
@@ -159,29 +159,29 @@ TEST(graph_patch_wants_a_fate_for_each_layer) {
     CHECK_THROWS(std::invalid_argument, m.hook.patch.set_fates(Fates(2)));
 }
 
-// A decode of several micro-batches patches and restores every graph by itself.
-TEST(graph_patch_of_several_graphs_a_decode) {
+// One graph after the other, each at the addresses of the one before.
+TEST(graph_patch_of_several_graphs) {
     PlainModel m(4);
     m.hook.patch.set_fates({Fate::RUN, Fate::LEAVE_OUT, Fate::LEAVE_OUT_KEEP_CACHE, Fate::RUN});
-    m.hook.patch.start(/*one_pass=*/false);
     const size_t before = m.hook.patch.layers_left_out();
     for (int i = 0; i < 3; ++i) {
         const auto nodes = copy_nodes(m.evaluation.build(m.model, m.batch, m.all));
+        m.hook.patch.start();
         m.evaluation.compute(m.model, m.batch);
+        CHECK_EQUAL(m.hook.take_error(), "");
+        m.hook.stop();
         check_nodes_equal(m.evaluation.graph(), nodes);
     }
-    CHECK_EQUAL(m.hook.take_error(), "");
     CHECK_EQUAL(m.hook.patch.layers_left_out() - before, size_t{6});
-    m.hook.stop();
 }
 
-// stop() did not follow one pass: the next graph says so, and nothing changed stays.
+// stop() did not follow a graph: the next graph says so, and nothing changed stays.
 TEST(graph_patch_tells_of_a_graph_that_was_not_put_back) {
     PlainModel m(2);
     m.hook.patch.set_fates({Fate::RUN, Fate::LEAVE_OUT});
     m.evaluation.build(m.model, m.batch, m.all).outputs[1]->op_params[3] = 7;  // an addition has none, nor has the copy
     const auto nodes = copy_nodes(m.evaluation.graph());
-    m.hook.patch.start(/*one_pass=*/true);
+    m.hook.patch.start();
     m.evaluation.compute(m.model, m.batch);
     m.evaluation.compute(m.model, m.batch);
     CHECK_EQUAL(m.hook.take_error(), "a graph was computed that had not been put back");
@@ -194,7 +194,7 @@ TEST(graph_patch_is_undone_after_an_aborted_evaluation) {
     PlainModel m(4);
     m.hook.patch.set_fates({Fate::LEAVE_OUT, Fate::RUN, Fate::LEAVE_OUT, Fate::RUN});
     const auto nodes = copy_nodes(m.evaluation.build(m.model, m.batch, m.all));
-    m.hook.patch.start(/*one_pass=*/true);
+    m.hook.patch.start();
     m.hook.abort(true);
     CHECK_EQUAL(m.evaluation.compute(m.model, m.batch), GGML_STATUS_ABORTED);
     m.hook.abort(false);

@@ -33,7 +33,7 @@ TEST(threads_abort_while_evaluating) {
     int n_whole = 0;
     while ((n_aborted == 0 || n_whole == 0) && n_aborted + n_whole < 100000) {
         const auto nodes = copy_nodes(evaluation.build(model, batch, all));
-        hook.patch.start(/*one_pass=*/true);
+        hook.patch.start();
         (evaluation.compute(model, batch) == GGML_STATUS_ABORTED ? n_aborted : n_whole) += 1;
         hook.stop();
         check_nodes_equal(evaluation.graph(), nodes);
