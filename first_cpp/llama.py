@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 from . import _ext
 from .answer import Answer, ContextEnd, Timing
+from .choice import Choice, asked_share, choose
 from .errors import (
     AnswerCancelled,
     BusyError,
     ContextFull,
     OffloadError,
     OptionError,
-    RouterError,
     RoutingError,
     SkipError,
 )
@@ -40,8 +40,8 @@ from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .model_file import fingerprint, normal_path, open_model
 from .pieces import Pieces
-from .policy import Routing, Skip, check_kv, check_layers, check_prefill, choose_layers, layers_for_share, parse_skip
-from .routers import Base, Routers, carries_lora, check_base, check_lora, load_routers, read_routers
+from .policy import Routing, Skip, check_kv, check_layers, check_prefill, layers_for_share, parse_skip
+from .routers import Base, Routers, check_base, find_lora, load_routers, read_routers
 from .state import LlamaState
 
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
@@ -105,12 +105,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 f"skip={skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
                 "with `python -m convert --routers`"
             )
-        if self._routers_path and carries_lora(self._routers_path):
-            if kwargs.get("lora_path"):
-                raise RouterError(f"{self._routers_path} carries a LoRA of its own: lora_path cannot be given beside it")
-            kwargs["lora_path"] = self._routers_path
-        if lora := kwargs.get("lora_path"):
-            check_lora(lora)
+        kwargs["lora_path"] = find_lora(self._routers_path, kwargs.get("lora_path"))
         offload = kwargs.get("n_gpu_layers", 0) != 0 and bool(llama_cpp.llama_supports_gpu_offload())
         if offload and parsed is not None and not (parsed == "auto" and found is None):
             raise OffloadError(
@@ -457,7 +452,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if self._routed() and self._scores_read is not None and not self._foreign:
             usable = min(usable, len(self._scores_read))
         if usable >= self._route_tokens and self._forced is None and not self._foreign:
-            usable = self._kv.evaluated_like(frozenset(self._choose()[1]), start=self._route_tokens)
+            usable = self._kv.evaluated_like(frozenset(self._choose().skipped), start=self._route_tokens)
         images = self._foreign
         if reset and tokens[:images] != self.input_ids[:images].tolist():
             self._foreign = 0  # another prompt: its tokens are all there is to read
@@ -503,68 +498,38 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     # -- the decision -----------------------------------------------------------------------------------------------
 
-    def _share(self) -> float:
-        """The share of layers that the setting asks routers for."""
-        if self._skip == "auto":
-            return self._routers.skip if self._routers is not None else 0.0
-        return self._skip if isinstance(self._skip, float) else 0.0
-
     def _routed(self) -> bool:
-        return self._forced is None and self._share() > 0 and not self._layers.unsupported
+        return self._forced is None and asked_share(self._skip, self._routers) > 0 and not self._layers.unsupported
 
     def _deciding(self) -> int:
         """How many of the positions read so far decide; after images all, because all were read with all layers."""
         return self.n_tokens if self._foreign else min(self.n_tokens, self._route_tokens)
 
     def _decide(self, n_prompt: int) -> Routing:
-        keep, skipped, why = self._choose()
+        choice = self._choose()
         released = 0
-        if self._release_kv and skipped:
-            released = self._layers.release(skipped)
-            self._kv.lose(frozenset(skipped))
-        holding = [layer for layer in range(self._n_layer) if not released or layer not in skipped]
+        if self._release_kv and choice.skipped:
+            released = self._layers.release(choice.skipped)
+            self._kv.lose(frozenset(choice.skipped))
+        holding = [layer for layer in range(self._n_layer) if not released or layer not in choice.skipped]
         return Routing(
-            keep=keep,
-            skipped=skipped,
+            keep=choice.keep,
+            skipped=choice.skipped,
             n_layer=self._n_layer,
             prompt_tokens=self._deciding(),
-            why=why,
+            why=choice.why,
             kv_bytes=self._layers.kv_bytes(),
             kv_bytes_used=self._layers.kv_bytes(holding) * n_prompt // self._n_ctx,
             kv_bytes_released=released,
         )
 
-    def _choose(self) -> tuple[tuple[float, ...] | None, tuple[int, ...], str]:
-        unsupported = self._layers.unsupported
+    def _choose(self) -> Choice:
         if self._forced is not None:
-            return None, tuple(sorted(self._forced_set())), f"dense: {unsupported}" if unsupported else "leaving_out()"
-        if isinstance(self._skip, tuple) and self._skip:
-            return self._choose_fixed(self._skip)
-        share = self._share()
-        if share == 0:
-            why = "no routers" if self._skip == "auto" and self._routers is None else f"skip={self._skip!r}"
-            return None, (), f"{why}: nothing is left out"
-        if unsupported:
-            return None, (), f"dense: {unsupported}"
-        assert self._scores_read is not None
-        assert self._routers is not None
-        scores = self._scores_read.scores()[: self._deciding()].astype(np.float64)
-        text = scores[~np.isnan(scores).any(axis=1)]
-        if len(scores) < self._deciding() or not len(text):
-            return None, (), "dense: a part of the prompt came without scores (images, or unnamed hidden states)"
-        keep = tuple(float(k) for k in text.mean(axis=0))  # each prompt position counts the same
-        possible = [ok and not why for ok, why in zip(self._routers.skippable, self._layers.trouble, strict=True)]
-        skipped = choose_layers(keep, share, possible)
-        asked = layers_for_share(share, self._n_layer)
-        few = f", only {len(skipped)} are skippable" if len(skipped) < asked else ""
-        return keep, skipped, f"lowest keep scores, share {share:g} asks for {asked} of {self._n_layer} layers{few}"
-
-    def _choose_fixed(self, layers: tuple[int, ...]) -> tuple[None, tuple[int, ...], str]:
-        if self._layers.unsupported:
-            return None, (), f"dense: {self._layers.unsupported}"
-        marked = () if self._routers is None else tuple(i for i in layers if not self._routers.skippable[i])
-        stay = f", {list(marked)} stay: the router file marks them unskippable" if marked else ""
-        return None, tuple(i for i in layers if i not in marked), f"fixed set{stay}"
+            why = f"dense: {self._layers.unsupported}" if self._layers.unsupported else "leaving_out()"
+            return Choice(None, tuple(sorted(self._forced_set())), why)
+        n = self._deciding()
+        scores = self._scores_read.scores()[:n] if self._scores_read is not None and self._routed() else None
+        return choose(self._skip, self._routers, self._layers, n, scores)
 
     # -- hidden states ----------------------------------------------------------------------------------------------
 

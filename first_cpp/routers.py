@@ -77,6 +77,20 @@ def carries_lora(path: str) -> bool:
     return file.kind("adapter.type") == "str" and file.get("adapter.type") == b"lora"
 
 
+def find_lora(routers: str | None, given: str | None) -> str | None:
+    """The LoRA to load: the one in the side file `routers`, or the one given.
+
+    Raises RouterError where there are two, and what `check_lora` does.
+    """
+    if routers and carries_lora(routers):
+        if given:
+            raise RouterError(f"{routers} carries a LoRA of its own: lora_path cannot be given beside it")
+        return routers
+    if given:
+        check_lora(given)
+    return given
+
+
 def read_routers(file: GgufFile, path: str) -> Routers | None:
     """The routers in an open GGUF file, None if it has none. Raises RouterError naming key, expected, found."""
     keys = [key for key in file.keys() if key.startswith("first.")]

@@ -14,7 +14,9 @@ from typing import Any
 
 from .errors import FirstCppError
 from .exit import add_debug
+from .machine import describe_machine
 from .policy import FIXED
+from .shipped import find_adapter
 
 
 class TrainUsage(FirstCppError, ValueError):
@@ -28,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--valid", nargs="*", default=[], metavar="JSONL", help="validation data")
     add("--out", required=True, metavar="DIR", help="folder for what the run leaves behind")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add(
+        "--init",
+        metavar="RUN",
+        help="start from the routers and LoRA of an earlier run, or of an adapter that comes with first_cpp",
+    )
     add("--rank", type=int, default=16, help="LoRA rank, 0 for none (default: %(default)s)")
     add("--epochs", type=float, default=1.0)
     add("--batch-size", type=int, default=8)
@@ -66,7 +73,7 @@ def command(args: argparse.Namespace) -> None:
     from .training.data import read_examples
     from .training.influence import start_bias
     from .training.loop import Trainer
-    from .training.model import add_lora, decoder_layers, load_model
+    from .training.model import add_lora, decoder_layers, load_model, start_from
     from .training.objective import Settings
     from .training.result import save_result
     from .training.rule import Routed, RouterBank
@@ -84,6 +91,8 @@ def command(args: argparse.Namespace) -> None:
     config = model.config.get_text_config()
     bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5), bias)
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
+    if args.init:
+        start_from(find_adapter(args.init), lora, bank)
     routed = Routed(lora, layers, bank, args.temperature)
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
@@ -103,6 +112,7 @@ def command(args: argparse.Namespace) -> None:
         "settings": dataclasses.asdict(settings),
         "valid_loss": losses,
         "torch": torch.__version__,
+        "machine": describe_machine(),
     }
     save_result(args.out, trainer, lora, record, valid or train[:200], args.skip)
     print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({seconds:.0f} s)")
@@ -130,6 +140,8 @@ def _check(args: argparse.Namespace) -> None:
             value = getattr(args, name)
             if value is not None and not fits(value):
                 raise TrainUsage(f"--{name.replace('_', '-')} is {value}, allowed: {allowed}")
+    if args.init and args.rank == 0:
+        raise TrainUsage("--init starts from an earlier LoRA: --rank must be that LoRA's, not 0")
     if args.rank < 0 or args.epochs <= 0:
         raise TrainUsage("--rank must be 0 or more and --epochs above 0")
     if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):

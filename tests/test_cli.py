@@ -69,9 +69,20 @@ def test_demo_answers_three_prompts_three_times(smollm2, capsys):
     out = capsys.readouterr().out
     assert out.count("stock llama_cpp.Llama, dense") == 3
     assert out.count("skip=0.1: 3 of 30 layers left out") == 3
-    assert out.count("skip=0.2: 6 of 30 layers left out") == 3
+    assert out.count("skip=0.25: 8 of 30 layers left out") == 3
     assert out.count("TTFT ") == 9
+    assert "routers  trained" in out
+    assert (
+        len({line for line in out.splitlines() if "layers" in line and line.count(".") == 8}) == 3
+    )  # each prompt chose its own
+
+
+@pytest.mark.smollm2
+def test_demo_measures_routers_for_other_models(smollm2, capsys):
+    assert main(["demo", "-m", smollm2, "--skip", "0.1", "-n", "2", "-t", "2"]) == 0
+    out = capsys.readouterr().out
     assert "input-blind" in out
+    assert out.count("TTFT ") == 6
 
 
 def test_inspect_says_what_can_be_left_out(tiny, capsys, monkeypatch):

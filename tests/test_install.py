@@ -33,6 +33,8 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel):
     page = {path.name for path in (ROOT / "first_cpp" / "server" / "page").iterdir()}
     assert page == {"index.html", "style.css", "app.js", "icon.svg"}
     assert {f"first_cpp/server/page/{name}" for name in page} <= set(names)
+    adapter = ("README.md", "routers.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+    assert {f"first_cpp/adapters/smollm2-135m-instruct/{name}" for name in adapter} <= set(names)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -15,6 +16,7 @@ from routers_files import random_routers
 from convert.__main__ import main
 from convert.lora import rope_order
 from first_cpp import RouterError
+from first_cpp.shipped import FOLDER, find_adapter, shipped_adapters
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.model import add_lora, decoder_layers
 
@@ -146,3 +148,41 @@ def test_run_without_an_adapter(run, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     assert main(["--routers", str(tmp_path / "run"), "--model", base, "--merge", "--out", str(tmp_path / "o.gguf")]) == 2
     assert "adapter_config.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.smollm2
+def test_shipped_adapter_fits_the_demo_model(smollm2, tmp_path, load):
+    """It merges by its name, is trained (prompts differ in their layers), small, and says where it comes from."""
+    from first_cpp.demo_model import DEMO_ADAPTER
+
+    out = str(tmp_path / "first.gguf")
+    arguments = ["--routers", DEMO_ADAPTER, "--model", smollm2, "--merge", "--quantize", "Q4_0", "--out", out, "--quiet"]
+    assert main(arguments) == 0
+    llm = load(out, n_ctx=256)
+    chosen = set()
+    for text in (
+        "Question: Who wrote it?",
+        "Write a one-sentence summary (TLDR) of this abstract:\nWe train routers.",
+        "2 + 2 =",
+    ):
+        llm.create_chat_completion([{"role": "user", "content": text}], max_tokens=2)
+        chosen.add(llm.routing.skipped)
+    assert {len(layers) for layers in chosen} == {8}
+    assert len(chosen) > 1
+    folder = find_adapter(DEMO_ADAPTER)
+    files = {name: os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names}
+    assert sum(files.values()) <= 12_000_000
+    with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
+        card = file.read()
+    for fact in ("CC BY-SA 4.0", "Apache-2.0", "first-cpp train", "seed", "first-cpp eval", "routed@0.25"):
+        assert fact in card
+
+
+def test_names_of_adapters_are_no_paths(tmp_path, monkeypatch):
+    """A file of the same name comes first; another name is a path that does not exist."""
+    name = shipped_adapters()[0]
+    assert find_adapter(name) == os.path.join(FOLDER, name)
+    assert find_adapter("other") == "other"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert find_adapter(name) == name

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from convert.embed import write_sidecar
 from first_cpp.cli import main
-from first_cpp.errors import MissingFileError
+from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.data import DataError, Example, batches, encode_prompt, read_examples
 from first_cpp.training.loop import Trainer, TrainingError, validate
-from first_cpp.training.model import add_lora, decoder_layers, linear_names
+from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
 from first_cpp.training.objective import Objective, Settings, below_half, distill_loss, shares_of
 from first_cpp.training.result import share_below_half
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
@@ -240,6 +240,30 @@ def test_resume_of_another_run_is_refused(tmp_path):
         trainer(tmp_path, "a", epochs=0.5, seed=1).resume()
     with pytest.raises(TrainingError, match="no checkpoint"):
         trainer(tmp_path, "b").resume()
+
+
+def test_a_run_starts_from_an_earlier_one(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    loras, banks = [], []
+    for _ in range(2):
+        hf = reference.make_model(SHAPES["tiny"], seed=2)
+        loras.append(add_lora(hf, decoder_layers(hf), 2, 4))
+        banks.append(RouterBank(6, 128, 1e-5))
+    for parameter in [*banks[0].parameters(), *(p for p in loras[0].parameters() if p.requires_grad)]:
+        torch.nn.init.normal_(parameter, std=0.2)
+    with pytest.raises(MissingFileError, match="--init"):
+        start_from(str(tmp_path), loras[1], banks[1])
+    save_file(dict(banks[0].state_dict()), tmp_path / "routers.safetensors")
+    loras[0].save_pretrained(tmp_path / "adapter")
+    start_from(str(tmp_path), loras[1], banks[1])
+    ids = torch.tensor([tokens(9)])
+    assert torch.equal(loras[0](ids).logits, loras[1](ids).logits)
+    assert torch.equal(banks[0].weight, banks[1].weight)
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    with pytest.raises(ModelFileError, match="another model or LoRA rank"):
+        start_from(str(tmp_path), add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
 
 
 def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):

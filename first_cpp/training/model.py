@@ -52,3 +52,27 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
         r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=linear_names(layers), task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
+
+
+def start_from(run: str, lora: Any, bank: nn.Module) -> None:
+    """Load the LoRA and the routers of an earlier run's folder.
+
+    Raises MissingFileError, or ModelFileError where they are of another model or rank.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    routers, adapter = os.path.join(run, "routers.safetensors"), os.path.join(run, "adapter", "adapter_model.safetensors")
+    for path in (routers, adapter):
+        if not os.path.exists(path):
+            raise MissingFileError(f"--init {run}: there is no {path}")
+    try:
+        bank.load_state_dict(load_file(routers))
+        found = set_peft_model_state_dict(lora, load_file(adapter))
+    except RuntimeError as error:  # shapes, told by torch
+        raise ModelFileError(f"--init {run} is of another model or LoRA rank: {error}") from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if missing or found.unexpected_keys:
+        raise ModelFileError(
+            f"--init {run} is of another model: its adapter lacks {missing[:2]}, has {found.unexpected_keys[:2]}"
+        )

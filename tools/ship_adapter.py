@@ -1,0 +1,87 @@
+"""Puts a training run and its evaluation into the package: weights in F16, and a card whose figures are the evaluation's.
+
+    python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md
+
+RUN is what `first-cpp train` left, REPORT what `first-cpp eval` left, about.md says what no file knows: data and licences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+
+from safetensors.numpy import load_file, save_file
+
+from first_cpp.evaluating.report import markdown
+from first_cpp.shipped import FOLDER
+
+LIMIT = 12_000_000
+
+
+def read_json(*parts: str) -> dict:
+    with open(os.path.join(*parts), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def copy_weights(run: str, out: str, base: str) -> None:
+    """Routers as they are; the adapter in F16, and without the path that the base had on the machine of the run."""
+    os.makedirs(os.path.join(out, "adapter"), exist_ok=True)
+    shutil.copy(os.path.join(run, "routers.safetensors"), out)
+    name = os.path.join("adapter", "adapter_model.safetensors")
+    weights = {key: value.astype("float16") for key, value in load_file(os.path.join(run, name)).items()}
+    save_file(weights, os.path.join(out, name), {"format": "pt"})
+    config = read_json(run, "adapter", "adapter_config.json") | {"base_model_name_or_path": base}
+    with open(os.path.join(out, "adapter", "adapter_config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+def card(train: dict, report: dict, name: str, base: str, about: str) -> str:
+    """The README of an adapter."""
+    losses = ", ".join(f"{loss:.3f} at {float(share):g}" for share, loss in train["valid_loss"]["mean"].items())
+    seed, machine = train["settings"]["seed"], train.get("machine", report["machine"])
+    table = markdown(report).replace("# Evaluation\n", "## Measured\n", 1)
+    return f"""# {name}
+
+Routers and LoRA for {base}: {train["method"]}.
+
+    python -m convert --routers {name} --model {base}.gguf --merge --quantize Q4_0 --out model-first.gguf
+
+{about.strip()}
+
+## Training
+
+    {train["command"]}
+
+{train["data"]}; {train["steps"]} steps, seed {seed}, {train["seconds"] / 60:.0f} minutes on {machine}; torch {train["torch"]}.
+Validation loss, mean over tasks, by share left out: {losses}.
+
+{table.strip()}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("report")
+    parser.add_argument("name")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--about", required=True)
+    args = parser.parse_args()
+    out = os.path.join(FOLDER, args.name)
+    with open(args.about, encoding="utf-8") as file:
+        about = file.read()
+    text = card(read_json(args.run, "train.json"), read_json(args.report, "report.json"), args.name, args.base, about)
+    copy_weights(args.run, out, args.base)
+    with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
+        file.write(text)
+    size = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(out) for name in names)
+    if size > LIMIT:
+        raise SystemExit(f"{out} has {size} bytes, allowed: {LIMIT}")
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
