@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--rank", type=int, default=16, help="LoRA rank, 0 for none (default: %(default)s)")
     add("--epochs", type=float, default=1.0)
+    add("--stop-after", type=int, metavar="STEPS", help="end here, on the schedule of --epochs; --resume goes on to its end")
     add("--batch-size", type=int, default=8)
     add("--accumulate", type=int, default=1, help="batches per optimizer step")
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
@@ -99,7 +100,7 @@ def command(args: argparse.Namespace) -> None:
     trainer = Trainer(routed, lora, train, settings, args.out, bias.tolist())
     if args.resume:
         trainer.resume()
-    losses = trainer.run(valid, args.validate, args.quiet)
+    losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
         return
     seconds = time.time() - started
@@ -129,7 +130,11 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("curriculum", "router_part"), lambda x: 0 <= x <= 1, "0 to 1"),
     (("distill", "alpha", "regulariser"), lambda x: 0 <= x < math.inf, "a weight, 0 or more"),
     (("temperature", "lr", "router_lr"), lambda x: 0 < x < math.inf, "above 0"),
-    (("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response", "passes"), lambda x: x >= 1, "1 or more"),
+    (
+        ("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response", "passes", "stop_after"),
+        lambda x: x >= 1,
+        "1 or more",
+    ),
 )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -186,8 +189,6 @@ def test_every_epoch_has_every_example_once():
 
 @pytest.mark.smollm2
 def test_tokens_are_llama_cpps(smollm2, load):
-    import os
-
     from transformers import AutoTokenizer
 
     from first_cpp.demo import chat_prompt
@@ -234,6 +235,19 @@ def test_resumed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     assert rows[0] == rows[1]
 
 
+def test_a_run_that_stops_early_goes_on_as_an_unbroken_one(tmp_path):
+    whole, part = trainer(tmp_path, "whole"), trainer(tmp_path, "part")
+    whole.run([], quiet=True)
+    part.run([], quiet=True, stop_after=4)
+    assert part.step == 4
+    again = trainer(tmp_path, "part")
+    again.resume()
+    again.run([], quiet=True)
+    assert again.step == whole.step
+    for one, two in zip(whole.parameters, again.parameters, strict=True):
+        assert torch.equal(one, two)
+
+
 def test_resume_of_another_run_is_refused(tmp_path):
     trainer(tmp_path, "a", epochs=0.5).run([], quiet=True)
     with pytest.raises(TrainingError, match="other settings: seed"):
@@ -264,6 +278,41 @@ def test_a_run_starts_from_an_earlier_one(tmp_path):
     hf = reference.make_model(SHAPES["tiny"], seed=2)
     with pytest.raises(ModelFileError, match="another model or LoRA rank"):
         start_from(str(tmp_path), add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    """Each process takes half of a batch's rows, and the weights are those of one process."""
+    code = """
+import pathlib, sys, torch
+from test_train import trainer
+run = trainer(pathlib.Path(sys.argv[1]), "many", epochs=0.5)
+assert run.accelerator.num_processes == 2
+run.run([], quiet=True)
+if run.accelerator.is_main_process:
+    torch.save([p.detach() for p in run.parameters], sys.argv[2])
+"""
+    script, out = tmp_path / "script.py", tmp_path / "weights.pt"
+    script.write_text(code)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*command, str(out)], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one = trainer(tmp_path, "one", epochs=0.5)
+    start = [p.detach().clone() for p in one.parameters]
+    one.run([], quiet=True)
+    for begun, alone, shared in zip(start, one.parameters, torch.load(out, weights_only=True), strict=True):
+        assert not torch.equal(begun, alone)
+        torch.testing.assert_close(alone.detach(), shared, rtol=0, atol=1e-4)
 
 
 def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):

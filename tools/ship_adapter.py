@@ -3,6 +3,7 @@
     python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md
 
 RUN is what `first-cpp train` left, REPORT what `first-cpp eval` left, about.md says what no file knows: data and licences.
+The table of REPORT goes into docs/RESULTS.md as well.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ Validation loss, mean over tasks, by share left out: {losses}.
 """
 
 
+def fill(path: str, text: str) -> None:
+    """Put `text` between the marks of a document."""
+    begin, end = "<!-- written by tools/ship_adapter.py -->\n", "<!-- end -->"
+    with open(path, encoding="utf-8") as file:
+        before, _, rest = file.read().partition(begin)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(before + begin + text.strip() + "\n" + end + rest.partition(end)[2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
@@ -73,10 +83,12 @@ def main() -> None:
     out = os.path.join(FOLDER, args.name)
     with open(args.about, encoding="utf-8") as file:
         about = file.read()
-    text = card(read_json(args.run, "train.json"), read_json(args.report, "report.json"), args.name, args.base, about)
+    report = read_json(args.report, "report.json")
+    text = card(read_json(args.run, "train.json"), report, args.name, args.base, about)
     copy_weights(args.run, out, args.base)
     with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
+    fill(os.path.join(os.path.dirname(FOLDER), os.pardir, "docs", "RESULTS.md"), markdown(report).replace("# Evaluation\n", ""))
     size = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(out) for name in names)
     if size > LIMIT:
         raise SystemExit(f"{out} has {size} bytes, allowed: {LIMIT}")

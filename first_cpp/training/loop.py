@@ -135,8 +135,13 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 
-    def run(self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False) -> dict[str, dict[float, float]]:
-        """Train to the end; returns the validation loss by task and share (empty without validation data)."""
+    def run(
+        self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
+    ) -> dict[str, dict[float, float]]:
+        """Train to the end, or to the step `stop_after`, on the same schedule.
+
+        Returns the validation loss by task and share (empty without validation data).
+        """
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -146,9 +151,10 @@ class Trainer:
         progress = Progress(*columns, console=Console(stderr=True), disable=quiet or not self.accelerator.is_main_process)
         found: dict[str, dict[float, float]] = {}
         with progress:
-            bar = progress.add_task("training", total=self.n_steps, completed=self.step)
+            end = min(self.n_steps, stop_after or self.n_steps)
+            bar = progress.add_task("training", total=end, completed=self.step)
             epoch = -1
-            while self.step < self.n_steps:
+            while self.step < end:
                 started, tokens, total, share = time.perf_counter(), 0, 0.0, 0.0
                 self._choose_learners()
                 first = self.step * self.s.accumulate
@@ -188,9 +194,10 @@ class Trainer:
             weight.requires_grad_(lora)
 
     def _own(self, batch: Batch) -> Batch:
-        """This process's rows of a batch."""
-        n, i = self.accelerator.num_processes, self.accelerator.process_index
-        return batch if n == 1 else Batch(batch.ids[i::n], batch.mask[i::n], batch.split)
+        """This process's rows of a batch; one at least, so that all processes take the same steps."""
+        n, i, rows = self.accelerator.num_processes, self.accelerator.process_index, len(batch.ids)
+        mine = list(range(i, rows, n)) or [i % rows]
+        return batch if n == 1 else Batch(batch.ids[mine], batch.mask[mine], batch.split)
 
     def _check(self, loss: Tensor) -> None:
         if not math.isfinite(float(loss.detach())):
