@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop-after", type=int, metavar="STEPS", help="end here, on the schedule of --epochs; --resume goes on to its end")
     add("--batch-size", type=int, default=8)
     add("--accumulate", type=int, default=1, help="batches per optimizer step")
+    add(
+        "--part-tokens",
+        type=int,
+        default=4096,
+        help="tokens in memory at once; larger batches go in parts (default: %(default)s)",
+    )
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
     add("--router-lr", type=float, default=3e-3, help="learning rate of the routers (default: %(default)s)")
     add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
@@ -103,12 +109,11 @@ def command(args: argparse.Namespace) -> None:
     losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
         return
-    seconds = time.time() - started
     record = {
         "method": _method(args),
         "data": ", ".join(f"{os.path.basename(path)}" for path in args.data) + f" ({len(train)} examples)",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
-        "seconds": round(seconds),
+        "seconds": round(trainer.seconds),
         "steps": trainer.step,
         "settings": dataclasses.asdict(settings),
         "valid_loss": losses,
@@ -116,7 +121,7 @@ def command(args: argparse.Namespace) -> None:
         "machine": describe_machine(),
     }
     save_result(args.out, trainer, lora, record, valid or train[:200], args.skip)
-    print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({seconds:.0f} s)")
+    print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({time.time() - started:.0f} s)")
 
 
 def _method(args: argparse.Namespace) -> str:
@@ -131,7 +136,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("distill", "alpha", "regulariser"), lambda x: 0 <= x < math.inf, "a weight, 0 or more"),
     (("temperature", "lr", "router_lr"), lambda x: 0 < x < math.inf, "above 0"),
     (
-        ("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response", "passes", "stop_after"),
+        ("batch_size", "accumulate", "checkpoint", "max_prompt", "max_response", "passes", "stop_after", "part_tokens"),
         lambda x: x >= 1,
         "1 or more",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from first_cpp.cli import main
 from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
-from first_cpp.training.data import DataError, Example, batches, encode_prompt, read_examples
+from first_cpp.training.data import DataError, Example, batches, encode_prompt, in_parts, read_examples
 from first_cpp.training.loop import Trainer, TrainingError, validate
 from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
 from first_cpp.training.objective import Objective, Settings, below_half, distill_loss, shares_of
@@ -278,6 +279,24 @@ def test_a_run_starts_from_an_earlier_one(tmp_path):
     hf = reference.make_model(SHAPES["tiny"], seed=2)
     with pytest.raises(ModelFileError, match="another model or LoRA rank"):
         start_from(str(tmp_path), add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
+
+
+def test_a_batch_in_parts_has_the_same_gradient(tmp_path):
+    whole, parts = (
+        trainer(tmp_path, "whole", batch_size=8, accumulate=2),
+        trainer(tmp_path, "parts", batch_size=8, accumulate=2),
+    )
+    parts.objective.s = parts.s = dataclasses.replace(parts.s, part_tokens=60)
+    found = [run._gradients() for run in (whole, parts)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][2] == sum(len(e.prompt) + len(e.response) for i in (0, 1) for e in whole._examples(i))
+    for one, two in zip(whole.parameters, parts.parameters, strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_parts_are_as_large_as_allowed():
+    group = [Example("t", [1] * n, [1] * 2) for n in (2, 3, 4, 9, 30, 1)]
+    assert [[len(e.prompt) for e in part] for part in in_parts(group, 18)] == [[2, 3, 4], [9], [30], [1]]
 
 
 @pytest.mark.slow

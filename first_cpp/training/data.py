@@ -59,3 +59,16 @@ def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> li
         found += [[examples[i] for i in part[j : j + size]] for j in range(0, len(part), size)]
     rng.shuffle(found)
     return found
+
+
+def in_parts(examples: Sequence[Example], n_tokens: int) -> list[list[Example]]:
+    """The examples in groups of at most `n_tokens` tokens, padding included, or of one example."""
+    parts: list[list[Example]] = []
+    for example in examples:
+        grown = [*parts[-1], example] if parts else []
+        longest = max((len(e.prompt) for e in grown), default=0) + max((len(e.response) for e in grown), default=0)
+        if grown and len(grown) * longest <= n_tokens:
+            parts[-1] = grown
+        else:
+            parts.append([example])
+    return parts

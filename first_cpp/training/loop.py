@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FirstCppError
-from .data import Example, batches
+from .data import Example, batches, in_parts
 from .objective import Objective, Settings, answer_loss
 from .rule import Batch, Routed, collate
 
@@ -58,12 +58,10 @@ class Trainer:
         from accelerate import Accelerator
 
         # bf16 where the hardware has it; CPUs without it are slower that way
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if torch.cuda.is_available() else "no", gradient_accumulation_steps=settings.accumulate
-        )
+        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
         self.routed, self.lora, self.train, self.s, self.out = routed, lora, train, settings, out
-        per_epoch = math.ceil(len(train) / settings.batch_size)
-        self.n_batches = max(1, math.ceil(per_epoch * settings.epochs))
+        self.per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.n_batches = max(1, math.ceil(self.per_epoch * settings.epochs))
         self.n_steps = math.ceil(self.n_batches / settings.accumulate)
         self.objective = Objective(routed, settings, self.n_steps, influence)
         self.weights = weights = [p for p in lora.parameters() if p.requires_grad]
@@ -73,7 +71,8 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
+        self._epoch, self._batches = -1, list[list[Example]]()
         device = self.accelerator.device
         lora.to(device)
         routed.bank.to(device)
@@ -98,6 +97,7 @@ class Trainer:
         part, final = os.path.join(self.out, "checkpoint.part"), os.path.join(self.out, "checkpoint.pt")
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "settings": asdict(self.s),
             "parameters": [p.detach().cpu() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
@@ -119,7 +119,7 @@ class Trainer:
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
         self._cut_log()
 
     def _cut_log(self) -> None:
@@ -145,46 +145,65 @@ class Trainer:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        per_epoch = math.ceil(len(self.train) / self.s.batch_size)
-        epoch_batches: list[list[Example]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         progress = Progress(*columns, console=Console(stderr=True), disable=quiet or not self.accelerator.is_main_process)
         found: dict[str, dict[float, float]] = {}
         with progress:
             end = min(self.n_steps, stop_after or self.n_steps)
             bar = progress.add_task("training", total=end, completed=self.step)
-            epoch = -1
             while self.step < end:
-                started, tokens, total, share = time.perf_counter(), 0, 0.0, 0.0
+                started = time.perf_counter()
                 self._choose_learners()
-                first = self.step * self.s.accumulate
-                for i in range(first, min(first + self.s.accumulate, self.n_batches)):
-                    if i // per_epoch != epoch:
-                        epoch = i // per_epoch
-                        epoch_batches = batches(self.train, self.s.batch_size, self.s.seed, epoch)
-                    batch = self.to_device(self._own(collate(epoch_batches[i % per_epoch])))
-                    with self.accelerator.autocast():
-                        loss, share = self.objective.loss(batch, self.step)
-                        loss = loss / self.s.accumulate
-                    self._check(loss)
-                    if loss.requires_grad:  # routers alone learn nothing where nothing is chosen
-                        self.accelerator.backward(loss)
-                    total, tokens = total + float(loss.detach()), tokens + int(batch.mask.sum())
+                loss, share, tokens = self._gradients()
                 self._update()
                 self.step += 1
-                rate = tokens / (time.perf_counter() - started)
-                self._log(self.step, total, share, rate)
-                progress.update(bar, completed=self.step, description=f"loss {total:.3f} share {share:.2f} {rate:.0f} tokens/s")
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
+                self._log(self.step, loss, share, tokens / seconds)
+                words = f"loss {loss:.3f} share {share:.2f} {tokens / seconds:.0f} tokens/s"
+                progress.update(bar, completed=self.step, description=words)
                 if self.step % self.s.checkpoint == 0:
                     self.save()
                 if valid and validate_every and self.step % validate_every == 0:
-                    found = validate(self.objective, valid, self.s.batch_size, self.to_device)
-                    self._log_validation(found)
+                    found = self._validate(valid)
                     progress.console.print(f"step {self.step}: validation loss by share {_short(found['mean'])}")
         self.save()
-        if valid:
-            found = validate(self.objective, valid, self.s.batch_size, self.to_device)
-            self._log_validation(found)
+        return self._validate(valid) if valid else {}
+
+    def _gradients(self) -> tuple[float, float, int]:
+        """The gradients of one optimizer step; its loss, the share of layers left out, its tokens."""
+        first = self.step * self.s.accumulate
+        numbers = range(first, min(first + self.s.accumulate, self.n_batches))
+        total, left_out, tokens = 0.0, 0.0, 0
+        for number in numbers:
+            examples = self._own(self._examples(number))
+            for part in in_parts(examples, self.s.part_tokens):
+                batch, weight = self.to_device(collate(part)), len(part) / len(examples) / len(numbers)
+                with self.accelerator.autocast():
+                    loss, share = self.objective.loss(batch, self.step)
+                    loss = loss * weight
+                self._check(loss)
+                if loss.requires_grad:  # routers alone learn nothing where nothing is chosen
+                    self.accelerator.backward(loss)
+                total, left_out, tokens = (
+                    total + float(loss.detach()),
+                    left_out + share * weight,
+                    tokens + int(batch.mask.sum()),
+                )
+        return total, left_out, tokens
+
+    def _examples(self, number: int) -> list[Example]:
+        """The examples of a batch, counted from the start of the run."""
+        epoch, i = divmod(number, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, batches(self.train, self.s.batch_size, self.s.seed, epoch)
+        return self._batches[i]
+
+    def _validate(self, valid: Sequence[Example]) -> dict[str, dict[float, float]]:
+        found = validate(self.objective, valid, self.s.batch_size, self.to_device)
+        if self.accelerator.is_main_process:
+            with open(os.path.join(self.out, "valid.jsonl"), "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, "loss": found}) + "\n")
         return found
 
     def _choose_learners(self) -> None:
@@ -193,11 +212,10 @@ class Trainer:
         for weight in self.weights:
             weight.requires_grad_(lora)
 
-    def _own(self, batch: Batch) -> Batch:
-        """This process's rows of a batch; one at least, so that all processes take the same steps."""
-        n, i, rows = self.accelerator.num_processes, self.accelerator.process_index, len(batch.ids)
-        mine = list(range(i, rows, n)) or [i % rows]
-        return batch if n == 1 else Batch(batch.ids[mine], batch.mask[mine], batch.split)
+    def _own(self, examples: list[Example]) -> list[Example]:
+        """This process's part of a batch; one at least, so that all processes take the same steps."""
+        n, i = self.accelerator.num_processes, self.accelerator.process_index
+        return examples[i::n] or [examples[i % len(examples)]]
 
     def _check(self, loss: Tensor) -> None:
         if not math.isfinite(float(loss.detach())):
@@ -223,11 +241,6 @@ class Trainer:
             if new:
                 writer.writerow(["step", "loss", "share", "tokens_per_second"])
             writer.writerow([step, f"{loss:.6f}", f"{share:.4f}", f"{rate:.1f}"])
-
-    def _log_validation(self, found: dict[str, dict[float, float]]) -> None:
-        if self.accelerator.is_main_process:
-            with open(os.path.join(self.out, "valid.jsonl"), "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, "loss": found}) + "\n")
 
 
 def _short(found: dict[float, float]) -> str:

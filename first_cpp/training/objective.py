@@ -23,6 +23,8 @@ class Settings:
     epochs: float = 1.0
     batch_size: int = 8
     accumulate: int = 1
+    part_tokens: int = 4096
+    """Tokens, padding included, that are in memory at once: a larger batch goes in parts, to the same gradient."""
     lr: float = 3e-4
     router_lr: float = 3e-3
     warmup: float = 0.05
