@@ -14,8 +14,8 @@ tests=(tests/test_llama.py tests/test_ending.py tests/test_convert.py tests/test
 
 if [ ! -x "$bin/python" ]; then
     "$python" -m venv --without-pip "$out/venv"
-    # all folders of packages that $python sees, whatever it is itself a layer over
-    "$python" -c 'import site, sys; print(*[p for p in sys.path if p.endswith("site-packages")], sep="\n")' >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+    # all folders of packages that $python sees; read first, since the .pth file of coverage imports from them
+    "$python" -c 'import site, sys; print(*[p for p in sys.path if p.endswith("site-packages")], sep="\n")' >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/a0_shared.pth"
 fi
 
 install() { # with these CMake definitions
