@@ -31,7 +31,7 @@ def quiet_llama_cpp() -> Iterator[None]:
     """llama.cpp's quantizer logs a line for every tensor, a vocabulary without its model a false warning."""
     logger = logging.getLogger("llama-cpp-python")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # llama_cpp logs llama.cpp's warnings as errors
     try:
         yield
     finally:
