@@ -12,10 +12,12 @@ tools=$(cd "$(dirname "$(command -v "$python")")" && pwd)
 tests=(tests/test_llama.py tests/test_ending.py tests/test_convert.py tests/test_router_faults.py tests/test_layers_left_out.py
     tests/test_second_turns.py tests/test_kv_keep.py tests/test_kv_record.py tests/test_policy.py)
 
+packages() { "$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 if [ ! -x "$bin/python" ]; then
     "$python" -m venv --without-pip "$out/venv"
     # all folders of packages that $python sees; read first, since the .pth file of coverage imports from them
-    "$python" -c 'import site, sys; print(*[p for p in sys.path if p.endswith("site-packages")], sep="\n")' >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/a0_shared.pth"
+    "$python" -c 'import site, sys; print(*[p for p in sys.path if p.endswith("site-packages")], sep="\n")' >"$(packages)/shared.pth"
 fi
 
 install() { # with these CMake definitions
@@ -42,6 +44,8 @@ coverage)
     PATH="$tools:$PATH" cmake --build "$out/tests" --parallel 2 >>"$out/cmake.log"
     find "$out" -name '*.gcda' -delete
     "$out/tests/tests/cpp/first_cpp_tests"
+    # in processes that tests start; coverage puts such a file beside itself, where this environment does not look
+    echo 'import coverage; coverage.process_startup()' >"$(packages)/zz_coverage.pth"
     rm -f "$out"/python*
     "$bin/python" -m coverage run --data-file="$PWD/$out/python" -m pytest -p no:cacheprovider -m "not slow" || failed=$?
     "$bin/python" -m coverage combine -q --data-file="$out/python" "$out"

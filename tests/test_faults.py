@@ -195,7 +195,7 @@ def test_sigterm_ends_a_command_with_143_and_keeps_the_text(routed):
 def test_sigterm_takes_a_benchs_files_with_it(tiny, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "first_cpp", "bench", "-m", tiny, "--skip", "0.34", "-n", "400", "-r", "500"],
-        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -25,6 +26,13 @@ def routed(tiny, models):
 
 def run(*args, stdin="", **kwargs):
     return subprocess.run([*COMMAND, *args], input=stdin, capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_bytes_that_are_no_text_are_refused(tiny):
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*COMMAND, "-m", tiny], input=b"caf\xe9", capture_output=True, check=False, env=strict)
+    assert done.returncode == 2
+    assert b"stdin is not text" in done.stderr
 
 
 def test_the_text_is_create_completions(routed, load):

@@ -431,6 +431,14 @@ def test_two_step_keeps_a_layer_and_weighs_by_probability(hf):
     torch.testing.assert_close(objective.loss(batch, 0)[0], expected)
 
 
+def test_validation_while_training(tmp_path):
+    run = trainer(tmp_path, "valid")
+    found = run.run(examples(6), validate_every=4)
+    rows = [json.loads(line) for line in (tmp_path / "valid" / "valid.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 10]
+    assert rows[-1]["loss"]["mean"] == {str(share): loss for share, loss in found["mean"].items()}
+
+
 def test_validation_is_by_task_and_share(hf):
     objective = Objective(make_routed(hf), Settings(), 1)
     group = [Example(f"t{i % 2}", e.prompt, e.response) for i, e in enumerate(examples(7))]
