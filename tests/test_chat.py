@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,8 +42,6 @@ def chat(arguments, *lines, **kwargs):
 
 
 def test_turns_are_create_chat_completions(arguments, routed, load):
-    import re
-
     out = chat(arguments, "Hello", "And you?")
     llm = load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")
     messages = []
@@ -52,6 +51,12 @@ def test_turns_are_create_chat_completions(arguments, routed, load):
         messages.append(answer)
         assert answer["content"] in out
     assert len(re.findall(LINE, out)) == 2
+
+
+def test_empty_lines_and_load_without_a_name(arguments):
+    out = chat(arguments, "", "/load", "Hello")
+    assert "/load needs a file name" in out
+    assert len(re.findall(LINE, out)) == 1
 
 
 def test_many_lines_between_fences(arguments, tmp_path):

@@ -72,3 +72,7 @@ def test_tensors_that_cannot_be_added():
     for name, n_in, n_out in (("a", 4, 2), ("x" * 64, 4, 2), ("b", 0, 2), ("b", 4, -1)):
         with pytest.raises(ValueError, match="a tensor needs"):
             file.add_tensor_f16(name, n_in, n_out)
+
+
+def test_the_version_of_the_format(tiny):
+    assert GgufFile(tiny).version == 3

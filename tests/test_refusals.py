@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import llama_cpp
 import numpy as np
@@ -12,111 +11,19 @@ import pytest
 import reference
 import torch
 from helpers import greedy, tokens
-from routers_files import random_routers, routed_model
-from safetensors.numpy import load_file, save_file
+from routers_files import routed_model
 
-from convert import embed, merge
-from convert.__main__ import main
 from first_cpp import RoutingError, SkipError
 from first_cpp.choice import choose
 from first_cpp.cli import main as first_cpp_main
 from first_cpp.grammar import MAX_BYTES, check_grammar
 from first_cpp.layers import Layers
 from first_cpp.measuring import plot, report
-from first_cpp.model_file import normal_path, open_model
+from first_cpp.model_file import normal_path
 from first_cpp.options import number
 from first_cpp.pruned import write_pruned
 from first_cpp.synthetic import SHAPES
-from first_cpp.training.model import add_lora, decoder_layers
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A base GGUF and a training run's folder for it."""
-    folder = tmp_path_factory.mktemp("refused")
-    hf = reference.make_model(SHAPES["tiny"], seed=6)
-    base = str(folder / "base.gguf")
-    reference.write_gguf(base, hf, SHAPES["tiny"])
-    add_lora(hf, decoder_layers(hf), 2, 4).save_pretrained(folder / "run" / "adapter")
-    random_routers(str(folder / "run" / "routers.safetensors"))
-    return folder / "run", base
-
-
-def refused(capsys, *arguments):
-    """What `python -m convert` says as it refuses."""
-    assert main([*map(str, arguments), "--quiet"]) == 2
-    return capsys.readouterr().err
-
-
-# -- convert -------------------------------------------------------------------------------------------------------
-
-
-def changed_adapter(run, tmp_path, change):
-    """A copy of the run whose adapter's tensors went through `change`."""
-    folder = tmp_path / "changed"
-    shutil.copytree(run, folder)
-    path = str(folder / "adapter" / "adapter_model.safetensors")
-    found = load_file(path)
-    change(found)
-    save_file(found, path)
-    return folder
-
-
-A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-B = A.replace("lora_A", "lora_B")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda t: t.update(other=np.zeros(2, np.float32)), "tensor other is not a LoRA weight"),
-        (lambda t: t.pop(B), "has no lora_B"),
-        (lambda t: t.update({A.replace("q_proj", "odd"): t.pop(A), B.replace("q_proj", "odd"): t.pop(B)}), "has no place in"),
-        (lambda t: t.clear(), "no LoRA weights"),
-        (lambda t: t.update({A: np.zeros((2, 64), np.float32)}), "of shape [64, 128]"),
-    ],
-)
-def test_adapters_that_do_not_fit(run, tmp_path, capsys, change, said):
-    folder, base = run
-    changed, out = changed_adapter(folder, tmp_path, change), tmp_path / "out.gguf"
-    assert said in refused(capsys, "--routers", changed, "--model", base, "--merge", "--out", out)
-    assert not out.exists()
-
-
-def test_bases_that_cannot_be_merged(run, tmp_path, capsys, monkeypatch):
-    folder, base = run
-    command = ["--routers", folder, "--model", base, "--out", tmp_path / "out.gguf"]
-    monkeypatch.setattr(merge, "open_model", lambda path: open_model(path) * 2)
-    assert "is split in 2 files" in refused(capsys, *command, "--merge")
-    monkeypatch.setattr(embed, "open_model", lambda path: open_model(path) * 2)
-    assert "is split in 2 files" in refused(capsys, *command)
-    monkeypatch.undo()
-    monkeypatch.setattr("convert.lora.PERMUTED", set())
-    assert "the order of q and k rows in llama models is not known" in refused(capsys, *command, "--merge")
-    monkeypatch.undo()
-    monkeypatch.setattr(merge, "MAX_HEADS", 1)
-    assert "expected one number of heads for all layers" in refused(capsys, *command, "--merge")
-    monkeypatch.undo()
-    monkeypatch.setattr(llama_cpp, "llama_model_quantize", lambda *_: 1)
-    assert main([*map(str, command), "--merge", "--quantize", "Q4_0", "--quiet"]) == 2
-    assert "llama.cpp could not quantise" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_files_that_are_no_base(run, tmp_path, capsys):
-    folder, base = run
-    routers, out = folder / "routers.safetensors", tmp_path / "out.gguf"
-    side = str(tmp_path / "side.gguf")
-    assert main(["--routers", str(routers), "--model", base, "--sidecar", "--out", side]) == 0
-    assert "block_count is missing, expected u32" in refused(
-        capsys, "--routers", routers, "--model", side, "--out", out, "--replace"
-    )
-    assert "is a folder" in refused(capsys, "--routers", routers, "--model", base, "--out", tmp_path)
-    bad = random_routers(str(tmp_path / "bad.safetensors"), skippable="[true")
-    assert "metadata skippable is '[true', expected a JSON list of 6 bools" in refused(
-        capsys, "--routers", bad, "--model", base, "--out", out
-    )
-
+from first_cpp.training.model import decoder_layers
 
 # -- a model's answers ---------------------------------------------------------------------------------------------
 

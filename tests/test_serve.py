@@ -73,6 +73,15 @@ def test_chat_is_what_the_model_answers_alone(server, alone):
     assert told["tpot_ms"] > 0
 
 
+def test_completion_by_a_grammar(server):
+    ask = {"model": "tiny", "prompt": "Once upon", "max_tokens": 8, "temperature": 0}
+    found = server.http.post("/v1/completions", json={**ask, "grammar": 'root ::= "abc"'})
+    assert found.json()["choices"][0]["text"] == "abc"
+    refused = server.http.post("/v1/completions", json={**ask, "grammar": "root ::= root"})
+    assert refused.status_code == 400
+    assert "grammar" in error_of(refused)["message"]
+
+
 def test_completion_with_stop_and_seed(server):
     ask = {"model": "tiny", "prompt": "Once upon", "max_tokens": 30, "temperature": 0.9, "seed": 7}
     client = server.client()

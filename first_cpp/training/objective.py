@@ -13,8 +13,6 @@ from torch import Tensor
 from ..policy import fixed_layers, layers_for_share
 from .rule import Batch, Prompts, Routed, lowest
 
-RECIPES = ("exact", "two-step")
-
 
 @dataclass(frozen=True)
 class Settings:
