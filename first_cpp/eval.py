@@ -6,7 +6,6 @@ Writes report.json, report.md, quality.png, layers.png and answers.jsonl; a kill
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import sys
@@ -31,7 +30,7 @@ EPILOG = """examples:
 
 Tasks are scored by what they are: translation (BLEU, chrF), tldr (ROUGE-L, best reference), dialogue (ROUGE-L, mean over
 references), qa (F1, exact match); --metric says it for others. A row NAME=FILE@SKIP compares any other model: a LoRA trained
-dense, or trained for a fixed set of layers.
+dense, or trained for a fixed set of layers. SKIP: a share for a file with routers, layers, or KIND:SHARE with KIND a baseline.
 """
 
 
@@ -125,22 +124,22 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """dense, the routed rows, the baselines at the same shares, and the rows given."""
-    from .evaluating.rows import Row, parse_row, with_share
+    from .evaluating.rows import Row, names_influence, parse_row
     from .model_file import open_gguf
 
     shares = shares_from_text(args.skip)
     file = open_gguf(args.model)
     n_layer = int(file.get(f"{file.get('general.architecture').decode()}.block_count"))
     names = list(FIXED) if args.baselines == "all" else [n for n in args.baselines.split(",") if n != "none"]
-    influence = _influence(args) if "influence" in names else []
+    order = _influence_order(args) if "influence" in names or any(map(names_influence, args.row)) else []
     rows = [Row("dense", args.model, 0.0, None, args.routers)]
     for share in (share for share in shares if share > 0):
         layers_for_share(share, n_layer)  # raises when none would stay
         rows.append(Row(f"routed@{share:g}", args.model, share, share, args.routers))
         for name in names:
-            layers = fixed_layers(name, share, n_layer, influence, args.seed)
+            layers = fixed_layers(name, share, n_layer, order, args.seed)
             rows.append(Row(f"{name}@{share:g}", args.model, share, layers, args.routers))
-    given = [with_share(parse_row(text), n_layer) for text in args.row]
+    given = [parse_row(text, n_layer, order, args.seed) for text in args.row]
     for row in given:
         if not os.path.isfile(row.file):
             raise MissingFileError(f"--row {row.name}: there is no file {row.file}")
@@ -150,8 +149,8 @@ def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _influence(args: argparse.Namespace) -> list[float]:
-    """Block influence of every layer (ShortGPT: 1 - cosine of its input and output) over prompts of training data."""
+def _influence_order(args: argparse.Namespace) -> list[int]:
+    """All layers from the least block influence up (ShortGPT: 1 - cosine of input and output), over training prompts."""
     if not args.calibrate:
         raise EvalUsage("--baselines influence needs --calibrate train.jsonl: it is never measured on the test data")
     from safetensors.numpy import load_file
@@ -166,7 +165,7 @@ def _influence(args: argparse.Namespace) -> list[float]:
         with open(text, "w", encoding="utf-8") as file:
             file.write("\n".join(prompts))
         write_influence(args.model, text, found, quiet=True)
-        return [float(value) for value in load_file(found)["bias"]]
+        return [int(layer) for layer in load_file(found)["bias"].argsort(kind="stable")]
 
 
 def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> Any:
@@ -182,20 +181,21 @@ def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question]
     dense = Llama(args.model, skip=None, **settings) if args.kl else None
     try:
         with Progress(*columns, disable=args.quiet or not sys.stderr.isatty()) as progress:
-            for row in rows:
-                there = sum((row.name, number) in answers.found for number in range(len(questions)))
-                task = progress.add_task(row.name, total=len(questions), completed=there)
-                kl_to = dense if row.name != "dense" else None
-                answer_all(
-                    row,
-                    questions,
-                    answers,
-                    settings,
-                    args.max_tokens,
-                    kl_to,
-                    args.kl,
-                    functools.partial(progress.advance, task),
+            bars = {
+                row.name: progress.add_task(
+                    row.name,
+                    total=len(questions),
+                    completed=sum((row.name, number) in answers.found for number in range(len(questions))),
                 )
+                for row in rows
+            }
+
+            def step(row: Row) -> None:
+                progress.advance(bars[row.name])
+
+            for model in dict.fromkeys((row.file, row.routers) for row in rows):
+                here = [row for row in rows if (row.file, row.routers) == model]
+                answer_all(here, questions, answers, settings, args.max_tokens, dense, args.kl, step)
     finally:
         if dense is not None:
             dense.close()

@@ -143,15 +143,16 @@ FIXED = ("influence", "even", "random", "last")
 """Sets of layers that do not look at the prompt."""
 
 
-def fixed_layers(kind: str, share: float, n_layer: int, influence: Sequence[float] = (), seed: int = 0) -> tuple[int, ...]:
+def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (), seed: int = 0) -> tuple[int, ...]:
     """The layers that an input-blind choice leaves out.
 
-    influence: those of the lowest block influence. even: spread over the depth, first and last layer spared ("unified").
-    random: drawn by `seed`. last: the deepest ones (early exit). Raises SkipError for another kind.
+    influence, search: the first of `order`, all layers from the least block influence up, or as a search found them.
+    even: spread over the depth, first and last layer spared ("unified"). random: drawn by `seed`. last: the deepest ones
+    (early exit). Raises SkipError for another kind.
     """
     count = layers_for_share(share, n_layer)
-    if kind == "influence":
-        return tuple(sorted(sorted(range(n_layer), key=lambda layer: (influence[layer], layer))[:count]))
+    if kind in ("influence", "search"):
+        return tuple(sorted(order[:count]))
     if kind == "even":
         return tuple(sorted({round((i + 1) * (n_layer - 1) / (count + 1)) for i in range(count)}))
     if kind == "random":

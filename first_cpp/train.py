@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -52,11 +53,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--passes", type=int, default=3, help="times a batch's answers are read: dense, then at shares (default: %(default)s)")
     add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")
     add("--distill", type=float, default=1.0, help="weight of KL to the model's own dense output (default: %(default)s)")
-    add("--layers", default="routers", choices=["routers", *FIXED], help="who chooses: routers, or a set equal for all prompts")
+    add(
+        "--layers",
+        default="routers",
+        choices=["routers", "search", *FIXED],
+        help="who chooses: routers, or a set equal for all prompts",
+    )
+    add(
+        "--start",
+        choices=["search", "influence"],
+        help="order of layers to start from: searched (default) or by block influence; with --init, in place of its routers",
+    )
     add("--recipe", default="exact", choices=["exact", "two-step"], help="two-step: routers with the base frozen, then LoRA")
     add("--router-part", type=float, default=0.3, help="two-step: part of the run for the routers (default: %(default)s)")
     add("--alpha", type=float, default=0.1, help="two-step: penalty for not skipping (default: %(default)s)")
     add("--regulariser", type=float, default=0.01, help="two-step: lambda, for decided routers (default: %(default)s)")
+    add(
+        "--prompt-gradient",
+        default="keys",
+        choices=["keys", "all"],
+        help="what prompts teach: the keys and values that answers read, or all weights before them (twice the time)",
+    )
+    add(
+        "--precision",
+        default="auto",
+        choices=["auto", "bf16", "float32"],
+        help="auto: bf16 where the hardware computes with it",
+    )
     add("--temperature", type=float, default=0.05, help="of the straight-through gradient to the routers")
     add("--skip", type=float, help='share to recommend ("auto"); default: 0.25, two-step: what falls below 0.5')
     add("--max-prompt", type=int, default=1024, help="longest prompt in tokens")
@@ -78,12 +101,12 @@ def command(args: argparse.Namespace) -> None:
         raise TrainUsage("training needs PyTorch and transformers: pip install 'first-cpp[train]'") from None
 
     from .training.data import read_examples
-    from .training.influence import start_bias
-    from .training.loop import Trainer
+    from .training.loop import Trainer, native_precision
     from .training.model import add_lora, decoder_layers, load_model, start_from
     from .training.objective import Settings
     from .training.result import save_result
     from .training.rule import Routed, RouterBank
+    from .training.start import begin
 
     torch.manual_seed(args.seed)
     started = time.time()
@@ -94,18 +117,22 @@ def command(args: argparse.Namespace) -> None:
         valid = _draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
     os.makedirs(args.out, exist_ok=True)
     layers = decoder_layers(model)
-    bias = start_bias(model, layers, train[:32], model.device)
     config = model.config.get_text_config()
-    bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5), bias)
+    bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5))
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
     if args.init:
         start_from(find_adapter(args.init), lora, bank)
-    routed = Routed(lora, layers, bank, args.temperature)
+    routed = Routed(lora, layers, bank, args.temperature, args.prompt_gradient)
+    args.precision = native_precision() if args.precision == "auto" else args.precision
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
-    trainer = Trainer(routed, lora, train, settings, args.out, bias.tolist())
+    trainer = Trainer(routed, lora, train, settings, args.out)
     if args.resume:
         trainer.resume()
+    else:
+        silent = args.quiet or not trainer.accelerator.is_main_process
+        tell: Callable[[str], object] = str if silent else functools.partial(print, file=sys.stderr)
+        trainer.orders = begin(trainer, args.start, args.init is not None, tell)
     losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
         return
@@ -116,6 +143,7 @@ def command(args: argparse.Namespace) -> None:
         "seconds": round(trainer.seconds),
         "steps": trainer.step,
         "settings": dataclasses.asdict(settings),
+        "orders": trainer.orders,
         "valid_loss": losses,
         "torch": torch.__version__,
         "machine": describe_machine(),

@@ -114,19 +114,32 @@ def test_static_sets():
     assert fixed_layers("last", 0.34, 6) == (4, 5)
     assert fixed_layers("even", 0.34, 6) == (2, 3)
     assert fixed_layers("even", 0.25, 30) == tuple(round((i + 1) * 29 / 9) for i in range(8))
-    assert fixed_layers("influence", 0.5, 6, [5, 1, 4, 0, 3, 2]) == (1, 3, 5)
+    assert fixed_layers("influence", 0.5, 6, [5, 1, 4, 0, 3, 2]) == (1, 4, 5)
     assert fixed_layers("random", 0.5, 6, seed=1) == fixed_layers("random", 0.5, 6, seed=1)
     assert len(fixed_layers("random", 0.5, 30)) == 15
 
 
 def test_rows_as_typed():
-    row = parse_row("tuned=a.gguf@0.25")
+    row = parse_row("tuned=a.gguf@0.25", 6)
     assert (row.name, row.system, row.file, row.skip, row.share) == ("tuned@0.25", "tuned", "a.gguf", 0.25, 0.25)
-    assert parse_row("tuned=a.gguf").skip is None
-    assert parse_row("best=a.gguf@3,1").skip == (1, 3)
-    for text in ("a.gguf", "=a.gguf", "x=", "x=a.gguf@auto", "x=a.gguf@2"):
-        with pytest.raises(ValueError, match=r"--row|skip"):
-            parse_row(text)
+    assert parse_row("tuned=a.gguf", 6).skip is None
+    best = parse_row("best=a.gguf@3,1", 6)
+    assert (best.name, best.skip, best.share) == ("best@2/6", (1, 3), 2 / 6)
+    even = parse_row("even+lora=a.gguf@even:0.34", 6)
+    assert (even.name, even.system, even.skip, even.share) == ("even+lora@0.34", "even+lora", (2, 3), 0.34)
+    assert parse_row("x=a.gguf@influence:0.34", 6, [4, 0, 1, 2, 3, 5]).skip == (0, 4)
+    for text in (
+        "a.gguf",
+        "=a.gguf",
+        "x=",
+        "x=a.gguf@auto",
+        "x=a.gguf@2",
+        "x=a.gguf@even:",
+        "x=a.gguf@even:1,2",
+        "x=a@odd:0.5",
+    ):
+        with pytest.raises(ValueError, match=r"--row|skip|layers 'odd'"):
+            parse_row(text, 6)
     with pytest.raises(SkipError, match="'odd' is unknown"):
         fixed_layers("odd", 0.5, 6)
 
@@ -136,12 +149,13 @@ def test_rows_as_typed():
 
 def test_a_report_with_everything(routed, data, tiny, tmp_path, capsys):
     out = tmp_path / "report"
-    args = ["--skip", "0,0.34", "--baselines", "all", "--calibrate", data, "--row", f"other={tiny}@0,5"]
+    args = ["--skip", "0,0.34", "--baselines", "all", "--calibrate", data, "--row", f"other={tiny}@0,5",
+            "--row", f"even+lora={routed}@even:0.34"]  # fmt: skip
     assert evaluate(routed, data, out, *args) == 0
     shown = capsys.readouterr().out
     record = json.loads((out / "report.json").read_text())
     rows = {one["row"]: one for one in record["rows"]}
-    names = ["dense", "routed@0.34", "influence@0.34", "even@0.34", "random@0.34", "last@0.34", "other@0,5"]
+    names = ["dense", "routed@0.34", "influence@0.34", "even@0.34", "random@0.34", "last@0.34", "other@2/6", "even+lora@0.34"]
     assert list(rows) == names
     assert all(name in shown for name in names)
     assert all(len(one["ratio"]) == 3 for one in rows.values())
@@ -153,7 +167,8 @@ def test_a_report_with_everything(routed, data, tiny, tmp_path, capsys):
     assert rows["last@0.34"]["layers"]["qa"] == [0, 0, 0, 0, 1, 1]
     assert set(rows["dense"]["scores"]["qa"]) == {"F1", "EM"}
     assert set(rows["dense"]["scores"]["translation"]) == {"BLEU", "chrF"}
-    assert [one["over"] for one in record["leads"]] == ["influence", "even", "random", "last"]
+    assert [one["over"] for one in record["leads"]] == ["influence", "even", "random", "last", "other", "even+lora"]
+    assert rows["even+lora@0.34"]["scores"] == rows["even@0.34"]["scores"]
     assert {"report.json", "report.md", "quality.png", "layers.png", "answers.jsonl", "run.json"} == set(os.listdir(out))
 
 
@@ -208,10 +223,11 @@ def test_kl_is_zero_against_itself(routed, load):
     from first_cpp.evaluating.tasks import Question
 
     llm, dense = load(routed, skip=None), load(routed, skip=None)
-    question = Question("qa", "Who wound the clock?", ("x",))
-    assert answering.divergence(llm, dense, question, 6) == pytest.approx(0, abs=1e-6)
+    wanted = answering.Wanted.of(dense, Question("qa", "Who wound the clock?", ("x",)), 6)
+    assert wanted.divergence(llm) == pytest.approx(0, abs=1e-6)
     llm.skip = [1, 4]
-    assert answering.divergence(llm, dense, question, 6) > 0
+    assert wanted.divergence(llm) > 0
+    assert answering.Wanted.of(dense, Question("qa", "word " * 4000, ("x",)), 6) is None
 
 
 @pytest.mark.parametrize(

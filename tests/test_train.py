@@ -22,11 +22,13 @@ from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.data import DataError, Example, batches, encode_prompt, in_parts, read_examples
-from first_cpp.training.loop import Trainer, TrainingError, validate
+from first_cpp.training.loop import Trainer, TrainingError, native_precision, validate
 from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
 from first_cpp.training.objective import Objective, Settings, below_half, distill_loss, shares_of
 from first_cpp.training.result import share_below_half
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
+from first_cpp.training.search import mean_loss, removal_order
+from first_cpp.training.start import begin, find_order, mean_inputs, ridge, sample, sample_by_task, teach_orders
 
 
 class Words:
@@ -44,11 +46,11 @@ def hf():
     return reference.make_model(SHAPES["tiny"], seed=2)
 
 
-def make_routed(hf, seed=0):
+def make_routed(hf, seed=0, **settings):
     torch.manual_seed(seed)
     bank = RouterBank(6, 128, 1e-5)
     torch.nn.init.normal_(bank.weight, std=0.3)
-    return Routed(hf, decoder_layers(hf), bank)
+    return Routed(hf, decoder_layers(hf), bank, **settings)
 
 
 def examples(n, seed=0):
@@ -63,10 +65,11 @@ def examples(n, seed=0):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
-def test_masked_forward_is_decoding_with_layers_left_out(hf, count):
+@pytest.mark.parametrize("gradient", ["all", "keys"])
+def test_masked_forward_is_decoding_with_layers_left_out(hf, count, gradient):
     """One padded batch in one pass gives the logits of the reference, which decodes token by token with a cache."""
-    group = examples(4)
-    routed = make_routed(hf)
+    group = [*examples(3), Example("t", tokens(1), tokens(4, seed=5))]
+    routed = make_routed(hf, prompt_gradient=gradient)
     batch = collate(group)
     prompts = routed.read(batch)
     keep = prompts.keep.detach()
@@ -119,9 +122,147 @@ def test_straight_through_gradient_is_the_slope_at_the_border(hf):
     keep = torch.tensor([[0.9, 0.40, 0.50, 0.1, 0.8, 0.7]], requires_grad=True)
     run = routed.straight_through(keep, lowest(keep.detach(), 2))
     assert run.tolist() == [[1, 0, 1, 0, 1, 1]]
-    run.sum().backward()
-    y = 1 / (1 + math.exp(-0.05 / 0.05))  # the border is 0.45, the temperature 0.05
-    np.testing.assert_allclose(keep.grad[0, [1, 2]], [y * (1 - y) / 0.05] * 2, rtol=1e-5)
+    run[0, 1].backward()
+    y = 1 / (1 + math.exp(0.05 / 0.05))  # the border is 0.45, the temperature 0.05
+    slope = y * (1 - y) / 0.05
+    np.testing.assert_allclose(keep.grad[0], [-slope / 6, slope * 5 / 6, *[-slope / 6] * 4], rtol=1e-5)
+
+
+def test_scores_do_not_rise_all_together(hf):
+    """Only differences choose: a gradient that wants every layer to run moves no score's mean."""
+    routed = make_routed(hf)
+    prompts = routed.read(collate(examples(3)))
+    prompts.keep.retain_grad()
+    run = routed.straight_through(prompts.keep, lowest(prompts.keep.detach(), 3))
+    (run * torch.rand(3, 6)).sum().backward()
+    assert prompts.keep.grad.abs().max() > 0.1
+    np.testing.assert_allclose(prompts.keep.grad.sum(1), 0, atol=1e-5)
+
+
+def test_prompts_teach_their_keys_and_values(hf):
+    """Same logits and scores; beneath keys and values, no gradient from prompt positions but the last."""
+    found = {}
+    for gradient in ("all", "keys"):
+        model = reference.make_model(SHAPES["tiny"], seed=2)
+        routed = make_routed(model, prompt_gradient=gradient)
+        prompts = routed.read(collate(examples(3)))
+        logits = routed.logits(prompts, (~lowest(prompts.keep, 2)).float())
+        logits.pow(2).sum().backward()
+        found[gradient] = (logits, prompts.keep, [layer.self_attn for layer in model.model.layers])
+    for one, two in zip(found["all"][:2], found["keys"][:2], strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+    whole, keys = found["all"][2], found["keys"][2]
+    torch.testing.assert_close(whole[5].k_proj.weight.grad, keys[5].k_proj.weight.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(whole[5].v_proj.weight.grad, keys[5].v_proj.weight.grad, rtol=1e-3, atol=1e-4)
+    assert keys[0].k_proj.weight.grad.abs().sum() > 0
+    assert not torch.allclose(whole[0].k_proj.weight.grad, keys[0].k_proj.weight.grad, rtol=1e-2)
+
+
+def test_scores_are_float32_in_bf16_training(hf):
+    bank = RouterBank(6, 128, 1e-5)
+    torch.nn.init.normal_(bank.weight, std=0.3)
+    hidden, mask = torch.randn(2, 7, 128).bfloat16(), torch.ones(2, 7, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bank.sum(3, hidden, mask)
+    assert torch.equal(found, bank.sum(3, hidden.float(), mask))
+
+
+# -- where routers start -------------------------------------------------------------------------------------------
+
+
+def test_routers_start_from_one_order_for_all(tmp_path):
+    run = trainer(tmp_path, "run")
+    order = [4, 0, 5, 2, 1, 3]
+    teach_orders(run, {"t": order}, {"t": examples(3)})
+    assert not run.routed.bank.weight.any()
+    scores = run.routed.scores(collate(examples(2, seed=50)))
+    assert torch.argsort(scores, dim=1).tolist() == [order] * 2
+    np.testing.assert_allclose(scores.sort(dim=1).values[0].detach(), np.linspace(0.2, 0.8, 6), rtol=1e-5)
+
+
+def test_routers_start_from_an_order_for_each_kind_of_prompt(tmp_path):
+    """Prompts that no router was taught on leave out the layers of the task that they are like."""
+
+    def kind(low, seed):
+        rng = np.random.default_rng(seed)
+        return [Example(str(low), rng.integers(low, low + 8, 12).tolist(), [5, 6]) for _ in range(16)]
+
+    run = trainer(tmp_path, "run")
+    orders = {"10": [4, 0, 5, 2, 1, 3], "200": [3, 1, 2, 5, 0, 4]}
+    teach_orders(run, orders, {"10": kind(10, 1), "200": kind(200, 2)})
+    for task, order in orders.items():
+        chosen = lowest(run.routed.scores(collate(kind(int(task), 3))), 2)
+        assert chosen[:, order[:2]].float().mean() > 0.9
+
+
+def test_ridge_is_the_textbooks():
+    """Against the normal equations, written out with the intercept as a column of its own."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 12)), rng.normal(size=7)
+    weight, bias = ridge(torch.tensor(x), torch.tensor(y), penalty=0.3)
+    strength = 0.3 * ((x - x.mean(0)) ** 2).sum(1).mean()
+    wide = np.hstack([x, np.ones((7, 1))])
+    expected = np.linalg.solve(wide.T @ wide + strength * np.diag([1.0] * 12 + [0.0]), wide.T @ y)
+    np.testing.assert_allclose([*weight, bias], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_inputs_are_what_routers_read(hf):
+    bank, group = RouterBank(6, 128, 1e-5), examples(2)
+    found = mean_inputs(hf, decoder_layers(hf), bank, group, "cpu")
+    for row, example in enumerate(group):
+        states = hf(torch.tensor([example.prompt]), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(found[row, 2], bank.normed(states[2][0]).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_search_is_greedy_by_the_loss_of_answers(hf):
+    """Against the plain search, which tries every layer in every round; layers that do nothing come first."""
+    with torch.no_grad():
+        for il in (1, 4):
+            hf.model.layers[il].self_attn.o_proj.weight.zero_()
+            hf.model.layers[il].mlp.down_proj.weight.zero_()
+    group = examples(6)
+    answered = [Example("t", e.prompt, answer(hf, e.prompt, 6)) for e in group]
+    routed, chosen = make_routed(hf), []
+    found = removal_order(routed, [collate(answered[:3]), collate(answered[3:])], 4)
+    assert sorted(found) == list(range(6))
+    assert set(found[:2]) == {1, 4}
+    prompts = [routed.read(collate(answered))]
+    for layer in found[:4]:
+        loss = {il: mean_loss(routed, prompts, [*chosen, il]) for il in range(6) if il not in chosen}
+        assert loss[layer] <= min(loss.values()) + 0.02  # costs grow with what is left out, nearly always
+        chosen.append(layer)
+
+
+def test_every_task_has_a_sample():
+    group = [Example("b" if i % 3 else "a", [i], [i] * (1 if i % 3 else 50)) for i in range(300)]
+    found = sample_by_task(group, 0)
+    assert {task: len(some) for task, some in found.items()} == {"a": 13, "b": 96}  # 640 answer tokens, or 96 examples
+    assert all(example.task == task for task, some in found.items() for example in some)
+    assert found == sample_by_task(group, 0) != sample_by_task(group, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "initialised", "found"),
+    [
+        ({}, None, False, "search"),
+        ({}, "influence", False, "influence"),
+        ({}, None, True, None),
+        ({}, "search", True, "search"),
+        ({"layers": "influence"}, None, True, "influence"),
+        ({"layers": "search"}, None, False, "search"),
+        ({"layers": "even"}, None, False, None),
+        ({"max_share": 0.0}, None, False, None),
+    ],
+)
+def test_what_a_run_starts_from(tmp_path, settings, start, initialised, found):
+    run = trainer(tmp_path, "run", **settings)
+    before = run.routed.bank.weight.detach().clone()
+    orders = begin(run, start, initialised)
+    assert sorted(run.objective.order) == (list(range(6)) if found else [])
+    assert torch.equal(run.routed.bank.weight, before) is (found is None)
+    if found:
+        name = "t" if found == "search" and run.s.layers == "routers" else "all"
+        assert orders == {name: find_order(run, found, sample(run.train, 0))}
 
 
 def test_padding_changes_nothing(hf):
@@ -247,6 +388,25 @@ def test_a_run_that_stops_early_goes_on_as_an_unbroken_one(tmp_path):
     assert again.step == whole.step
     for one, two in zip(whole.parameters, again.parameters, strict=True):
         assert torch.equal(one, two)
+
+
+def test_resume_keeps_the_order_of_layers(tmp_path):
+    run = trainer(tmp_path, "run", layers="search")
+    begin(run, None, False)
+    run.run([], quiet=True, stop_after=2)
+    again = trainer(tmp_path, "run", layers="search")
+    again.resume()
+    assert again.objective.order == run.objective.order != []
+
+
+def test_bf16_training_is_close_to_float32(tmp_path):
+    assert native_precision() in ("bf16", "float32")
+    one, two = (trainer(tmp_path, precision, precision=precision, epochs=0.3) for precision in ("float32", "bf16"))
+    losses = [run._gradients()[0] for run in (one, two)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    two.run([], quiet=True)
+    assert all(p.dtype == torch.float32 for p in two.parameters)
 
 
 def test_resume_of_another_run_is_refused(tmp_path):
@@ -377,14 +537,14 @@ def test_distillation_is_kl_to_the_dense_output(hf):
     assert float(distill_loss(dense, dense, prompts.batch).detach().abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["influence", "even", "random", "last"])
+@pytest.mark.parametrize("kind", ["search", "influence", "even", "random", "last"])
 def test_fixed_layers_are_the_same_for_all_prompts(hf, kind):
     """What the baselines train: the set of `policy.fixed_layers`, nothing for the routers to learn."""
     routed = make_routed(hf)
-    influence = [0.5, 0.1, 0.6, 0.2, 0.9, 0.8]
-    objective = Objective(routed, Settings(layers=kind), 1, influence)
+    order = [1, 3, 0, 2, 5, 4]
+    objective = Objective(routed, Settings(layers=kind), 1, order)
     chosen = objective.left_out(torch.rand(3, 6), 0.34)
-    assert [tuple(torch.nonzero(row).flatten().tolist()) for row in chosen] == [fixed_layers(kind, 0.34, 6, influence)] * 3
+    assert [tuple(torch.nonzero(row).flatten().tolist()) for row in chosen] == [fixed_layers(kind, 0.34, 6, order)] * 3
     assert objective.learns(0) == (False, True)
     loss, share = objective.loss(collate(examples(3)), 0)
     loss.backward()

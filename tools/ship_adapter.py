@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 
+from marks import fill
 from safetensors.numpy import load_file, save_file
 
 from first_cpp.evaluating.report import markdown
@@ -63,15 +64,6 @@ Validation loss, mean over tasks, by share left out: {losses}.
 """
 
 
-def fill(path: str, text: str) -> None:
-    """Put `text` between the marks of a document."""
-    begin, end = "<!-- written by tools/ship_adapter.py -->\n", "<!-- end -->"
-    with open(path, encoding="utf-8") as file:
-        before, _, rest = file.read().partition(begin)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(before + begin + text.strip() + "\n" + end + rest.partition(end)[2])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
@@ -88,7 +80,11 @@ def main() -> None:
     copy_weights(args.run, out, args.base)
     with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
-    fill(os.path.join(os.path.dirname(FOLDER), os.pardir, "docs", "RESULTS.md"), markdown(report).replace("# Evaluation\n", ""))
+    fill(
+        os.path.join(os.path.dirname(FOLDER), os.pardir, "docs", "RESULTS.md"),
+        "tools/ship_adapter.py",
+        markdown(report).replace("# Evaluation\n", ""),
+    )
     size = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(out) for name in names)
     if size > LIMIT:
         raise SystemExit(f"{out} has {size} bytes, allowed: {LIMIT}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -47,31 +48,41 @@ class Answers:
 
 
 def answer_all(
-    row: Row,
+    rows: Sequence[Row],
     questions: Sequence[Question],
     answers: Answers,
     settings: dict[str, Any],
     max_tokens: int,
     dense: Llama | None,
     n_kl: int,
-    step: Callable[[], object],
+    step: Callable[[Row], object],
 ) -> None:
-    """Answer what is missing of a row. `dense`: what KL is taken to, over the first `n_kl` questions of each task."""
-    missing = [number for number in range(len(questions)) if (row.name, number) not in answers.found]
-    if not missing:
+    """Answer what is missing of rows that share a model file: each question goes to all of them, its prompt read once.
+
+    dense: what KL is taken to, over the first `n_kl` questions of each task. step: called after each answer.
+    """
+    missing = [[row for row in rows if (row.name, number) not in answers.found] for number in range(len(questions))]
+    if not any(missing):
         return
-    skip = list(row.skip) if isinstance(row.skip, tuple) else row.skip
-    llm = Llama(row.file, routers=row.routers, skip=skip, **settings)
+    llm = Llama(rows[0].file, routers=rows[0].routers, skip=None, **settings)
     try:
         measured = kl_questions(questions, n_kl) if dense is not None else set()
-        for number in missing:
-            answers.add({"row": row.name, "question": number, **_answer(llm, questions[number], max_tokens)})
-            if number in measured and dense is not None and "error" not in answers.found[row.name, number]:
-                answers.found[row.name, number]["kl"] = kl = divergence(llm, dense, questions[number], max_tokens)
-                answers.add({**answers.found[row.name, number], "kl": kl})
-            step()
+        for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
+            wanted = Wanted.of(dense, question, max_tokens) if here and dense is not None and number in measured else None
+            for row in sorted(here, key=reads_scores, reverse=True):
+                llm.skip = row.skip
+                answer = {"row": row.name, "question": number, **_answer(llm, question, max_tokens)}
+                if wanted is not None and "error" not in answer and (row.file, row.skip) != (wanted.file, None):
+                    answer["kl"] = wanted.divergence(llm)
+                answers.add(answer)
+                step(row)
     finally:
         llm.close()
+
+
+def reads_scores(row: Row) -> bool:
+    """Whether a row needs the prompt's keep scores: such rows come first, since a prompt read without is read again."""
+    return isinstance(row.skip, float)
 
 
 def kl_questions(questions: Sequence[Question], n: int) -> set[int]:
@@ -97,7 +108,6 @@ def _answer(llm: Llama, question: Question, max_tokens: int) -> dict[str, Any]:
         "task": question.task,
         "text": llm.detokenize(tokens).decode("utf-8", "replace").strip(),
         "n_tokens": len(tokens),
-        "ttft": timing.ttft,
         "tpot": timing.tpot,
         "skipped": list(routing.skipped),
         "n_layer": routing.n_layer,
@@ -120,12 +130,29 @@ def generated(llm: Llama, prompt: list[int], max_tokens: int) -> list[int]:
     return found
 
 
-def divergence(llm: Llama, dense: Llama, question: Question, max_tokens: int) -> float:
-    """KL from dense's next-token distributions to llm's, mean over dense's own answer, in nats."""
-    prompt = chat_prompt(dense, question.prompt)
-    answer = generated(dense, prompt, max_tokens)
-    wanted, found = follow(dense, prompt, answer), follow(llm, prompt, answer)
-    return float((np.exp(wanted) * (wanted - found)).sum(axis=1).mean())
+@dataclass(frozen=True)
+class Wanted:
+    """The dense model's own greedy answer to a prompt, and its log probabilities on the way: [1 + n, n_vocab]."""
+
+    file: str
+    prompt: list[int]
+    answer: list[int]
+    logits: Logits
+
+    @classmethod
+    def of(cls, dense: Llama, question: Question, max_tokens: int) -> Wanted | None:
+        """None where the dense model cannot answer."""
+        prompt = chat_prompt(dense, question.prompt)
+        try:
+            answer = generated(dense, prompt, max_tokens)
+        except (FirstCppError, RuntimeError, ValueError):
+            return None
+        return cls(dense.model_path, prompt, answer, follow(dense, prompt, answer))
+
+    def divergence(self, llm: Llama) -> float:
+        """KL from the dense model's next-token distributions to llm's, mean over the dense model's answer, in nats."""
+        found = follow(llm, self.prompt, self.answer)
+        return float((np.exp(self.logits) * (self.logits - found)).sum(axis=1).mean())
 
 
 def follow(llm: Llama, prompt: list[int], answer: list[int]) -> Logits:

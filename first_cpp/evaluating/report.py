@@ -47,7 +47,7 @@ def summarise(
         "reference": reference,
         "tasks": {task: sum(q.task == task for q in questions) for task in tasks},
         "rows": found,
-        "leads": _leads(rows, scores, reference, tasks),
+        "leads": _leads(rows, {one["row"]: one["share_skipped"] for one in found}, scores, reference, tasks),
         "bootstrap": {"draws": n_draws, "seed": seed, "interval": 0.95},
     }
 
@@ -61,7 +61,6 @@ def _facts(row: Row, given: Sequence[Record]) -> Record:
         "share": row.share,
         "share_skipped": statistics.mean(len(one["skipped"]) / one["n_layer"] for one in good) if good else None,
         "tpot_ms": statistics.median([one["tpot"] * 1e3 for one in good if one["tpot"]] or [0.0]),
-        "ttft_ms": statistics.median([one["ttft"] * 1e3 for one in good] or [0.0]),
         "tokens": sum(one["n_tokens"] for one in good),
         "kl": statistics.mean(kl) if kl else None,
         "failed": {one["question"]: one["error"] for one in given if "error" in one},
@@ -79,8 +78,10 @@ def _layer_counts(good: Sequence[Record]) -> dict[str, list[float]]:
     return found
 
 
-def _leads(rows: Sequence[Row], scores: Scores, reference: str, tasks: Sequence[str]) -> list[Record]:
-    """The routed row against every baseline at the same share, over all tasks and by task."""
+def _leads(
+    rows: Sequence[Row], skipped: dict[str, float | None], scores: Scores, reference: str, tasks: Sequence[str]
+) -> list[Record]:
+    """The routed row against every baseline that really skipped the same share, over all tasks and by task."""
     found = []
     for row in rows:
         for other in rows:
@@ -88,12 +89,17 @@ def _leads(rows: Sequence[Row], scores: Scores, reference: str, tasks: Sequence[
                 row.system == "routed"
                 and other.system not in ("routed", "dense")
                 and other.name != reference
-                and row.share == other.share
+                and same_share(skipped[row.name], skipped[other.name])
             ):
                 by_task = {task: _interval(scores.lead(row.name, other.name, reference, [task])) for task in tasks}
                 lead = _interval(scores.lead(row.name, other.name, reference, tasks))
                 found.append({"share": row.share, "over": other.system, "lead": lead, "by_task": by_task})
     return found
+
+
+def same_share(one: float | None, other: float | None) -> bool:
+    """Whether two rows skipped as many layers; not where one answered nothing."""
+    return one is not None and other is not None and abs(one - other) < 1e-6
 
 
 def _interval(interval: Interval) -> list[float]:

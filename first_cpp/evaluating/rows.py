@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import FirstCppError
 from ..options import skip_from_text
+from ..policy import fixed_layers
 
 
 class RowError(FirstCppError, ValueError):
@@ -28,22 +30,30 @@ class Row:
         return self.name.split("@", 1)[0]
 
 
-def parse_row(text: str) -> Row:
-    """A row as typed: NAME=FILE, NAME=FILE@0.25 or NAME=FILE@7,11. Raises RowError."""
+def parse_row(text: str, n_layer: int, order: Sequence[int] = (), seed: int = 0) -> Row:
+    """A row as typed: NAME=FILE, NAME=FILE@0.25, NAME=FILE@7,11 or NAME=FILE@even:0.25, a set of `policy.fixed_layers`.
+
+    Raises RowError, or SkipError for layers or shares that the model does not have.
+    """
     name, sign, rest = text.partition("=")
     file, _, skip_text = rest.partition("@")
     if not name or not sign or not file or "@" in name:
         raise RowError(f"--row {text!r} is not NAME=FILE or NAME=FILE@SKIP")
+    kind, colon, share_text = skip_text.partition(":")
+    if colon:
+        share = skip_from_text(share_text)
+        if not isinstance(share, float):
+            raise RowError(f"--row {text!r}: after {kind}: a share of layers is wanted, like 0.25")
+        return Row(f"{name}@{share:g}", file, share, fixed_layers(kind, share, n_layer, order, seed))
     skip = skip_from_text(skip_text or "none")
     if skip == "auto":
         raise RowError(f"--row {text!r}: auto has no share to be compared at; give a number or layers")
     assert not isinstance(skip, str)
-    share = skip if isinstance(skip, float) else 0.0
-    return Row(f"{name}@{skip_text}" if skip_text else name, file, share, skip)
+    if isinstance(skip, tuple):
+        return Row(f"{name}@{len(skip)}/{n_layer}", file, len(skip) / n_layer, skip)
+    return Row(f"{name}@{skip_text}" if skip_text else name, file, skip or 0.0, skip)
 
 
-def with_share(row: Row, n_layer: int) -> Row:
-    """A row of fixed layers gets the share that they are."""
-    if not isinstance(row.skip, tuple):
-        return row
-    return Row(row.name, row.file, len(row.skip) / n_layer, row.skip, row.routers)
+def names_influence(text: str) -> bool:
+    """Whether a row as typed leaves out the layers of least block influence."""
+    return text.partition("@")[2].startswith("influence:")

@@ -55,10 +55,15 @@ def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> li
     bucket = size * 32  # sorted by length within a bucket: little padding, still random
     found = []
     for start in range(0, len(order), bucket):
-        part = sorted(order[start : start + bucket], key=lambda i: len(examples[i].prompt) + len(examples[i].response))
+        part = sorted(order[start : start + bucket], key=lambda i: cost(examples[i]))
         found += [[examples[i] for i in part[j : j + size]] for j in range(0, len(part), size)]
     rng.shuffle(found)
     return found
+
+
+def cost(example: Example) -> int:
+    """What padding to this example's length costs: answers are read several times, with gradients, prompts once."""
+    return len(example.prompt) + 8 * len(example.response)
 
 
 def in_parts(examples: Sequence[Example], n_tokens: int) -> list[list[Example]]:

@@ -1,4 +1,4 @@
-"""Block influence in PyTorch, where the routers' biases start: the least influential layers first."""
+"""Block influence in PyTorch: the layers that change their input least."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .data import Example
 from .rule import collate
 
 
 @torch.no_grad()
-def start_bias(model: nn.Module, layers: nn.ModuleList, examples: Sequence[Example], device: Any) -> Tensor:
-    """Biases whose keep scores are influence / (influence + median); influence = mean over tokens of 1 - cosine of a
-    layer's input and output (ShortGPT, arXiv 2403.03853)."""
+def influence_order(model: nn.Module, layers: nn.ModuleList, examples: Sequence[Example], device: Any) -> list[int]:
+    """All layers from the least block influence up: mean over tokens of 1 - cosine of a layer's input and output
+    (ShortGPT, arXiv 2403.03853)."""
     sums = torch.zeros(len(layers), dtype=torch.float64)
-    tokens = 0
 
     def watch(i: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -33,9 +32,7 @@ def start_bias(model: nn.Module, layers: nn.ModuleList, examples: Sequence[Examp
         for example in examples:
             batch = collate([example])
             model(input_ids=batch.ids.to(device), use_cache=False, logits_to_keep=1)
-            tokens += int(batch.mask.sum())
     finally:
         for handle in handles:
             handle.remove()
-    influence = sums / tokens + 1e-9
-    return (influence.log() - influence.median().log()).float()
+    return [int(layer) for layer in torch.argsort(sums, stable=True)]

@@ -43,6 +43,14 @@ def validate(objective: Objective, examples: Sequence[Example], batch_size: int,
     return {"mean": {share: sum(task[share] for task in means.values()) / len(means) for share in VALID_SHARES}, **means}
 
 
+def native_precision() -> str:
+    """ "bf16" where the hardware computes with it, else "float32": emulated, it is slower."""
+    if torch.cuda.is_available():
+        return "bf16"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
 class Trainer:
     """Runs the loop under Accelerate: one CPU, one GPU, or many by `accelerate launch`."""
 
@@ -53,17 +61,16 @@ class Trainer:
         train: Sequence[Example],
         settings: Settings,
         out: str,
-        influence: Sequence[float] = (),
+        order: Sequence[int] = (),
     ) -> None:
         from accelerate import Accelerator
 
-        # bf16 where the hardware has it; CPUs without it are slower that way
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.accelerator = Accelerator()
         self.routed, self.lora, self.train, self.s, self.out = routed, lora, train, settings, out
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.n_batches = max(1, math.ceil(self.per_epoch * settings.epochs))
         self.n_steps = math.ceil(self.n_batches / settings.accumulate)
-        self.objective = Objective(routed, settings, self.n_steps, influence)
+        self.objective = Objective(routed, settings, self.n_steps, order)
         self.weights = weights = [p for p in lora.parameters() if p.requires_grad]
         groups = [
             {"params": weights, "lr": settings.lr},
@@ -72,6 +79,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         self.step, self.seconds = 0, 0.0
+        self.orders: dict[str, list[int]] = {}  # what routers started from, by task
         self._epoch, self._batches = -1, list[list[Example]]()
         device = self.accelerator.device
         lora.to(device)
@@ -84,6 +92,10 @@ class Trainer:
         if step < warm:
             return (step + 1) / warm
         return 0.55 + 0.45 * math.cos(math.pi * min(1.0, (step - warm) / max(1, self.n_steps - warm)))
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the settings; bf16 needs no scaling of gradients."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.s.precision == "bf16")
 
     def to_device(self, batch: Batch) -> Batch:
         device = self.accelerator.device
@@ -99,6 +111,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "settings": asdict(self.s),
+            "order": list(self.objective.order),
+            "orders": self.orders,
             "parameters": [p.detach().cpu() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -119,6 +133,7 @@ class Trainer:
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.objective.order, self.orders = state["order"], state["orders"]
         self.step, self.seconds = state["step"], state["seconds"]
         self._cut_log()
 
@@ -179,7 +194,7 @@ class Trainer:
             examples = self._own(self._examples(number))
             for part in in_parts(examples, self.s.part_tokens):
                 batch, weight = self.to_device(collate(part)), len(part) / len(examples) / len(numbers)
-                with self.accelerator.autocast():
+                with self.autocast():
                     loss, share = self.objective.loss(batch, self.step)
                     loss = loss * weight
                 self._check(loss)
@@ -200,7 +215,8 @@ class Trainer:
         return self._batches[i]
 
     def _validate(self, valid: Sequence[Example]) -> dict[str, dict[float, float]]:
-        found = validate(self.objective, valid, self.s.batch_size, self.to_device)
+        with self.autocast():
+            found = validate(self.objective, valid, self.s.batch_size, self.to_device)
         if self.accelerator.is_main_process:
             with open(os.path.join(self.out, "valid.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, "loss": found}) + "\n")

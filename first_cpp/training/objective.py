@@ -42,6 +42,10 @@ class Settings:
     """two-step: weight of the mean keep score, the penalty for not skipping."""
     regulariser: float = 0.01
     """two-step: lambda, the weight of p (1 - p), which sends each probability to a side of the border at 0.5."""
+    precision: str = "float32"
+    """Of the base's arithmetic: "float32" or "bf16"; routers, LoRA weights and losses are float32 in both."""
+    prompt_gradient: str = "keys"
+    """What prompt positions teach: "keys", the keys and values that answers read; "all", every weight before them too."""
     seed: int = 0
     checkpoint: int = 200
     """Optimizer steps between checkpoints."""
@@ -79,12 +83,12 @@ def _mean(per_token: Tensor, mask: Tensor) -> Tensor:
 
 
 class Objective:
-    """The loss of a step. influence: block influence of every layer, for `layers="influence"`."""
+    """The loss of a step. order: all layers in the order that `layers="search"` and "influence" leave them out."""
 
-    def __init__(self, routed: Routed, settings: Settings, n_steps: int, influence: Sequence[float] = ()) -> None:
+    def __init__(self, routed: Routed, settings: Settings, n_steps: int, order: Sequence[int] = ()) -> None:
         self.routed, self.s, self.n_steps = routed, settings, n_steps
         self.n_layer = routed.bank.bias.shape[0]
-        self.influence = influence
+        self.order = order
 
     def learns(self, step: int) -> tuple[bool, bool]:
         """Whether routers and LoRA learn at a step."""
@@ -105,7 +109,7 @@ class Objective:
         if self.s.layers == "routers":
             return lowest(keep, layers_for_share(share, self.n_layer))
         chosen = torch.zeros_like(keep, dtype=torch.bool)
-        chosen[:, list(fixed_layers(self.s.layers, share, self.n_layer, self.influence, self.s.seed))] = True
+        chosen[:, list(fixed_layers(self.s.layers, share, self.n_layer, self.order, self.s.seed))] = True
         return chosen
 
     def _exact(self, prompts: Prompts, shares: Sequence[float]) -> tuple[Tensor, float]:

@@ -26,14 +26,16 @@ def save_result(
     from safetensors.torch import save_file
 
     bank = trainer.routed.bank
-    if skip is None:
-        skip = share_below_half(trainer, examples) if trainer.s.recipe == "two-step" else 0.25
+    with trainer.autocast():
+        if skip is None:
+            skip = share_below_half(trainer, examples) if trainer.s.recipe == "two-step" else 0.25
+        layers = layers_by_task(trainer, examples, skip)
     metadata = {"norm_eps": repr(bank.norm_eps), "skip": repr(skip)}
     metadata |= {f"train.{key}": str(record[key]) for key in ("method", "data", "command", "seconds") if key in record}
     tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
     save_file(tensors, os.path.join(out, "routers.safetensors"), metadata=metadata)
     lora.save_pretrained(os.path.join(out, "adapter"))
-    plot_layers(os.path.join(out, "layers.png"), layers_by_task(trainer, examples, skip), skip)
+    plot_layers(os.path.join(out, "layers.png"), layers, skip)
     with open(os.path.join(out, "train.json"), "w", encoding="utf-8") as file:
         json.dump(record | {"skip": skip}, file, indent=1)
         file.write("\n")

@@ -16,18 +16,27 @@ from .data import Example
 class RouterBank(nn.Module):
     """One linear router per layer. weight: [n_layer, n_embd]; bias: [n_layer]."""
 
-    def __init__(self, n_layer: int, n_embd: int, norm_eps: float, bias: Tensor | None = None) -> None:
+    def __init__(self, n_layer: int, n_embd: int, norm_eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n_layer, n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_layer) if bias is None else bias.clone().float())
+        self.bias = nn.Parameter(torch.zeros(n_layer))
         self.norm_eps = norm_eps
 
-    def keep(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Mean keep score of one layer over the masked positions: hidden [b, t, n_embd], mask [b, t] -> [b]."""
+    @torch.no_grad()
+    def start(self, layer: int, weight: Tensor, bias: Tensor) -> None:
+        """Begin anew with the router of one layer: weight [n_embd], bias one number."""
+        self.weight[layer], self.bias[layer] = weight, bias
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What routers read: the RMS-normalised hidden state, float32."""
         h = hidden.float()
-        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.norm_eps)
-        score = torch.sigmoid(h @ self.weight[layer] + self.bias[layer])
-        return (score * mask).sum(1) / mask.sum(1)
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.norm_eps)
+
+    def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the scores of one layer over the masked positions: hidden [b, t, n_embd], mask [b, t] -> [b]."""
+        with torch.autocast(hidden.device.type, enabled=False):  # scores of bf16 would be equal for many layers
+            score = torch.sigmoid(self.normed(hidden) @ self.weight[layer] + self.bias[layer])
+        return (score * mask).sum(1)
 
 
 @dataclass
@@ -95,12 +104,21 @@ class Routed:
     Hooks on the decoder layers do it, so any architecture whose layers transformers exposes as a list works.
     """
 
-    def __init__(self, model: nn.Module, layers: nn.ModuleList, bank: RouterBank, temperature: float = 0.05) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: nn.ModuleList,
+        bank: RouterBank,
+        temperature: float = 0.05,
+        prompt_gradient: str = "keys",
+    ) -> None:
         self.model = model
         self.bank = bank
         self.temperature = temperature
-        self._mask: Tensor | None = None  # while prompts are read: [b, split]
-        self._keep: list[Tensor] = []
+        self.prompt_gradient = prompt_gradient
+        self._mask: Tensor | None = None  # while prompts are read: [b, t]
+        self._detach = False
+        self._sums: list[Tensor] = []
         self._run: Tensor | None = None  # while answers are: [b, n_layer], 1 for a layer that is computed
         self._n_answer = 0
         self._handles = [layer.register_forward_hook(self._hook(i), with_kwargs=True) for i, layer in enumerate(layers)]
@@ -113,13 +131,16 @@ class Routed:
     def _hook(self, i: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             before = args[0] if args else kwargs["hidden_states"]
-            if self._mask is not None:
-                self._keep.append(self.bank.keep(i, before, self._mask))
-            if self._run is None:
-                return None
             after = output[0] if isinstance(output, tuple) else output
-            mixed = self._mix(self._run[:, i], before, after)
-            return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+            if self._mask is not None:
+                self._sums.append(self.bank.sum(i, before, self._mask))
+            if self._run is not None:
+                after = self._mix(self._run[:, i], before, after)
+            elif self._detach:
+                after = after.detach()
+            else:
+                return None
+            return (after, *output[1:]) if isinstance(output, tuple) else after
 
         return hook
 
@@ -132,19 +153,34 @@ class Routed:
     def read(self, batch: Batch) -> Prompts:
         """Run all layers over the prompts, as prefill does."""
         cache = _new_cache(self.model)
-        self._mask, self._keep = batch.prompt_mask, []
+        last = batch.split - 1
+        if cache is None or self.prompt_gradient == "all" or last == 0:
+            sums, first = self._prefill(batch, cache, 0, batch.split)
+        else:
+            self._detach = True
+            try:
+                sums, _ = self._prefill(batch, cache, 0, last)
+            finally:
+                self._detach = False
+            more, first = self._prefill(batch, cache, last, batch.split)
+            sums = sums + more
+        return Prompts(batch, sums / batch.prompt_mask.sum(1, keepdim=True), first, cache)
+
+    def _prefill(self, batch: Batch, cache: Any, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Read prompt columns begin to end: sums of keep scores [b, n_layer], logits after the last [b, 1, n_vocab]."""
+        self._mask, self._sums = batch.mask[:, begin:end], []
         try:
             out = self.model(
-                input_ids=batch.ids[:, : batch.split],
-                attention_mask=batch.prompt_mask.long(),
-                position_ids=batch.positions[:, : batch.split],
+                input_ids=batch.ids[:, begin:end],
+                attention_mask=batch.mask[:, :end].long(),
+                position_ids=batch.positions[:, begin:end],
                 past_key_values=cache,
                 use_cache=cache is not None,
                 logits_to_keep=1,
             )
         finally:
             self._mask = None
-        return Prompts(batch, torch.stack(self._keep, dim=1), out.logits, cache)
+        return torch.stack(self._sums, dim=1), out.logits
 
     def logits(self, prompts: Prompts, run: Tensor | None = None) -> Tensor:
         """Logits that predict the answer tokens: [b, t - split, n_vocab].
@@ -177,7 +213,9 @@ class Routed:
             return run
         inside = keep.detach().masked_fill(~left_out, -1).amax(1, keepdim=True)
         outside = keep.detach().masked_fill(left_out, 2).amin(1, keepdim=True)
-        soft = torch.sigmoid((keep - (inside + outside) / 2) / self.temperature)
+        mean = keep.mean(1, keepdim=True)
+        ranked = keep - (mean - mean.detach())  # only differences choose: without it, all scores would rise
+        soft = torch.sigmoid((ranked - (inside + outside) / 2) / self.temperature)
         return run + (soft - soft.detach())
 
     @torch.no_grad()

@@ -1,0 +1,128 @@
+"""Where routers start: an order of the layers for each task, found by search, or block influence for all."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import Example, cost, in_parts
+from .influence import influence_order
+from .loop import Trainer
+from .model import decoder_layers
+from .rule import RouterBank, collate
+from .search import removal_order
+
+N_TOKENS, MOST_EXAMPLES = 640, 96
+"""An order is found on so many answer tokens of training data: short answers need more examples to tell layers apart."""
+
+
+def begin(trainer: Trainer, start: str | None, initialised: bool, tell: Callable[[str], object] = str) -> dict[str, list[int]]:
+    """Give routers, or the fixed set that needs one, an order of the layers to start from; the orders found, by task.
+
+    start: "search", "influence" or None for what the run needs. initialised: the routers are an earlier run's, and stay
+    unless `start` says otherwise. tell: hears what takes long.
+    """
+    layers = trainer.s.layers
+    keeps = layers == "routers" and initialised and start is None
+    if keeps or layers in ("even", "random", "last") or trainer.s.max_share == 0:
+        return {}
+    kind = layers if layers != "routers" else start or "search"
+    if layers == "routers" and kind == "search":
+        samples = sample_by_task(trainer.train, trainer.s.seed)
+    else:
+        samples = {"all": sample(trainer.train, trainer.s.seed)}
+    orders = {}
+    for task, examples in samples.items():
+        tell(f"ordering the layers by {kind} for {task or 'the task'}, on {len(examples)} examples")
+        orders[task] = find_order(trainer, kind, examples)
+    trainer.objective.order = next(iter(orders.values()))
+    teach_orders(trainer, orders, samples)
+    return orders
+
+
+def sample(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Examples drawn at random until their answers have N_TOKENS tokens, at most MOST_EXAMPLES."""
+    found: list[Example] = []
+    for example in random.Random(seed).sample(list(examples), min(MOST_EXAMPLES, len(examples))):
+        found.append(example)
+        if sum(len(one.response) for one in found) >= N_TOKENS:
+            break
+    return found
+
+
+def sample_by_task(examples: Sequence[Example], seed: int) -> dict[str, list[Example]]:
+    """Some examples of every task, by its name."""
+    tasks: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        tasks[example.task].append(example)
+    return {task: sample(tasks[task], seed) for task in sorted(tasks)}
+
+
+def find_order(trainer: Trainer, kind: str, examples: Sequence[Example]) -> list[int]:
+    """All layers in the order in which they are left out, the first ones cost the least."""
+    with trainer.autocast():
+        if kind == "influence":
+            return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.accelerator.device)
+        n_layer = trainer.objective.n_layer
+        most = min(n_layer - 1, round(max(trainer.s.max_share, 0.5) * n_layer))
+        groups = in_parts(sorted(examples, key=cost), trainer.s.part_tokens)
+        return removal_order(trainer.routed, [trainer.to_device(collate(group)) for group in groups], most)
+
+
+def teach_orders(trainer: Trainer, orders: dict[str, list[int]], samples: dict[str, list[Example]]) -> None:
+    """Start the routers so that prompts like a task's score the layers from 0.2 to 0.8 in its order.
+
+    Ridge regression of the scores' logits on the mean input of each router; with one order for all, zero weights and the
+    logits as biases.
+    """
+    bank = trainer.routed.bank
+    targets = torch.cat([scores_in(order).repeat(len(samples[task]), 1) for task, order in orders.items()])
+    if len(orders) == 1:
+        inputs = torch.zeros(len(targets), *bank.weight.shape)
+    else:
+        examples = [example for task in orders for example in samples[task]]
+        with trainer.autocast():
+            inputs = mean_inputs(trainer.lora, decoder_layers(trainer.lora), bank, examples, trainer.accelerator.device)
+    for layer in range(len(bank.bias)):
+        weight, bias = ridge(inputs[:, layer], targets[:, layer].logit())
+        bank.start(layer, weight, bias)
+
+
+def scores_in(order: Sequence[int]) -> Tensor:
+    """Scores that rise evenly from 0.2 to 0.8 in this order of all layers: [n_layer]."""
+    scores = torch.empty(len(order))
+    scores[list(order)] = torch.linspace(0.2, 0.8, len(order))
+    return scores
+
+
+def ridge(x: Tensor, y: Tensor, penalty: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Weights [d] and bias that give y [n] from x [n, d]; penalty: part of the mean squared length of centred rows."""
+    x, y = x.double(), y.double()
+    centred = x - x.mean(0)
+    gram = centred @ centred.T
+    strength = penalty * gram.diagonal().mean() + 1e-12
+    weight = centred.T @ torch.linalg.solve(gram + strength * torch.eye(len(x)), y - y.mean())
+    return weight.float(), (y.mean() - x.mean(0) @ weight).float()
+
+
+@torch.no_grad()
+def mean_inputs(model: nn.Module, layers: nn.ModuleList, bank: RouterBank, examples: Sequence[Example], device: Any) -> Tensor:
+    """The mean over a prompt of what each router reads: float32 [n, n_layer, n_embd]."""
+    found: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(bank.normed(args[0] if args else kwargs["hidden_states"])[0].mean(0).cpu())
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        for example in examples:
+            model(input_ids=torch.tensor([example.prompt], device=device), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(found).view(len(examples), len(layers), -1)

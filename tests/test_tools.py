@@ -1,0 +1,64 @@
+"""What tools/ writes into documents is what runs left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+TOOLS = os.path.join(os.path.dirname(__file__), os.pardir, "tools")
+
+
+def leave_run(folder, command, losses, seconds=90):
+    folder.mkdir()
+    record = {
+        "command": f"first-cpp train --model m.gguf --data a.jsonl b.jsonl --out {folder.name} {command}".strip(),
+        "data": "a.jsonl (4 examples)",
+        "settings": {"seed": 3},
+        "machine": "a machine",
+        "torch": "2.9",
+        "steps": 30,
+        "seconds": seconds,
+        "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=True))},
+    }
+    (folder / "train.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def compare(document, *runs):
+    command = [sys.executable, os.path.join(TOOLS, "compare_runs.py"), *runs, "--document", str(document)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_runs_are_a_table_of_what_differs(tmp_path):
+    document = tmp_path / "RESULTS.md"
+    document.write_text("before\n<!-- written by tools/compare_runs.py -->\nold\n<!-- end -->\nafter\n")
+    runs = [
+        leave_run(tmp_path / "base", "--lr 8e-4 --quiet", (1.5, 2.25)),
+        leave_run(tmp_path / "set", "--lr 8e-4 --layers search", (1.25, 2.125), 120),
+        leave_run(tmp_path / "slow", "--distill 0", (1.0, 2.0)),
+    ]
+    for _ in range(2):
+        done = compare(document, *runs)
+        assert done.returncode == 0, done.stderr
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "| as it is | 1.500 | 2.250 | 30 | 1.5 |",
+        "| `--layers search` | 1.250 | 2.125 | 30 | 2.0 |",
+        "| `--distill 0`, no `--lr 8e-4` | 1.000 | 2.000 | 30 | 1.5 |",
+    ]
+
+
+@pytest.mark.parametrize("text", ["nothing", "<!-- written by tools/compare_runs.py -->\n"])
+def test_a_document_without_marks_stays(tmp_path, text):
+    document = tmp_path / "RESULTS.md"
+    document.write_text(text)
+    assert compare(document, leave_run(tmp_path / "base", "", (1, 2))).returncode != 0
+    assert document.read_text() == text

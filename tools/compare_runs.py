@@ -1,0 +1,65 @@
+"""Puts runs of `first-cpp train` side by side into docs/RESULTS.md.
+
+    python tools/compare_runs.py RUN ... [--document docs/RESULTS.md]
+
+Every number is from a run's train.json; the first run is the one that the others are compared to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+
+from marks import fill
+
+
+def read_run(folder: str) -> dict:
+    with open(os.path.join(folder, "train.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def options(run: dict) -> list[str]:
+    """The options of a run's command, each with its value, without what names files."""
+    words = re.split(r" (?=--)", run["command"])[1:]
+    return [word for word in words if word.split()[0] not in ("--out", "--quiet", "--resume")]
+
+
+def difference(run: dict, first: dict) -> str:
+    """What a run was told that the first was not, and the other way round."""
+    mine, base = options(run), options(first)
+    names = {word.split()[0] for word in mine}
+    added = [f"`{word}`" for word in mine if word not in base]
+    dropped = [f"no `{word}`" for word in base if word.split()[0] not in names]
+    return ", ".join([*added, *dropped]) or "as it is"
+
+
+def table(runs: list[dict]) -> str:
+    shares = list(runs[0]["valid_loss"]["mean"])
+    head = ["run", *(f"{float(share):g}" for share in shares), "steps", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for run in runs:
+        losses = [f"{run['valid_loss']['mean'][share]:.3f}" for share in shares]
+        cells = [difference(run, runs[0]), *losses, str(run["steps"]), f"{run['seconds'] / 60:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--document", default=os.path.join(os.path.dirname(__file__), os.pardir, "docs", "RESULTS.md"))
+    args = parser.parse_args()
+    runs = [read_run(folder) for folder in args.runs]
+    first = runs[0]
+    text = (
+        f"`{first['command']}`\n\n{first['data']}; seed {first['settings']['seed']}; {first['machine']}; torch "
+        f"{first['torch']}.\nValidation loss (cross entropy of the answer, nats a token, mean over tasks) by share left out; "
+        f"minutes of all steps.\n\n{table(runs)}"
+    )
+    fill(args.document, "tools/compare_runs.py", text)
+
+
+if __name__ == "__main__":
+    main()
