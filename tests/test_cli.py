@@ -72,9 +72,9 @@ def test_demo_answers_three_prompts_three_times(smollm2, capsys):
     assert out.count("skip=0.25: 8 of 30 layers left out") == 3
     assert out.count("TTFT ") == 9
     assert "routers  trained" in out
-    assert (
-        len({line for line in out.splitlines() if "layers" in line and line.count(".") == 8}) == 3
-    )  # each prompt chose its own
+    chosen = [line for line in out.splitlines() if "layers" in line and line.count(".") == 8]
+    assert len(chosen) == 3
+    assert chosen[0] != chosen[1]  # a question leaves out other layers than an abstract
 
 
 @pytest.mark.smollm2
