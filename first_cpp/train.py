@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens in memory at once; larger batches go in parts (default: %(default)s)",
     )
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
-    add("--router-lr", type=float, default=3e-3, help="learning rate of the routers (default: %(default)s)")
+    add("--router-lr", type=float, default=1e-4, help="learning rate of the routers (default: %(default)s)")
     add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
     add("--passes", type=int, default=3, help="times a batch's answers are read: dense, then at shares (default: %(default)s)")
     add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")

@@ -24,7 +24,7 @@ class Settings:
     part_tokens: int = 4096
     """Tokens, padding included, that are in memory at once: a larger batch goes in parts, to the same gradient."""
     lr: float = 3e-4
-    router_lr: float = 3e-3
+    router_lr: float = 1e-4
     warmup: float = 0.05
     recipe: str = "exact"
     layers: str = "routers"
