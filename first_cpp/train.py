@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-gradient",
         default="keys",
         choices=["keys", "all"],
-        help="what prompts teach: the keys and values that answers read, or all weights before them (twice the time)",
+        help="what prompts teach: the keys and values that answers read, or all weights before them, which is slower",
     )
     add(
         "--precision",
@@ -180,6 +180,8 @@ def _check(args: argparse.Namespace) -> None:
                 raise TrainUsage(f"--{name.replace('_', '-')} is {value}, allowed: {allowed}")
     if args.init and args.rank == 0:
         raise TrainUsage("--init starts from an earlier LoRA: --rank must be that LoRA's, not 0")
+    if args.start and (args.layers != "routers" or args.max_share == 0):
+        raise TrainUsage("--start is where routers start: --layers must be routers and --max-share above 0")
     if args.rank < 0 or args.epochs <= 0:
         raise TrainUsage("--rank must be 0 or more and --epochs above 0")
     if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from routers_files import routed_model
 
+from first_cpp import Llama
 from first_cpp.cli import main
 from first_cpp.errors import SkipError
 from first_cpp.evaluating import answer as answering
@@ -136,6 +137,7 @@ def test_rows_as_typed():
         "x=a.gguf@2",
         "x=a.gguf@even:",
         "x=a.gguf@even:1,2",
+        "x=a.gguf@2,6",
         "x=a@odd:0.5",
     ):
         with pytest.raises(ValueError, match=r"--row|skip|layers 'odd'"):
@@ -183,6 +185,19 @@ def test_answers_are_create_chat_completions(routed, data, load, tmp_path):
             text = llm.create_completion(prompt, max_tokens=8, temperature=0)["choices"][0]["text"]
             assert one["text"].encode("ascii", "ignore") == text.strip().encode("ascii", "ignore")
             assert len(one["skipped"]) == 2
+
+
+def test_a_prompt_is_read_once_for_all_rows_of_a_file(routed, data, tmp_path, monkeypatch):
+    lengths, original = [], Llama.eval
+
+    def watched(self, tokens):
+        lengths.append(len(tokens))
+        return original(self, tokens)
+
+    monkeypatch.setattr(Llama, "eval", watched)
+    args = ["--skip", "0,0.34,0.5", "--row", f"set={routed}@0,5", "--kl", "0"]
+    assert evaluate(routed, data, tmp_path / "report", *args) == 0
+    assert sum(n > 1 for n in lengths) == len(QUESTIONS)
 
 
 def test_a_killed_run_goes_on(routed, data, tmp_path, monkeypatch):

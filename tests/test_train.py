@@ -674,6 +674,8 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
         ["--distill", "-1"],
         ["--temperature", "0"],
         ["--recipe", "two-step", "--rank", "0"],
+        ["--start", "influence", "--layers", "even"],
+        ["--start", "search", "--max-share", "0"],
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, capsys, change):

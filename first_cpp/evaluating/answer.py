@@ -137,7 +137,7 @@ class Wanted:
     file: str
     prompt: list[int]
     answer: list[int]
-    logits: Logits
+    log_probabilities: Logits
 
     @classmethod
     def of(cls, dense: Llama, question: Question, max_tokens: int) -> Wanted | None:
@@ -152,7 +152,7 @@ class Wanted:
     def divergence(self, llm: Llama) -> float:
         """KL from the dense model's next-token distributions to llm's, mean over the dense model's answer, in nats."""
         found = follow(llm, self.prompt, self.answer)
-        return float((np.exp(self.logits) * (self.logits - found)).sum(axis=1).mean())
+        return float((np.exp(self.log_probabilities) * (self.log_probabilities - found)).sum(axis=1).mean())
 
 
 def follow(llm: Llama, prompt: list[int], answer: list[int]) -> Logits:

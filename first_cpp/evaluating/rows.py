@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import FirstCppError
 from ..options import skip_from_text
-from ..policy import fixed_layers
+from ..policy import check_layers, fixed_layers
 
 
 class RowError(FirstCppError, ValueError):
@@ -49,6 +49,7 @@ def parse_row(text: str, n_layer: int, order: Sequence[int] = (), seed: int = 0)
     if skip == "auto":
         raise RowError(f"--row {text!r}: auto has no share to be compared at; give a number or layers")
     assert not isinstance(skip, str)
+    check_layers(skip if isinstance(skip, tuple) else (), n_layer)
     if isinstance(skip, tuple):
         return Row(f"{name}@{len(skip)}/{n_layer}", file, len(skip) / n_layer, skip)
     return Row(f"{name}@{skip_text}" if skip_text else name, file, skip or 0.0, skip)

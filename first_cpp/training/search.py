@@ -1,4 +1,4 @@
-"""The best single set of layers for all prompts, found by search: which layers answers miss least, one after another."""
+"""An order of the layers found by search: those that answers miss least, one after another."""
 
 from __future__ import annotations
 
