@@ -84,10 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip", type=float, help='share to recommend ("auto"); default: 0.25, two-step: what falls below 0.5')
     add("--max-prompt", type=int, default=1024, help="longest prompt in tokens")
     add("--max-response", type=int, default=512, help="longest response in tokens")
-    add("--limit", type=int, help="train on this many examples, drawn by --seed")
+    add("--limit", type=int, help="train on this many examples, drawn by --seed, of each task equally many")
     add("--checkpoint", type=int, default=200, metavar="STEPS", help="optimizer steps between checkpoints")
     add("--validate", type=int, default=0, metavar="STEPS", help="optimizer steps between validations (0: at the end)")
-    add("--valid-limit", type=int, default=200, help="validation examples used")
+    add("--valid-limit", type=int, default=200, help="validation examples used, of each task equally many")
     add("--seed", type=int, default=0)
     add("--quiet", action="store_true", help="no progress bar")
     add_debug(parser)
@@ -100,7 +100,7 @@ def command(args: argparse.Namespace) -> None:
     except ImportError:
         raise TrainUsage("training needs PyTorch and transformers: pip install 'first-cpp[train]'") from None
 
-    from .training.data import read_examples
+    from .training.data import draw, read_examples
     from .training.loop import Trainer, native_precision
     from .training.model import add_lora, decoder_layers, load_model, start_from
     from .training.objective import Settings
@@ -111,10 +111,10 @@ def command(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     started = time.time()
     model, tokenizer = load_model(args.model)
-    train = _draw(read_examples(args.data, tokenizer, args.max_prompt, args.max_response), args.limit, args.seed)
+    train = draw(read_examples(args.data, tokenizer, args.max_prompt, args.max_response), args.limit, args.seed)
     valid = []
     if args.valid:
-        valid = _draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
+        valid = draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
     os.makedirs(args.out, exist_ok=True)
     layers = decoder_layers(model)
     config = model.config.get_text_config()
@@ -189,11 +189,3 @@ def _check(args: argparse.Namespace) -> None:
     taken = os.path.exists(os.path.join(args.out, "train.json")) or os.path.exists(os.path.join(args.out, "checkpoint.pt"))
     if taken and not args.resume:
         raise TrainUsage(f"--out {args.out} holds a run already; choose another folder, or go on with --resume")
-
-
-def _draw(examples: list[Any], limit: int | None, seed: int) -> list[Any]:
-    import random
-
-    if limit is None or limit >= len(examples):
-        return examples
-    return random.Random(seed).sample(examples, limit)

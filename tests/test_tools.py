@@ -35,7 +35,8 @@ def compare(document, *runs):
 
 def test_runs_are_a_table_of_what_differs(tmp_path):
     document = tmp_path / "RESULTS.md"
-    document.write_text("before\n<!-- written by tools/compare_runs.py -->\nold\n<!-- end -->\nafter\n")
+    other = "<!-- written by tools/compare_runs.py other -->\nother\n<!-- end -->\n"
+    document.write_text(f"before\n{other}<!-- written by tools/compare_runs.py -->\nold\n<!-- end -->\nafter\n")
     runs = [
         leave_run(tmp_path / "base", "--lr 8e-4 --quiet", (1.5, 2.25)),
         leave_run(tmp_path / "set", "--lr 8e-4 --layers search", (1.25, 2.125), 120),
@@ -45,7 +46,7 @@ def test_runs_are_a_table_of_what_differs(tmp_path):
         done = compare(document, *runs)
         assert done.returncode == 0, done.stderr
     text = document.read_text()
-    assert text.startswith("before\n")
+    assert text.startswith("before\n" + other)
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -62,3 +63,36 @@ def test_a_document_without_marks_stays(tmp_path, text):
     document.write_text(text)
     assert compare(document, leave_run(tmp_path / "base", "", (1, 2))).returncode != 0
     assert document.read_text() == text
+
+
+def test_a_report_is_shown_in_its_part(tmp_path):
+    record = {
+        "command": "first-cpp eval --model m.gguf",
+        "machine": "a machine",
+        "first_cpp": "1",
+        "llama_cpp_python": "2",
+        "tasks": {"qa": 3},
+        "reference": "tuned",
+        "bootstrap": {"draws": 10},
+        "rows": [
+            {
+                "row": "tuned",
+                "share_skipped": 0.25,
+                "ratio": [1, 0.5, 1.5],
+                "scores": {"qa": {"F1": 50.25}},
+                "kl": None,
+                "tpot_ms": 2.5,
+                "failed": {},
+            }
+        ],
+        "leads": [{"share": 0.25, "over": "even", "lead": [0.5, 0.25, 0.75], "by_task": {"qa": [0.5, 0.25, 0.75]}}],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    document = tmp_path / "RESULTS.md"
+    document.write_text("## Two\n<!-- written by tools/show_report.py two -->\nold\n<!-- end -->\nafter\n")
+    command = [sys.executable, os.path.join(TOOLS, "show_report.py"), str(tmp_path), "--part", "two"]
+    subprocess.run([*command, "--document", str(document)], check=True)
+    lines = document.read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
+    assert "| tuned | 0.250 | 1.000 (0.500 to 1.500) | 50.2 |  | 2.50 | 0 |" in lines
+    assert lines[-1] == "after"

@@ -21,10 +21,10 @@ from first_cpp.cli import main
 from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
-from first_cpp.training.data import DataError, Example, batches, encode_prompt, in_parts, read_examples
+from first_cpp.training.data import DataError, Example, batches, draw, encode_prompt, in_parts, read_examples
 from first_cpp.training.loop import Trainer, TrainingError, native_precision, validate
 from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
-from first_cpp.training.objective import Objective, Settings, below_half, distill_loss, shares_of
+from first_cpp.training.objective import Lesson, Objective, Settings, answer_loss, below_half, shares_of
 from first_cpp.training.result import share_below_half
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
 from first_cpp.training.search import mean_loss, removal_order
@@ -214,7 +214,8 @@ def test_mean_inputs_are_what_routers_read(hf):
         torch.testing.assert_close(found[row, 2], bank.normed(states[2][0]).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_search_is_greedy_by_the_loss_of_answers(hf):
+@pytest.mark.parametrize("distill", [0.0, 1.0])
+def test_search_is_greedy_by_the_loss_of_answers(hf, distill):
     """Against the plain search, which tries every layer in every round; layers that do nothing come first."""
     with torch.no_grad():
         for il in (1, 4):
@@ -223,12 +224,13 @@ def test_search_is_greedy_by_the_loss_of_answers(hf):
     group = examples(6)
     answered = [Example("t", e.prompt, answer(hf, e.prompt, 6)) for e in group]
     routed, chosen = make_routed(hf), []
-    found = removal_order(routed, [collate(answered[:3]), collate(answered[3:])], 4)
+    found = removal_order(routed, [collate(answered[:3]), collate(answered[3:])], 4, distill)
     assert sorted(found) == list(range(6))
     assert set(found[:2]) == {1, 4}
     prompts = [routed.read(collate(answered))]
+    lessons = [Lesson(prompts[0].batch, routed.logits(prompts[0]), distill)]
     for layer in found[:4]:
-        loss = {il: mean_loss(routed, prompts, [*chosen, il]) for il in range(6) if il not in chosen}
+        loss = {il: mean_loss(routed, prompts, lessons, [*chosen, il]) for il in range(6) if il not in chosen}
         assert loss[layer] <= min(loss.values()) + 0.02  # costs grow with what is left out, nearly always
         chosen.append(layer)
 
@@ -530,11 +532,20 @@ def test_distillation_is_kl_to_the_dense_output(hf):
     group = examples(3)
     prompts = routed.read(collate(group))
     dense, other = routed.logits(prompts), routed.logits(prompts, (~lowest(prompts.keep, 3)).float())
-    found = distill_loss(other, dense, prompts.batch)
+    found = (Lesson(prompts.batch, dense, 0.5).loss(other) - answer_loss(other, prompts.batch)) / 0.5
     for row, example in enumerate(group):
         p, q = (x[row, : len(example.response)].detach().softmax(-1).numpy() for x in (dense, other))
         assert float(found[row]) == pytest.approx(float(np.mean(entropy(p, q, axis=1))), rel=1e-3, abs=1e-6)
-    assert float(distill_loss(dense, dense, prompts.batch).detach().abs().max()) < 1e-6
+    same = Lesson(prompts.batch, dense, 0.5).loss(dense) - answer_loss(dense, prompts.batch)
+    assert float(same.detach().abs().max()) < 1e-6
+
+
+def test_a_limit_draws_tasks_in_equal_parts():
+    group = [Example("many" if i % 5 else "few", [i], [0]) for i in range(50)]
+    found = draw(group, 30, 3)
+    assert [sum(one.task == task for one in found) for task in ("few", "many")] == [10, 20]
+    assert found == draw(group, 30, 3) != draw(group, 30, 4)
+    assert draw(group, None, 0) == draw(group, 50, 0) == group
 
 
 @pytest.mark.parametrize("kind", ["search", "influence", "even", "random", "last"])

@@ -1,8 +1,9 @@
 """Puts runs of `first-cpp train` side by side into docs/RESULTS.md.
 
-    python tools/compare_runs.py RUN ... [--document docs/RESULTS.md]
+    python tools/compare_runs.py RUN ... [--part NAME] [--document docs/RESULTS.md]
 
-Every number is from a run's train.json; the first run is the one that the others are compared to.
+The table goes between the marks of this file's name and NAME. Every number is from a run's train.json; the first run is the
+one that the others are compared to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import re
 
-from marks import fill
+from marks import RESULTS, fill
 
 
 def read_run(folder: str) -> dict:
@@ -49,7 +50,8 @@ def table(runs: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--document", default=os.path.join(os.path.dirname(__file__), os.pardir, "docs", "RESULTS.md"))
+    parser.add_argument("--part", default="", metavar="NAME")
+    parser.add_argument("--document", default=RESULTS)
     args = parser.parse_args()
     runs = [read_run(folder) for folder in args.runs]
     first = runs[0]
@@ -58,7 +60,7 @@ def main() -> None:
         f"{first['torch']}.\nValidation loss (cross entropy of the answer, nats a token, mean over tasks) by share left out; "
         f"minutes of all steps.\n\n{table(runs)}"
     )
-    fill(args.document, "tools/compare_runs.py", text)
+    fill(args.document, f"tools/compare_runs.py {args.part}".strip(), text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+RESULTS = os.path.join(os.path.dirname(__file__), os.pardir, "docs", "RESULTS.md")
+
 
 def fill(path: str, writer: str, text: str) -> None:
     """Put `text` between the marks of `writer`. Raises ValueError where the document has none."""

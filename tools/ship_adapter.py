@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 
-from marks import fill
+from marks import RESULTS, fill
 from safetensors.numpy import load_file, save_file
 
 from first_cpp.evaluating.report import markdown
@@ -80,11 +80,7 @@ def main() -> None:
     copy_weights(args.run, out, args.base)
     with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
-    fill(
-        os.path.join(os.path.dirname(FOLDER), os.pardir, "docs", "RESULTS.md"),
-        "tools/ship_adapter.py",
-        markdown(report).replace("# Evaluation\n", ""),
-    )
+    fill(RESULTS, "tools/ship_adapter.py", markdown(report).replace("# Evaluation\n", ""))
     size = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(out) for name in names)
     if size > LIMIT:
         raise SystemExit(f"{out} has {size} bytes, allowed: {LIMIT}")

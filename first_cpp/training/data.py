@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,19 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer(text)["input_ids"])
     turn = [{"role": "user", "content": text}]
     return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+
+def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` examples drawn at random, of every task equally many as far as it has them."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    shuffled = random.Random(seed).sample(list(examples), len(examples))
+    seen: dict[str, int] = defaultdict(int)
+    turns = []
+    for i, example in enumerate(shuffled):
+        turns.append((seen[example.task], i))
+        seen[example.task] += 1
+    return [shuffled[i] for _, i in sorted(turns)[:limit]]
 
 
 def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:

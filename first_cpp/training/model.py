@@ -47,11 +47,16 @@ def linear_names(layers: nn.ModuleList) -> list[str]:
 def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> Any:
     """Freeze the model and put LoRA of `rank` on all linear layers inside the decoder layers (peft)."""
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=linear_names(layers), task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    lora = get_peft_model(model, config)
+    for module in lora.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # autocast does; twice costs a tenth of a step
+    return lora
 
 
 def start_from(run: str, lora: Any, bank: nn.Module) -> None:

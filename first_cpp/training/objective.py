@@ -69,11 +69,29 @@ def answer_loss(logits: Tensor, batch: Batch) -> Tensor:
     return _mean(F.cross_entropy(logits[mask].float(), batch.targets[mask], reduction="none"), mask)
 
 
-def distill_loss(logits: Tensor, dense: Tensor, batch: Batch) -> Tensor:
-    """KL(dense || routed) of each row's answer, mean over its tokens: [b]."""
-    mask = batch.targets != -100
-    found, wanted = logits[mask].float().log_softmax(-1), dense[mask].float().log_softmax(-1)
-    return _mean(F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1), mask)
+class Lesson:
+    """What a batch's answer positions are to predict: the answer's tokens and what the dense model predicts there.
+
+    dense: logits of the dense model, [b, t - split, n_vocab], taken without their gradient; weight: of KL(dense || found)
+    beside the cross entropy. Both are one cross entropy with the mixed target, plus a constant.
+    """
+
+    def __init__(self, batch: Batch, dense: Tensor | None = None, weight: float = 0.0) -> None:
+        self.batch, self.mask = batch, batch.targets != -100
+        self.mixed: Tensor | None = None
+        if dense is not None and weight > 0:
+            teacher = dense.detach()[self.mask].float().log_softmax(-1)
+            probabilities = teacher.exp()
+            self.constant = weight * (probabilities * teacher).sum(-1)
+            tokens = batch.targets[self.mask][:, None]
+            self.mixed = (weight * probabilities).scatter_add_(1, tokens, torch.ones(tokens.shape, device=tokens.device))
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Of each row's answer, mean over its tokens: [b]."""
+        if self.mixed is None:
+            return answer_loss(logits, self.batch)
+        found = logits[self.mask].float().log_softmax(-1)
+        return _mean(self.constant - (self.mixed * found).sum(-1), self.mask)
 
 
 def _mean(per_token: Tensor, mask: Tensor) -> Tensor:
@@ -115,6 +133,7 @@ class Objective:
     def _exact(self, prompts: Prompts, shares: Sequence[float]) -> tuple[Tensor, float]:
         """Exactly the share, chosen as inference chooses; the dense pass teaches the others."""
         dense = self.routed.logits(prompts) if 0.0 in shares or self.s.distill > 0 else None
+        lesson = Lesson(prompts.batch, dense, self.s.distill)
         keep = prompts.keep if self.s.layers == "routers" else prompts.keep.detach()
         losses, left = [], 0.0
         for share in shares:
@@ -122,11 +141,7 @@ class Objective:
             if dense is not None and not bool(left_out.any()):
                 losses.append(answer_loss(dense, prompts.batch).mean())
                 continue
-            logits = self.routed.logits(prompts, self.routed.straight_through(keep, left_out))
-            loss = answer_loss(logits, prompts.batch).mean()
-            if dense is not None and self.s.distill > 0:
-                loss = loss + self.s.distill * distill_loss(logits, dense.detach(), prompts.batch).mean()
-            losses.append(loss)
+            losses.append(lesson.loss(self.routed.logits(prompts, self.routed.straight_through(keep, left_out))).mean())
             left += float(left_out.float().mean())
         return torch.stack(losses).mean(), left / len(shares)
 

@@ -7,25 +7,26 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .objective import answer_loss
+from .objective import Lesson
 from .rule import Batch, Prompts, Routed
 
 
 @torch.no_grad()
-def removal_order(routed: Routed, batches: Iterable[Batch], most: int) -> list[int]:
+def removal_order(routed: Routed, batches: Iterable[Batch], most: int, distill: float = 0.0) -> list[int]:
     """All layers, in the order in which leaving them out costs the least.
 
-    Greedy: to the layers left out so far comes the one without which the answers' cross entropy is lowest, up to `most`
-    layers; the others follow by what each costs alone. Lazy, as costs grow with the layers left out: a layer is tried
-    again only when what it cost before would make it the next.
+    Greedy: to the layers left out so far comes the one without which the loss of the answers is lowest, cross entropy and
+    `distill` times KL to the dense output, up to `most` layers; the others follow by what each costs alone. Lazy, as costs
+    grow with the layers left out: a layer is tried again only when what it cost before would make it the next.
     """
     prompts = [routed.read(batch) for batch in batches]
-    alone = {layer: mean_loss(routed, prompts, [layer]) for layer in range(prompts[0].keep.shape[1])}
+    lessons = [Lesson(one.batch, routed.logits(one), distill) for one in prompts]
+    alone = {layer: mean_loss(routed, prompts, lessons, [layer]) for layer in range(prompts[0].keep.shape[1])}
     cost, chosen = dict(alone), list[int]()
     while len(chosen) < most:
         fresh = set(alone) if not chosen else set[int]()
         while (layer := min(cost, key=cost.__getitem__)) not in fresh:
-            cost[layer] = mean_loss(routed, prompts, [*chosen, layer])
+            cost[layer] = mean_loss(routed, prompts, lessons, [*chosen, layer])
             fresh.add(layer)
         chosen.append(layer)
         del cost[layer]
@@ -33,11 +34,11 @@ def removal_order(routed: Routed, batches: Iterable[Batch], most: int) -> list[i
 
 
 @torch.no_grad()
-def mean_loss(routed: Routed, prompts: Sequence[Prompts], left_out: Sequence[int]) -> float:
-    """Mean cross entropy of the answers with the same layers left out for all."""
+def mean_loss(routed: Routed, prompts: Sequence[Prompts], lessons: Sequence[Lesson], left_out: Sequence[int]) -> float:
+    """Mean loss of the answers with the same layers left out for all."""
     losses: list[Tensor] = []
-    for one in prompts:
+    for one, lesson in zip(prompts, lessons, strict=True):
         run = torch.ones_like(one.keep)
         run[:, list(left_out)] = 0
-        losses.append(answer_loss(routed.logits(one, run), one.batch))
+        losses.append(lesson.loss(routed.logits(one, run)))
     return float(torch.cat(losses).mean())

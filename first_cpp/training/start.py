@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Example, cost, in_parts
+from .data import Example, cost, draw, in_parts
 from .influence import influence_order
 from .loop import Trainer
 from .model import decoder_layers
@@ -35,7 +35,7 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, tell: Callable
     if layers == "routers" and kind == "search":
         samples = sample_by_task(trainer.train, trainer.s.seed)
     else:
-        samples = {"all": sample(trainer.train, trainer.s.seed)}
+        samples = {"all": draw(trainer.train, MOST_EXAMPLES, trainer.s.seed)}
     orders = {}
     for task, examples in samples.items():
         tell(f"ordering the layers by {kind} for {task or 'the task'}, on {len(examples)} examples")
@@ -71,7 +71,7 @@ def find_order(trainer: Trainer, kind: str, examples: Sequence[Example]) -> list
         n_layer = trainer.objective.n_layer
         most = min(n_layer - 1, round(max(trainer.s.max_share, 0.5) * n_layer))
         groups = in_parts(sorted(examples, key=cost), trainer.s.part_tokens)
-        return removal_order(trainer.routed, [trainer.to_device(collate(group)) for group in groups], most)
+        return removal_order(trainer.routed, [trainer.to_device(collate(group)) for group in groups], most, trainer.s.distill)
 
 
 def teach_orders(trainer: Trainer, orders: dict[str, list[int]], samples: dict[str, list[Example]]) -> None:
