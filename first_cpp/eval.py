@@ -126,6 +126,7 @@ def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """dense, the routed rows, the baselines at the same shares, and the rows given."""
     from .evaluating.rows import Row, names_influence, parse_row
     from .model_file import open_gguf
+    from .routers import load_routers
 
     shares = shares_from_text(args.skip)
     file = open_gguf(args.model)
@@ -143,6 +144,8 @@ def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     for row in given:
         if not os.path.isfile(row.file):
             raise MissingFileError(f"--row {row.name}: there is no file {row.file}")
+        if isinstance(row.skip, float):
+            load_routers(row.file)  # raises where there are none that a share could go by
         if row.name in [other.name for other in rows]:
             raise EvalUsage(f"--row {row.name}: there is a row of this name already")
         rows.append(row)

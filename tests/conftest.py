@@ -56,6 +56,14 @@ def smollm2() -> str:
 
 
 @pytest.fixture
+def hf():
+    """The tiny model in PyTorch."""
+    import reference
+
+    return reference.make_model(SHAPES["tiny"], seed=2)
+
+
+@pytest.fixture
 def load():
     """Load models that are closed when the test ends."""
     opened = []

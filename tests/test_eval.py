@@ -265,6 +265,12 @@ def test_what_cannot_be_evaluated(routed, data, tmp_path, capsys, args, message)
     assert not (tmp_path / "report").exists()
 
 
+def test_a_share_needs_routers(routed, tiny, data, tmp_path, capsys):
+    assert evaluate(routed, data, tmp_path / "report", "--row", f"other={tiny}@0.34") == 2
+    assert f"no routers in {tiny}" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

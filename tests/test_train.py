@@ -1,4 +1,4 @@
-"""Training follows inference's rule, resumes exactly, and refuses bad data by file and line."""
+"""The training loop resumes exactly, learns what is there to learn, and refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -15,343 +15,22 @@ import reference
 import torch
 from helpers import greedy, tokens
 from safetensors.torch import load_file
+from training_parts import answer, examples, make_routed, trainer
 
 from convert.embed import write_sidecar
 from first_cpp.cli import main
 from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
-from first_cpp.training.data import DataError, Example, batches, draw, encode_prompt, in_parts, read_examples
+from first_cpp.training.data import Example
 from first_cpp.training.loop import Trainer, TrainingError, native_precision, validate
 from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
 from first_cpp.training.objective import Lesson, Objective, Settings, answer_loss, below_half, shares_of
 from first_cpp.training.result import share_below_half
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
-from first_cpp.training.search import mean_loss, removal_order
-from first_cpp.training.start import begin, find_order, mean_inputs, ridge, sample, sample_by_task, teach_orders
-
-
-class Words:
-    """A tokenizer of words, enough for the data checks."""
-
-    chat_template = None
-    eos_token_id = 2
-
-    def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [3 + len(word) % 300 for word in text.split()]}
-
-
-@pytest.fixture
-def hf():
-    return reference.make_model(SHAPES["tiny"], seed=2)
-
-
-def make_routed(hf, seed=0, **settings):
-    torch.manual_seed(seed)
-    bank = RouterBank(6, 128, 1e-5)
-    torch.nn.init.normal_(bank.weight, std=0.3)
-    return Routed(hf, decoder_layers(hf), bank, **settings)
-
-
-def examples(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        Example("t", tokens(int(rng.integers(5, 20)), seed=seed + i), tokens(int(rng.integers(2, 9)), seed=900 + i))
-        for i in range(n)
-    ]
-
-
-# -- the rule ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [0, 1, 3, 5])
-@pytest.mark.parametrize("gradient", ["all", "keys"])
-def test_masked_forward_is_decoding_with_layers_left_out(hf, count, gradient):
-    """One padded batch in one pass gives the logits of the reference, which decodes token by token with a cache."""
-    group = [*examples(3), Example("t", tokens(1), tokens(4, seed=5))]
-    routed = make_routed(hf, prompt_gradient=gradient)
-    batch = collate(group)
-    prompts = routed.read(batch)
-    keep = prompts.keep.detach()
-    left_out = lowest(keep, count)
-    run = routed.straight_through(prompts.keep, left_out)
-    found = routed.logits(prompts, run).detach().numpy()
-    prompts.cache = None  # models whose state is more than keys and values read the prompt again
-    np.testing.assert_allclose(routed.logits(prompts, run).detach().numpy(), found, rtol=0, atol=1e-5)
-    routed.remove()
-    for row, example in enumerate(group):
-        skipped = set(torch.nonzero(left_out[row]).flatten().tolist())
-        expected = reference.run(hf, example.prompt, example.response[:-1], skipped)
-        np.testing.assert_allclose(found[row, : len(expected)], expected, rtol=0, atol=1e-4)
-        scores = reference.keep_scores(hf, example.prompt, routed.bank.weight.detach().numpy(), np.zeros(6), 1e-5)
-        np.testing.assert_allclose(keep[row], scores, rtol=0, atol=1e-5)
-
-
-def test_training_and_inference_choose_the_same_layers(hf, tmp_path, load):
-    """The routers that training scores with, through safetensors and GGUF, decide the same in llama.cpp."""
-    from safetensors.torch import save_file
-
-    routed = make_routed(hf)
-    base, routers, side = (str(tmp_path / name) for name in ("base.gguf", "routers.safetensors", "side.gguf"))
-    reference.write_gguf(base, hf, SHAPES["tiny"])
-    save_file({"weight": routed.bank.weight.detach(), "bias": routed.bank.bias.detach()}, routers, {"norm_eps": "1e-5"})
-    write_sidecar(routers, base, side)
-    llm = load(base, routers=side, skip=0.5, type_k=0, type_v=0)
-    for example in examples(5, seed=40):
-        greedy(llm, example.prompt, 2)
-        keep = routed.scores(collate([example]))
-        np.testing.assert_allclose(llm.routing.keep, keep[0], rtol=0, atol=1e-4)
-        assert llm.routing.skipped == tuple(torch.nonzero(lowest(keep, 3)[0]).flatten().tolist())
-
-
-def test_gradient_reaches_routers_only_through_the_choice(hf):
-    routed = make_routed(hf)
-    batch = collate(examples(3))
-    prompts = routed.read(batch)
-    left_out = lowest(prompts.keep.detach(), 3)
-    routed.logits(prompts, routed.straight_through(prompts.keep, left_out)).sum().backward()
-    assert routed.bank.weight.grad.abs().sum() > 0
-    routed.bank.zero_grad()
-    Objective(routed, Settings(max_share=0), 1).loss(batch, 0)[0].backward()
-    assert routed.bank.weight.grad is None or not routed.bank.weight.grad.any()
-
-
-def test_straight_through_gradient_is_the_slope_at_the_border(hf):
-    """Forward 0 and 1; backward, a score near the border moves its layer's update as the sigmoid there does."""
-    routed = make_routed(hf)
-    keep = torch.tensor([[0.9, 0.40, 0.50, 0.1, 0.8, 0.7]], requires_grad=True)
-    run = routed.straight_through(keep, lowest(keep.detach(), 2))
-    assert run.tolist() == [[1, 0, 1, 0, 1, 1]]
-    run[0, 1].backward()
-    y = 1 / (1 + math.exp(0.05 / 0.05))  # the border is 0.45, the temperature 0.05
-    slope = y * (1 - y) / 0.05
-    np.testing.assert_allclose(keep.grad[0], [-slope / 6, slope * 5 / 6, *[-slope / 6] * 4], rtol=1e-5)
-
-
-def test_scores_do_not_rise_all_together(hf):
-    """Only differences choose: a gradient that wants every layer to run moves no score's mean."""
-    routed = make_routed(hf)
-    prompts = routed.read(collate(examples(3)))
-    prompts.keep.retain_grad()
-    run = routed.straight_through(prompts.keep, lowest(prompts.keep.detach(), 3))
-    (run * torch.rand(3, 6)).sum().backward()
-    assert prompts.keep.grad.abs().max() > 0.1
-    np.testing.assert_allclose(prompts.keep.grad.sum(1), 0, atol=1e-5)
-
-
-def test_prompts_teach_their_keys_and_values(hf):
-    """Same logits and scores; beneath keys and values, no gradient from prompt positions but the last."""
-    found = {}
-    for gradient in ("all", "keys"):
-        model = reference.make_model(SHAPES["tiny"], seed=2)
-        routed = make_routed(model, prompt_gradient=gradient)
-        prompts = routed.read(collate(examples(3)))
-        logits = routed.logits(prompts, (~lowest(prompts.keep, 2)).float())
-        logits.pow(2).sum().backward()
-        found[gradient] = (logits, prompts.keep, [layer.self_attn for layer in model.model.layers])
-    for one, two in zip(found["all"][:2], found["keys"][:2], strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
-    whole, keys = found["all"][2], found["keys"][2]
-    torch.testing.assert_close(whole[5].k_proj.weight.grad, keys[5].k_proj.weight.grad, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(whole[5].v_proj.weight.grad, keys[5].v_proj.weight.grad, rtol=1e-3, atol=1e-4)
-    assert keys[0].k_proj.weight.grad.abs().sum() > 0
-    assert not torch.allclose(whole[0].k_proj.weight.grad, keys[0].k_proj.weight.grad, rtol=1e-2)
-
-
-def test_scores_are_float32_in_bf16_training(hf):
-    bank = RouterBank(6, 128, 1e-5)
-    torch.nn.init.normal_(bank.weight, std=0.3)
-    hidden, mask = torch.randn(2, 7, 128).bfloat16(), torch.ones(2, 7, dtype=torch.bool)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = bank.sum(3, hidden, mask)
-    assert torch.equal(found, bank.sum(3, hidden.float(), mask))
-
-
-# -- where routers start -------------------------------------------------------------------------------------------
-
-
-def test_routers_start_from_one_order_for_all(tmp_path):
-    run = trainer(tmp_path, "run")
-    order = [4, 0, 5, 2, 1, 3]
-    teach_orders(run, {"t": order}, {"t": examples(3)})
-    assert not run.routed.bank.weight.any()
-    scores = run.routed.scores(collate(examples(2, seed=50)))
-    assert torch.argsort(scores, dim=1).tolist() == [order] * 2
-    np.testing.assert_allclose(scores.sort(dim=1).values[0].detach(), np.linspace(0.2, 0.8, 6), rtol=1e-5)
-
-
-def test_routers_start_from_an_order_for_each_kind_of_prompt(tmp_path):
-    """Prompts that no router was taught on leave out the layers of the task that they are like."""
-
-    def kind(low, seed):
-        rng = np.random.default_rng(seed)
-        return [Example(str(low), rng.integers(low, low + 8, 12).tolist(), [5, 6]) for _ in range(16)]
-
-    run = trainer(tmp_path, "run")
-    orders = {"10": [4, 0, 5, 2, 1, 3], "200": [3, 1, 2, 5, 0, 4]}
-    teach_orders(run, orders, {"10": kind(10, 1), "200": kind(200, 2)})
-    for task, order in orders.items():
-        chosen = lowest(run.routed.scores(collate(kind(int(task), 3))), 2)
-        assert chosen[:, order[:2]].float().mean() > 0.9
-
-
-def test_ridge_is_the_textbooks():
-    """Against the normal equations, written out with the intercept as a column of its own."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(7, 12)), rng.normal(size=7)
-    weight, bias = ridge(torch.tensor(x), torch.tensor(y), penalty=0.3)
-    strength = 0.3 * ((x - x.mean(0)) ** 2).sum(1).mean()
-    wide = np.hstack([x, np.ones((7, 1))])
-    expected = np.linalg.solve(wide.T @ wide + strength * np.diag([1.0] * 12 + [0.0]), wide.T @ y)
-    np.testing.assert_allclose([*weight, bias], expected, rtol=1e-4, atol=1e-6)
-
-
-def test_mean_inputs_are_what_routers_read(hf):
-    bank, group = RouterBank(6, 128, 1e-5), examples(2)
-    found = mean_inputs(hf, decoder_layers(hf), bank, group, "cpu")
-    for row, example in enumerate(group):
-        states = hf(torch.tensor([example.prompt]), output_hidden_states=True).hidden_states
-        torch.testing.assert_close(found[row, 2], bank.normed(states[2][0]).mean(0), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("distill", [0.0, 1.0])
-def test_search_is_greedy_by_the_loss_of_answers(hf, distill):
-    """Against the plain search, which tries every layer in every round; layers that do nothing come first."""
-    with torch.no_grad():
-        for il in (1, 4):
-            hf.model.layers[il].self_attn.o_proj.weight.zero_()
-            hf.model.layers[il].mlp.down_proj.weight.zero_()
-    group = examples(6)
-    answered = [Example("t", e.prompt, answer(hf, e.prompt, 6)) for e in group]
-    routed, chosen = make_routed(hf), []
-    found = removal_order(routed, [collate(answered[:3]), collate(answered[3:])], 4, distill)
-    assert sorted(found) == list(range(6))
-    assert set(found[:2]) == {1, 4}
-    prompts = [routed.read(collate(answered))]
-    lessons = [Lesson(prompts[0].batch, routed.logits(prompts[0]), distill)]
-    for layer in found[:4]:
-        loss = {il: mean_loss(routed, prompts, lessons, [*chosen, il]) for il in range(6) if il not in chosen}
-        assert loss[layer] <= min(loss.values()) + 0.02  # costs grow with what is left out, nearly always
-        chosen.append(layer)
-
-
-def test_every_task_has_a_sample():
-    group = [Example("b" if i % 3 else "a", [i], [i] * (1 if i % 3 else 50)) for i in range(300)]
-    found = sample_by_task(group, 0)
-    assert {task: len(some) for task, some in found.items()} == {"a": 13, "b": 96}  # 640 answer tokens, or 96 examples
-    assert all(example.task == task for task, some in found.items() for example in some)
-    assert found == sample_by_task(group, 0) != sample_by_task(group, 1)
-
-
-@pytest.mark.parametrize(
-    ("settings", "start", "initialised", "found"),
-    [
-        ({}, None, False, "search"),
-        ({}, "influence", False, "influence"),
-        ({}, None, True, None),
-        ({}, "search", True, "search"),
-        ({"layers": "influence"}, None, True, "influence"),
-        ({"layers": "search"}, None, False, "search"),
-        ({"layers": "even"}, None, False, None),
-        ({"max_share": 0.0}, None, False, None),
-    ],
-)
-def test_what_a_run_starts_from(tmp_path, settings, start, initialised, found):
-    run = trainer(tmp_path, "run", **settings)
-    before = run.routed.bank.weight.detach().clone()
-    orders = begin(run, start, initialised)
-    assert sorted(run.objective.order) == (list(range(6)) if found else [])
-    assert torch.equal(run.routed.bank.weight, before) is (found is None)
-    if found:
-        name = "t" if found == "search" and run.s.layers == "routers" else "all"
-        assert orders == {name: find_order(run, found, sample(run.train, 0))}
-
-
-def test_padding_changes_nothing(hf):
-    routed = make_routed(hf)
-    group = examples(4)
-
-    def logits(some):
-        prompts = routed.read(collate(some))
-        return routed.logits(prompts, (~lowest(prompts.keep, 2)).float())
-
-    whole = logits(group)
-    for row, example in enumerate(group):
-        torch.testing.assert_close(whole[row, : len(example.response)], logits([example])[0], rtol=0, atol=1e-4)
-
-
-def test_answers_of_one_token_depend_on_no_layer_left_out(hf):
-    routed = make_routed(hf)
-    prompts = routed.read(collate([Example("t", tokens(7), [5]), Example("t", tokens(9), [6])]))
-    assert torch.equal(routed.logits(prompts, torch.zeros(2, 6)), routed.logits(prompts))
-
-
-def test_exact_counts_and_ties():
-    assert lowest(torch.tensor([[0.5, 0.5, 0.1, 0.5]]), 2).tolist() == [[True, False, True, False]]
-    assert lowest(torch.rand(5, 30), 7).sum(1).tolist() == [7] * 5
-
-
-# -- data ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        (b'{"prompt": "a b"}', "2: response is missing"),
-        (b'{"prompt": "a", "response": ""}', "2: response is empty"),
-        (b'{"prompt": "a", "response": "  "}', "2: response is empty"),
-        (b'{"prompt": 3, "response": "b"}', "2: prompt is 3"),
-        (b'["a", "b"]', "2: expected an object"),
-        (b'{"prompt": "a", ', "2: not JSON"),
-        (b'{"prompt": "\xff", "response": "b"}', "2: not UTF-8"),
-        (b'{"prompt": "a a a a a a a a a a a", "response": "b"}', "2: the prompt has 11 tokens, at most 10"),
-        (b'{"prompt": "a", "response": "b b b b b b"}', "2: the response has 6 tokens, at most 5"),
-        (b"", "2: not JSON"),
-    ],
-)
-def test_bad_data_names_file_and_line(tmp_path, line, said):
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(b'{"prompt": "a", "response": "b"}\n' + line + b"\n")
-    with pytest.raises(DataError, match=rf"data\.jsonl:{said}"):
-        read_examples([str(path)], Words(), 10, 6)
-
-
-def test_missing_and_empty_data(tmp_path):
-    with pytest.raises(MissingFileError, match=r"none\.jsonl"):
-        read_examples(["none.jsonl"], Words(), 10, 6)
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(DataError, match="no examples"):
-        read_examples([str(tmp_path / "empty.jsonl")], Words(), 10, 6)
-
-
-def test_every_epoch_has_every_example_once():
-    group = examples(50)
-    found = [example for batch in batches(group, 4, 0, 1) for example in batch]
-    assert sorted(map(id, found)) == sorted(map(id, group))
-    assert [b[0].prompt for b in batches(group, 4, 0, 1)] != [b[0].prompt for b in batches(group, 4, 0, 2)]
-
-
-@pytest.mark.smollm2
-def test_tokens_are_llama_cpps(smollm2, load):
-    from transformers import AutoTokenizer
-
-    from first_cpp.demo import chat_prompt
-
-    folder, name = os.path.split(smollm2)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
-    text = "Translate: Hello  wörld\n\nagain 😀 12345"
-    assert encode_prompt(tokenizer, text) == chat_prompt(load(smollm2), text)
-
+from first_cpp.training.start import begin
 
 # -- the loop ------------------------------------------------------------------------------------------------------
-
-
-def trainer(tmp_path, name, **settings):
-    hf = reference.make_model(SHAPES["tiny"], seed=2).requires_grad_(False)
-    out = tmp_path / name
-    out.mkdir(exist_ok=True)
-    values = {"batch_size": 4, "checkpoint": 3, "epochs": 1.0, **settings}
-    return Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out))
 
 
 def test_resumed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
@@ -456,11 +135,6 @@ def test_a_batch_in_parts_has_the_same_gradient(tmp_path):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_parts_are_as_large_as_allowed():
-    group = [Example("t", [1] * n, [1] * 2) for n in (2, 3, 4, 9, 30, 1)]
-    assert [[len(e.prompt) for e in part] for part in in_parts(group, 18)] == [[2, 3, 4], [9], [30], [1]]
-
-
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     """Each process takes half of a batch's rows, and the weights are those of one process."""
@@ -538,14 +212,6 @@ def test_distillation_is_kl_to_the_dense_output(hf):
         assert float(found[row]) == pytest.approx(float(np.mean(entropy(p, q, axis=1))), rel=1e-3, abs=1e-6)
     same = Lesson(prompts.batch, dense, 0.5).loss(dense) - answer_loss(dense, prompts.batch)
     assert float(same.detach().abs().max()) < 1e-6
-
-
-def test_a_limit_draws_tasks_in_equal_parts():
-    group = [Example("many" if i % 5 else "few", [i], [0]) for i in range(50)]
-    found = draw(group, 30, 3)
-    assert [sum(one.task == task for one in found) for task in ("few", "many")] == [10, 20]
-    assert found == draw(group, 30, 3) != draw(group, 30, 4)
-    assert draw(group, None, 0) == draw(group, 50, 0) == group
 
 
 @pytest.mark.parametrize("kind", ["search", "influence", "even", "random", "last"])
@@ -638,14 +304,6 @@ def test_learns_to_leave_the_harmless_layers_out(tmp_path):
     chosen = lowest(routed.scores(collate(answered)), 2).float().mean(0)
     assert chosen[[1, 4]].min() > 0.75
     assert chosen[[0, 2, 3, 5]].max() < 0.25
-
-
-def answer(hf, prompt, n):
-    ids = torch.tensor([prompt])
-    with torch.no_grad():
-        for _ in range(n):
-            ids = torch.cat([ids, hf(ids).logits[:, -1:].argmax(-1)], 1)
-    return ids[0, len(prompt) :].tolist()
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -68,11 +68,13 @@ def answer_all(
     try:
         measured = kl_questions(questions, n_kl) if dense is not None else set()
         for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
-            wanted = Wanted.of(dense, question, max_tokens) if here and dense is not None and number in measured else None
+            wanted = None
+            if dense is not None and number in measured and any(_diverges(row, dense) for row in here):
+                wanted = Wanted.of(dense, question, max_tokens)
             for row in sorted(here, key=reads_scores, reverse=True):
                 llm.skip = row.skip
                 answer = {"row": row.name, "question": number, **_answer(llm, question, max_tokens)}
-                if wanted is not None and "error" not in answer and (row.file, row.skip) != (wanted.file, None):
+                if wanted is not None and "error" not in answer and _diverges(row, dense):
                     answer["kl"] = wanted.divergence(llm)
                 answers.add(answer)
                 step(row)
@@ -83,6 +85,11 @@ def answer_all(
 def reads_scores(row: Row) -> bool:
     """Whether a row needs the prompt's keep scores: such rows come first, since a prompt read without is read again."""
     return isinstance(row.skip, float)
+
+
+def _diverges(row: Row, dense: Llama | None) -> bool:
+    """Whether a row is anything else than the dense model itself."""
+    return dense is not None and (row.file, row.skip) != (dense.model_path, None)
 
 
 def kl_questions(questions: Sequence[Question], n: int) -> set[int]:
@@ -134,7 +141,6 @@ def generated(llm: Llama, prompt: list[int], max_tokens: int) -> list[int]:
 class Wanted:
     """The dense model's own greedy answer to a prompt, and its log probabilities on the way: [1 + n, n_vocab]."""
 
-    file: str
     prompt: list[int]
     answer: list[int]
     log_probabilities: Logits
@@ -147,7 +153,7 @@ class Wanted:
             answer = generated(dense, prompt, max_tokens)
         except (FirstCppError, RuntimeError, ValueError):
             return None
-        return cls(dense.model_path, prompt, answer, follow(dense, prompt, answer))
+        return cls(prompt, answer, follow(dense, prompt, answer))
 
     def divergence(self, llm: Llama) -> float:
         """KL from the dense model's next-token distributions to llm's, mean over the dense model's answer, in nats."""

@@ -1,0 +1,112 @@
+"""What routers start from: searched orders of layers, by the loss itself, put into the routers by ridge regression."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from training_parts import answer, examples, make_routed, trainer
+
+from first_cpp.training.data import Example
+from first_cpp.training.model import decoder_layers
+from first_cpp.training.objective import Lesson
+from first_cpp.training.rule import RouterBank, collate, lowest
+from first_cpp.training.search import mean_loss, removal_order
+from first_cpp.training.start import begin, find_order, mean_inputs, ridge, sample, sample_by_task, teach_orders
+
+
+def test_routers_start_from_one_order_for_all(tmp_path):
+    run = trainer(tmp_path, "run")
+    order = [4, 0, 5, 2, 1, 3]
+    teach_orders(run, {"t": order}, {"t": examples(3)})
+    assert not run.routed.bank.weight.any()
+    scores = run.routed.scores(collate(examples(2, seed=50)))
+    assert torch.argsort(scores, dim=1).tolist() == [order] * 2
+    np.testing.assert_allclose(scores.sort(dim=1).values[0].detach(), np.linspace(0.2, 0.8, 6), rtol=1e-5)
+
+
+def test_routers_start_from_an_order_for_each_kind_of_prompt(tmp_path):
+    """Prompts that no router was taught on leave out the layers of the task that they are like."""
+
+    def kind(low, seed):
+        rng = np.random.default_rng(seed)
+        return [Example(str(low), rng.integers(low, low + 8, 12).tolist(), [5, 6]) for _ in range(16)]
+
+    run = trainer(tmp_path, "run")
+    orders = {"10": [4, 0, 5, 2, 1, 3], "200": [3, 1, 2, 5, 0, 4]}
+    teach_orders(run, orders, {"10": kind(10, 1), "200": kind(200, 2)})
+    for task, order in orders.items():
+        chosen = lowest(run.routed.scores(collate(kind(int(task), 3))), 2)
+        assert chosen[:, order[:2]].float().mean() > 0.9
+
+
+def test_ridge_is_the_textbooks():
+    """Against the normal equations, written out with the intercept as a column of its own."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 12)), rng.normal(size=7)
+    weight, bias = ridge(torch.tensor(x), torch.tensor(y), penalty=0.3)
+    strength = 0.3 * ((x - x.mean(0)) ** 2).sum(1).mean()
+    wide = np.hstack([x, np.ones((7, 1))])
+    expected = np.linalg.solve(wide.T @ wide + strength * np.diag([1.0] * 12 + [0.0]), wide.T @ y)
+    np.testing.assert_allclose([*weight, bias], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_inputs_are_what_routers_read(hf):
+    bank, group = RouterBank(6, 128, 1e-5), examples(2)
+    found = mean_inputs(hf, decoder_layers(hf), bank, group, "cpu")
+    for row, example in enumerate(group):
+        states = hf(torch.tensor([example.prompt]), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(found[row, 2], bank.normed(states[2][0]).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("distill", [0.0, 1.0])
+def test_search_is_greedy_by_the_loss_of_answers(hf, distill):
+    """Against the plain search, which tries every layer in every round; layers that do nothing come first."""
+    with torch.no_grad():
+        for il in (1, 4):
+            hf.model.layers[il].self_attn.o_proj.weight.zero_()
+            hf.model.layers[il].mlp.down_proj.weight.zero_()
+    group = examples(6)
+    answered = [Example("t", e.prompt, answer(hf, e.prompt, 6)) for e in group]
+    routed, chosen = make_routed(hf), []
+    found = removal_order(routed, [collate(answered[:3]), collate(answered[3:])], 4, distill)
+    assert sorted(found) == list(range(6))
+    assert set(found[:2]) == {1, 4}
+    prompts = [routed.read(collate(answered))]
+    lessons = [Lesson(prompts[0].batch, routed.logits(prompts[0]), distill)]
+    for layer in found[:4]:
+        loss = {il: mean_loss(routed, prompts, lessons, [*chosen, il]) for il in range(6) if il not in chosen}
+        assert loss[layer] <= min(loss.values()) + 0.02  # costs grow with what is left out, nearly always
+        chosen.append(layer)
+
+
+def test_every_task_has_a_sample():
+    group = [Example("b" if i % 3 else "a", [i], [i] * (1 if i % 3 else 50)) for i in range(300)]
+    found = sample_by_task(group, 0)
+    assert {task: len(some) for task, some in found.items()} == {"a": 13, "b": 96}  # 640 answer tokens, or 96 examples
+    assert all(example.task == task for task, some in found.items() for example in some)
+    assert found == sample_by_task(group, 0) != sample_by_task(group, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "initialised", "found"),
+    [
+        ({}, None, False, "search"),
+        ({}, "influence", False, "influence"),
+        ({}, None, True, None),
+        ({}, "search", True, "search"),
+        ({"layers": "influence"}, None, True, "influence"),
+        ({"layers": "search"}, None, False, "search"),
+        ({"layers": "even"}, None, False, None),
+        ({"max_share": 0.0}, None, False, None),
+    ],
+)
+def test_what_a_run_starts_from(tmp_path, settings, start, initialised, found):
+    run = trainer(tmp_path, "run", **settings)
+    before = run.routed.bank.weight.detach().clone()
+    orders = begin(run, start, initialised)
+    assert sorted(run.objective.order) == (list(range(6)) if found else [])
+    assert torch.equal(run.routed.bank.weight, before) is (found is None)
+    if found:
+        name = "t" if found == "search" and run.s.layers == "routers" else "all"
+        assert orders == {name: find_order(run, found, sample(run.train, 0))}

@@ -1,0 +1,46 @@
+"""A tiny model with routers, examples for it, and a trainer."""
+
+from __future__ import annotations
+
+import numpy as np
+import reference
+import torch
+from helpers import tokens
+
+from first_cpp.synthetic import SHAPES
+from first_cpp.training.data import Example
+from first_cpp.training.loop import Trainer
+from first_cpp.training.model import decoder_layers
+from first_cpp.training.objective import Settings
+from first_cpp.training.rule import Routed, RouterBank
+
+
+def make_routed(hf, seed=0, **settings):
+    torch.manual_seed(seed)
+    bank = RouterBank(6, 128, 1e-5)
+    torch.nn.init.normal_(bank.weight, std=0.3)
+    return Routed(hf, decoder_layers(hf), bank, **settings)
+
+
+def examples(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Example("t", tokens(int(rng.integers(5, 20)), seed=seed + i), tokens(int(rng.integers(2, 9)), seed=900 + i))
+        for i in range(n)
+    ]
+
+
+def trainer(tmp_path, name, **settings):
+    hf = reference.make_model(SHAPES["tiny"], seed=2).requires_grad_(False)
+    out = tmp_path / name
+    out.mkdir(exist_ok=True)
+    values = {"batch_size": 4, "checkpoint": 3, "epochs": 1.0, **settings}
+    return Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out))
+
+
+def answer(hf, prompt, n):
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(n):
+            ids = torch.cat([ids, hf(ids).logits[:, -1:].argmax(-1)], 1)
+    return ids[0, len(prompt) :].tolist()
