@@ -16,21 +16,22 @@ def removal_order(routed: Routed, batches: Iterable[Batch], most: int, distill: 
     """All layers, in the order in which leaving them out costs the least.
 
     Greedy: to the layers left out so far comes the one without which the loss of the answers is lowest, cross entropy and
-    `distill` times KL to the dense output, up to `most` layers; the others follow by what each costs alone. Lazy, as costs
-    grow with the layers left out: a layer is tried again only when what it cost before would make it the next.
+    `distill` times KL to the dense output, up to `most` layers; the others follow by what each costs alone. Lazy: what a layer
+    adds to the loss grows with the layers left out, so it is tried again only when what it added before would make it the next.
     """
     prompts = [routed.read(batch) for batch in batches]
     lessons = [Lesson(one.batch, routed.logits(one), distill) for one in prompts]
-    alone = {layer: mean_loss(routed, prompts, lessons, [layer]) for layer in range(prompts[0].keep.shape[1])}
-    cost, chosen = dict(alone), list[int]()
+    before = mean_loss(routed, prompts, lessons, [])
+    alone = {layer: mean_loss(routed, prompts, lessons, [layer]) - before for layer in range(prompts[0].keep.shape[1])}
+    added, chosen = dict(alone), list[int]()
     while len(chosen) < most:
         fresh = set(alone) if not chosen else set[int]()
-        while (layer := min(cost, key=cost.__getitem__)) not in fresh:
-            cost[layer] = mean_loss(routed, prompts, lessons, [*chosen, layer])
+        while (layer := min(added, key=added.__getitem__)) not in fresh:
+            added[layer] = mean_loss(routed, prompts, lessons, [*chosen, layer]) - before
             fresh.add(layer)
+        before += added.pop(layer)
         chosen.append(layer)
-        del cost[layer]
-    return [*chosen, *sorted(cost, key=alone.__getitem__)]
+    return [*chosen, *sorted(added, key=alone.__getitem__)]
 
 
 @torch.no_grad()
