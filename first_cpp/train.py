@@ -132,7 +132,7 @@ def command(args: argparse.Namespace) -> None:
     else:
         silent = args.quiet or not trainer.accelerator.is_main_process
         tell: Callable[[str], object] = str if silent else functools.partial(print, file=sys.stderr)
-        trainer.orders = begin(trainer, args.start, args.init is not None, tell)
+        begin(trainer, args.start, args.init is not None, tell)
     losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
         return

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_parts import answer, examples, make_routed, trainer
 
-from first_cpp.training import search
+from first_cpp.training import search, start
 from first_cpp.training.data import Example
 from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Lesson
@@ -129,3 +129,13 @@ def test_what_a_run_starts_from(tmp_path, settings, start, initialised, found):
     if found:
         name = "t" if found == "search" and run.s.layers == "routers" else "all"
         assert orders == {name: find_order(run, found, sample(run.train, 0))}
+
+
+def test_a_run_killed_after_the_search_keeps_what_it_found(tmp_path, monkeypatch):
+    run = trainer(tmp_path, "run")
+    orders = begin(run, "influence", False)
+    again = trainer(tmp_path, "run")
+    monkeypatch.setattr(start, "find_order", None)
+    again.resume()
+    assert (again.step, again.orders, again.objective.order) == (0, orders, orders["all"])
+    assert torch.equal(again.routed.bank.bias, run.routed.bank.bias)

@@ -42,6 +42,8 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, tell: Callable
         orders[task] = find_order(trainer, kind, examples)
     trainer.objective.order = next(iter(orders.values()))
     teach_orders(trainer, orders, samples)
+    trainer.orders = orders
+    trainer.save()  # a search takes minutes: a run killed after it goes on from here
     return orders
 
 
