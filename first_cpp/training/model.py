@@ -55,7 +55,7 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
     lora = get_peft_model(model, config)
     for module in lora.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # autocast does; twice costs a tenth of a step
+            module.cast_input_dtype_enabled = False  # autocast does, and once is enough
     return lora
 
 
