@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -130,9 +129,7 @@ def command(args: argparse.Namespace) -> None:
     if args.resume:
         trainer.resume()
     else:
-        silent = args.quiet or not trainer.accelerator.is_main_process
-        tell: Callable[[str], object] = str if silent else functools.partial(print, file=sys.stderr)
-        begin(trainer, args.start, args.init is not None, tell)
+        begin(trainer, args.start, args.init is not None, args.quiet)
     losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
         return
@@ -148,7 +145,7 @@ def command(args: argparse.Namespace) -> None:
         "torch": torch.__version__,
         "machine": describe_machine(),
     }
-    save_result(args.out, trainer, lora, record, valid or train[:200], args.skip)
+    save_result(args.out, trainer, lora, record, args.skip)
     print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({time.time() - started:.0f} s)")
 
 

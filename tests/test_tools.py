@@ -22,7 +22,7 @@ def leave_run(folder, command, losses, seconds=90):
         "torch": "2.9",
         "steps": 30,
         "seconds": seconds,
-        "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=True))},
+        "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=False))},
     }
     (folder / "train.json").write_text(json.dumps(record))
     return str(folder)
@@ -41,6 +41,7 @@ def test_runs_are_a_table_of_what_differs(tmp_path):
         leave_run(tmp_path / "base", "--lr 8e-4 --quiet", (1.5, 2.25)),
         leave_run(tmp_path / "set", "--lr 8e-4 --layers search", (1.25, 2.125), 120),
         leave_run(tmp_path / "slow", "--distill 0", (1.0, 2.0)),
+        leave_run(tmp_path / "dense", "--lr 8e-4 --max-share 0", (1.0,)),
     ]
     for _ in range(2):
         done = compare(document, *runs)
@@ -54,6 +55,7 @@ def test_runs_are_a_table_of_what_differs(tmp_path):
         "| as it is | 1.500 | 2.250 | 30 | 1.5 |",
         "| `--layers search` | 1.250 | 2.125 | 30 | 2.0 |",
         "| `--distill 0`, no `--lr 8e-4` | 1.000 | 2.000 | 30 | 1.5 |",
+        "| `--max-share 0` | 1.000 |  | 30 | 1.5 |",
     ]
 
 

@@ -23,7 +23,7 @@ from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.policy import fixed_layers
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.data import Example
-from first_cpp.training.loop import Trainer, TrainingError, native_precision, validate
+from first_cpp.training.loop import Trainer, TrainingError, native_precision, read_scores, validate
 from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
 from first_cpp.training.objective import Lesson, Objective, Settings, answer_loss, below_half, shares_of
 from first_cpp.training.result import share_below_half
@@ -254,7 +254,7 @@ def test_two_step_trains_routers_then_lora(tmp_path):
     assert not all(same[1][:n_lora])
     assert all(same[1][n_lora:])
     # so high a penalty leaves out all that may be left out, and one layer stays
-    assert share_below_half(run, examples(10)) == pytest.approx(5 / 6)
+    assert share_below_half(run.scores()) == pytest.approx(5 / 6)
 
 
 def test_two_step_keeps_a_layer_and_weighs_by_probability(hf):
@@ -279,13 +279,22 @@ def test_validation_while_training(tmp_path):
 def test_validation_is_by_task_and_share(hf):
     objective = Objective(make_routed(hf), Settings(), 1)
     group = [Example(f"t{i % 2}", e.prompt, e.response) for i, e in enumerate(examples(7))]
-    found = validate(objective, group, 3, lambda batch: batch)
+    found, scores = validate(objective, group, 3, lambda batch: batch)
     assert set(found) == {"mean", "t0", "t1"}
     for share in (0.0, 0.1, 0.25, 0.4):
         assert found["mean"][share] == pytest.approx((found["t0"][share] + found["t1"][share]) / 2)
-    alone = validate(objective, group[1::2], 1, lambda batch: batch)
+    alone, _ = validate(objective, group[1::2], 1, lambda batch: batch)
     assert alone["t1"] == pytest.approx(found["t1"], abs=1e-4)
     assert found["mean"][0.4] != found["mean"][0.0]
+    assert {task: len(keep) for task, keep in scores.items()} == {"t0": 4, "t1": 3}
+    torch.testing.assert_close(
+        scores["t1"].sort(0)[0], read_scores(objective.routed, group[1::2], 2, lambda batch: batch)["t1"].sort(0)[0]
+    )
+
+
+def test_a_dense_run_is_validated_dense(hf):
+    found, _ = validate(Objective(make_routed(hf), Settings(max_share=0), 1), examples(3), 3, lambda batch: batch)
+    assert list(found["mean"]) == [0.0]
 
 
 def test_learns_to_leave_the_harmless_layers_out(tmp_path):

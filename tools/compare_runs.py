@@ -37,11 +37,12 @@ def difference(run: dict, first: dict) -> str:
 
 
 def table(runs: list[dict]) -> str:
-    shares = list(runs[0]["valid_loss"]["mean"])
+    shares = list(dict.fromkeys(share for run in runs for share in run["valid_loss"]["mean"]))
     head = ["run", *(f"{float(share):g}" for share in shares), "steps", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for run in runs:
-        losses = [f"{run['valid_loss']['mean'][share]:.3f}" for share in shares]
+        mean = run["valid_loss"]["mean"]
+        losses = [f"{mean[share]:.3f}" if share in mean else "" for share in shares]
         cells = [difference(run, runs[0]), *losses, str(run["steps"]), f"{run['seconds'] / 60:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

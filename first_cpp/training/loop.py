@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from .data import Example, batches, in_parts
 from .objective import Objective, Settings, answer_loss
 from .rule import Batch, Routed, collate
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 VALID_SHARES = (0.0, 0.1, 0.25, 0.4)
 
 
@@ -28,19 +31,39 @@ class TrainingError(FirstCppError, RuntimeError):
     """Training that cannot go on; the last good checkpoint is kept."""
 
 
+Losses: TypeAlias = dict[str, dict[float, float]]
+Scores: TypeAlias = dict[str, Tensor]
+
+
 @torch.no_grad()
-def validate(objective: Objective, examples: Sequence[Example], batch_size: int, to: Any) -> dict[str, dict[float, float]]:
-    """Of each task, the mean answer cross entropy at each of VALID_SHARES; "mean" is that over tasks."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in VALID_SHARES})
+def validate(objective: Objective, examples: Sequence[Example], batch_size: int, to: Any) -> tuple[Losses, Scores]:
+    """Of each task, the mean answer cross entropy at each of VALID_SHARES, where nothing is ever left out at 0 alone; "mean" is
+    that over tasks. And the keep scores of each task's prompts: [n, n_layer]."""
+    shares = VALID_SHARES if objective.s.max_share > 0 else (0.0,)
+    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in shares})
+    scores: dict[str, list[Tensor]] = defaultdict(list)
     for group in batches(examples, batch_size, 0, 0):
         prompts = objective.routed.read(to(collate(group)))
-        for share in VALID_SHARES:
+        for example, keep in zip(group, prompts.keep.cpu(), strict=True):
+            scores[example.task].append(keep)
+        for share in shares:
             run = (~objective.left_out(prompts.keep, share)).float() if share else None
             losses = answer_loss(objective.routed.logits(prompts, run), prompts.batch).tolist()
             for example, loss in zip(group, losses, strict=True):
                 found[example.task][share].append(loss)
-    means = {task: {share: sum(one) / len(one) for share, one in shares.items()} for task, shares in sorted(found.items())}
-    return {"mean": {share: sum(task[share] for task in means.values()) / len(means) for share in VALID_SHARES}, **means}
+    means = {task: {share: sum(one) / len(one) for share, one in by_share.items()} for task, by_share in sorted(found.items())}
+    mean = {share: sum(task[share] for task in means.values()) / len(means) for share in shares}
+    return {"mean": mean, **means}, {task: torch.stack(rows) for task, rows in scores.items()}
+
+
+@torch.no_grad()
+def read_scores(routed: Routed, examples: Sequence[Example], batch_size: int, to: Any) -> Scores:
+    """The keep scores of each task's prompts: [n, n_layer]."""
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for group in batches(examples, batch_size, 0, 0):
+        for example, keep in zip(group, routed.scores(to(collate(group))).cpu(), strict=True):
+            found[example.task].append(keep)
+    return {task: torch.stack(rows) for task, rows in found.items()}
 
 
 def native_precision() -> str:
@@ -80,6 +103,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         self.step, self.seconds = 0, 0.0
         self.orders: dict[str, list[int]] = {}  # what routers started from, by task
+        self._scores: Scores = {}  # of the validation data, as last validated
         self._epoch, self._batches = -1, list[list[Example]]()
         device = self.accelerator.device
         lora.to(device)
@@ -150,19 +174,22 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 
-    def run(
-        self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
-    ) -> dict[str, dict[float, float]]:
-        """Train to the end, or to the step `stop_after`, on the same schedule.
-
-        Returns the validation loss by task and share (empty without validation data).
-        """
+    def progress(self, quiet: bool) -> Progress:
+        """A progress bar on standard error, of the main process alone."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        progress = Progress(*columns, console=Console(stderr=True), disable=quiet or not self.accelerator.is_main_process)
-        found: dict[str, dict[float, float]] = {}
+        return Progress(*columns, console=Console(stderr=True), disable=quiet or not self.accelerator.is_main_process)
+
+    def run(
+        self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
+    ) -> Losses:
+        """Train to the end, or to the step `stop_after`, on the same schedule.
+
+        Returns the validation loss by task and share (empty without validation data).
+        """
+        progress = self.progress(quiet)
         with progress:
             end = min(self.n_steps, stop_after or self.n_steps)
             bar = progress.add_task("training", total=end, completed=self.step)
@@ -214,9 +241,16 @@ class Trainer:
             self._epoch, self._batches = epoch, batches(self.train, self.s.batch_size, self.s.seed, epoch)
         return self._batches[i]
 
-    def _validate(self, valid: Sequence[Example]) -> dict[str, dict[float, float]]:
+    def scores(self) -> Scores:
+        """The keep scores of the prompts last validated on; without validation, of the first that it trained on."""
+        if not self._scores:
+            with self.autocast():
+                self._scores = read_scores(self.routed, self.train[:200], self.s.batch_size, self.to_device)
+        return self._scores
+
+    def _validate(self, valid: Sequence[Example]) -> Losses:
         with self.autocast():
-            found = validate(self.objective, valid, self.s.batch_size, self.to_device)
+            found, self._scores = validate(self.objective, valid, self.s.batch_size, self.to_device)
         if self.accelerator.is_main_process:
             with open(os.path.join(self.out, "valid.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, "loss": found}) + "\n")

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .data import Example, batches
-from .loop import Trainer
+from .loop import Scores, Trainer
 from .objective import below_half
-from .rule import collate
 
 
-def save_result(
-    out: str, trainer: Trainer, lora: Any, record: dict[str, Any], examples: Sequence[Example], skip: float | None
-) -> None:
+def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], skip: float | None) -> None:
     """Write routers, adapter and layers.png; `record` goes to train.json and, shortened, into the routers' metadata.
 
-    examples: what the picture is about. skip: the share to recommend; None for what the recipe comes to.
+    skip: the share to recommend; None for what the recipe comes to.
     """
     from safetensors.torch import save_file
 
-    bank = trainer.routed.bank
-    with trainer.autocast():
-        if skip is None:
-            skip = share_below_half(trainer, examples) if trainer.s.recipe == "two-step" else 0.25
-        layers = layers_by_task(trainer, examples, skip)
+    bank, scores = trainer.routed.bank, trainer.scores()
+    if skip is None:
+        skip = share_below_half(scores) if trainer.s.recipe == "two-step" else 0.25
+    layers = {task: trainer.objective.left_out(keep, skip).float().mean(0).tolist() for task, keep in sorted(scores.items())}
     metadata = {"norm_eps": repr(bank.norm_eps), "skip": repr(skip)}
     metadata |= {f"train.{key}": str(record[key]) for key in ("method", "data", "command", "seconds") if key in record}
     tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
@@ -41,26 +34,10 @@ def save_result(
         file.write("\n")
 
 
-@torch.no_grad()
-def share_below_half(trainer: Trainer, examples: Sequence[Example]) -> float:
+def share_below_half(scores: Scores) -> float:
     """Mean share of layers whose keep score is below 0.5, to the nearest layer."""
-    n_layer = trainer.objective.n_layer
-    shares = [
-        below_half(trainer.routed.scores(trainer.to_device(collate(group)))).float().mean(1)
-        for group in batches(examples, 8, 0, 0)
-    ]
-    return round(float(torch.cat(shares).mean()) * n_layer) / n_layer
-
-
-@torch.no_grad()
-def layers_by_task(trainer: Trainer, examples: Sequence[Example], share: float) -> dict[str, list[float]]:
-    """For each task, how often each layer is left out at `share`: 0..1."""
-    found: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for group in batches(examples, 8, 0, 0):
-        chosen = trainer.objective.left_out(trainer.routed.scores(trainer.to_device(collate(group))), share).float().cpu()
-        for row, example in zip(chosen, group, strict=True):
-            found[example.task].append(row)
-    return {task: torch.stack(rows).mean(0).tolist() for task, rows in sorted(found.items())}
+    found = below_half(torch.cat(list(scores.values()))).float()
+    return round(float(found.mean()) * found.shape[1]) / found.shape[1]
 
 
 def plot_layers(path: str, found: dict[str, list[float]], share: float) -> None:

@@ -32,6 +32,10 @@ class RouterBank(nn.Module):
         h = hidden.float()
         return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.norm_eps)
 
+    def mean_input(self, hidden: Tensor) -> Tensor:
+        """The mean over a prompt of what a router reads: hidden [t, n_embd] -> [n_embd]."""
+        return self.normed(hidden).mean(0)
+
     def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
         """Sum of the scores of one layer over the masked positions: hidden [b, t, n_embd], mask [b, t] -> [b]."""
         with torch.autocast(hidden.device.type, enabled=False):  # scores of bf16 would be equal for many layers
@@ -135,7 +139,7 @@ class Routed:
             if self._mask is not None:
                 self._sums.append(self.bank.sum(i, before, self._mask))
             if self._run is not None:
-                after = self._mix(self._run[:, i], before, after)
+                after = self._mix(i, self._run[:, i], before, after)
             elif self._detach:
                 after = after.detach()
             else:
@@ -144,8 +148,8 @@ class Routed:
 
         return hook
 
-    def _mix(self, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Answer positions, the last ones, of rows that leave a layer out keep their input."""
+    def _mix(self, i: int, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Layer i: answer positions, the last ones, of rows that leave it out keep their input."""
         split = after.shape[1] - self._n_answer
         answer = before[:, split:] + run.to(after.dtype)[:, None, None] * (after[:, split:] - before[:, split:])
         return torch.cat([after[:, :split], answer], dim=1) if split else answer

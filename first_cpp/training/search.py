@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +12,23 @@ from .rule import Batch, Prompts, Routed
 
 
 @torch.no_grad()
-def removal_order(routed: Routed, batches: Iterable[Batch], most: int, distill: float = 0.0) -> list[int]:
+def removal_order(
+    routed: Routed, batches: Iterable[Batch], most: int, distill: float = 0.0, advance: Callable[[], object] = lambda: None
+) -> list[int]:
     """All layers, in the order in which leaving them out costs the least.
 
     Greedy: to the layers left out so far comes the one without which the loss of the answers is lowest, cross entropy and
     `distill` times KL to the dense output, up to `most` layers; the others follow by what each costs alone. Lazy: what a layer
     adds to the loss grows with the layers left out, so it is tried again only when what it added before would make it the next.
+    advance: called after each layer tried alone or chosen.
     """
     prompts = [routed.read(batch) for batch in batches]
     lessons = [Lesson(one.batch, routed.logits(one), distill) for one in prompts]
     before = mean_loss(routed, prompts, lessons, [])
-    alone = {layer: mean_loss(routed, prompts, lessons, [layer]) - before for layer in range(prompts[0].keep.shape[1])}
+    alone = dict[int, float]()
+    for layer in range(prompts[0].keep.shape[1]):
+        alone[layer] = mean_loss(routed, prompts, lessons, [layer]) - before
+        advance()
     added, chosen = dict(alone), list[int]()
     while len(chosen) < most:
         fresh = set(alone) if not chosen else set[int]()
@@ -31,6 +37,7 @@ def removal_order(routed: Routed, batches: Iterable[Batch], most: int, distill: 
             fresh.add(layer)
         before += added.pop(layer)
         chosen.append(layer)
+        advance()
     return [*chosen, *sorted(added, key=alone.__getitem__)]
 
 

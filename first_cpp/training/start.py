@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Example, cost, draw, in_parts
+from .data import Example, cost, draw
 from .influence import influence_order
 from .loop import Trainer
 from .model import decoder_layers
@@ -21,11 +22,11 @@ N_TOKENS, MOST_EXAMPLES = 640, 96
 """An order is found on so many answer tokens of training data: short answers need more examples to tell layers apart."""
 
 
-def begin(trainer: Trainer, start: str | None, initialised: bool, tell: Callable[[str], object] = str) -> dict[str, list[int]]:
+def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = True) -> dict[str, list[int]]:
     """Give routers, or the fixed set that needs one, an order of the layers to start from; the orders found, by task.
 
     start: "search", "influence" or None for what the run needs. initialised: the routers are an earlier run's, and stay
-    unless `start` says otherwise. tell: hears what takes long.
+    unless `start` says otherwise. quiet: no progress bar.
     """
     layers = trainer.s.layers
     keeps = layers == "routers" and initialised and start is None
@@ -37,9 +38,11 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, tell: Callable
     else:
         samples = {"all": draw(trainer.train, MOST_EXAMPLES, trainer.s.seed)}
     orders = {}
-    for task, examples in samples.items():
-        tell(f"ordering the layers by {kind} for {task or 'the task'}, on {len(examples)} examples")
-        orders[task] = find_order(trainer, kind, examples)
+    with trainer.progress(quiet) as progress:
+        for task, examples in samples.items():
+            words = f"ordering the layers by {kind} for {task or 'the task'}, on {len(examples)} examples"
+            bar = progress.add_task(words, total=trainer.objective.n_layer + _most(trainer))
+            orders[task] = find_order(trainer, kind, examples, functools.partial(progress.advance, bar))
     trainer.objective.order = next(iter(orders.values()))
     teach_orders(trainer, orders, samples)
     trainer.orders = orders
@@ -65,15 +68,23 @@ def sample_by_task(examples: Sequence[Example], seed: int) -> dict[str, list[Exa
     return {task: sample(tasks[task], seed) for task in sorted(tasks)}
 
 
-def find_order(trainer: Trainer, kind: str, examples: Sequence[Example]) -> list[int]:
-    """All layers in the order in which they are left out, the first ones cost the least."""
+def _most(trainer: Trainer) -> int:
+    """So many layers are searched: half of them, or as many as training leaves out."""
+    n_layer = trainer.objective.n_layer
+    return min(n_layer - 1, round(max(trainer.s.max_share, 0.5) * n_layer))
+
+
+def find_order(
+    trainer: Trainer, kind: str, examples: Sequence[Example], advance: Callable[[], object] = lambda: None
+) -> list[int]:
+    """All layers in the order in which they are left out, the first ones cost the least. advance: for a progress bar."""
     with trainer.autocast():
         if kind == "influence":
             return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.accelerator.device)
-        n_layer = trainer.objective.n_layer
-        most = min(n_layer - 1, round(max(trainer.s.max_share, 0.5) * n_layer))
-        groups = in_parts(sorted(examples, key=cost), trainer.s.part_tokens)
-        return removal_order(trainer.routed, [trainer.to_device(collate(group)) for group in groups], most, trainer.s.distill)
+        by_length = sorted(examples, key=cost)  # small groups: little padding
+        size = trainer.s.batch_size
+        groups = [trainer.to_device(collate(by_length[i : i + size])) for i in range(0, len(by_length), size)]
+        return removal_order(trainer.routed, groups, _most(trainer), trainer.s.distill, advance)
 
 
 def teach_orders(trainer: Trainer, orders: dict[str, list[int]], samples: dict[str, list[Example]]) -> None:
@@ -118,7 +129,7 @@ def mean_inputs(model: nn.Module, layers: nn.ModuleList, bank: RouterBank, examp
     found: list[Tensor] = []
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(bank.normed(args[0] if args else kwargs["hidden_states"])[0].mean(0).cpu())
+        found.append(bank.mean_input((args[0] if args else kwargs["hidden_states"])[0]).cpu())
 
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:

@@ -1,0 +1,103 @@
+"""The ideas of tools/try_ideas.py do what they say, so that what is measured of them is theirs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import reference
+import torch
+from training_parts import examples, make_routed
+
+from first_cpp.synthetic import SHAPES
+from first_cpp.training.model import add_lora, decoder_layers
+from first_cpp.training.objective import Settings
+from first_cpp.training.rule import Routed, RouterBank, collate
+
+sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "tools"))
+import try_ideas
+
+
+def bank_of(kind, seed=0):
+    torch.manual_seed(seed)
+    bank = kind(1, 8, 1e-5)
+    torch.nn.init.normal_(bank.weight)
+    return bank
+
+
+@pytest.mark.parametrize("length", [20, 50])
+def test_last_tokens_are_scored_alone(length):
+    hidden, mask = torch.randn(2, 50, 8), torch.zeros(2, 50, dtype=torch.bool)
+    mask[:, 50 - length :] = True
+    last = mask.clone()
+    last[:, : -try_ideas.LAST] = False
+    found = bank_of(try_ideas.LastTokens).sum(0, hidden, mask) / mask.sum(1)
+    torch.testing.assert_close(found, bank_of(RouterBank).sum(0, hidden, last) / last.sum(1))
+
+
+def test_the_window_that_needs_a_layer_most_counts():
+    hidden, mask = torch.randn(1, 16, 8), torch.ones(1, 16, dtype=torch.bool)
+    plain = bank_of(RouterBank)
+    means = [plain.sum(0, hidden[:, i : i + 4], mask[:, i : i + 4]) / 4 for i in range(0, 16, 4)]
+    torch.testing.assert_close(bank_of(try_ideas.Windows).sum(0, hidden, mask) / 16, torch.stack(means).amax(0))
+
+
+def test_a_feed_forward_block_left_out_is_one_that_gives_nothing(hf):
+    batch = collate(examples(3))
+    routed = try_ideas.FeedForward(hf, decoder_layers(hf), make_routed(hf).bank)
+    run = torch.ones(3, 6)
+    run[:, [1, 4]] = 0
+    found = routed.logits(routed.read(batch), run)
+    routed.remove()
+    prompts = (routed := make_routed(hf)).read(batch)
+    with torch.no_grad():
+        for layer in (1, 4):
+            hf.model.layers[layer].mlp.down_proj.weight.zero_()
+    torch.testing.assert_close(found, routed.logits(prompts))
+
+
+def test_feed_forward_blocks_are_as_heavy_as_layers(hf, monkeypatch):
+    for name in ("layers_for_share", "fixed_layers"):
+        monkeypatch.setattr(try_ideas.objective, name, getattr(try_ideas.objective, name))
+    layer = decoder_layers(hf)[0]
+    all_of_it = sum(m.weight.numel() for m in layer.modules() if isinstance(m, torch.nn.Linear))
+    block = sum(m.weight.numel() for m in layer.mlp.modules() if isinstance(m, torch.nn.Linear))
+    try_ideas.weigh_alike(layer)
+    assert try_ideas.objective.layers_for_share(0.34, 6) == round(2 * all_of_it / block)
+
+
+def test_stand_ins_fit_what_layers_add(tmp_path):
+    """A layer whose update is a constant is stood in for exactly."""
+    hf = reference.make_model(SHAPES["tiny"], seed=2).requires_grad_(False)
+    layer = hf.model.layers[2]
+    layer.register_forward_hook(lambda _module, args, _output: args[0] + 0.5)
+    routed = try_ideas.StandIns(hf, decoder_layers(hf), RouterBank(6, 128, 1e-5))
+    run = try_ideas.Trainer(routed, hf, examples(8), Settings(), str(tmp_path))
+    with torch.no_grad():
+        try_ideas.fit_stand_ins(run, examples(8))
+    prompts = routed.read(collate(examples(3, seed=50)))
+    keep = torch.ones(3, 6)
+    keep[:, 2] = 0
+    torch.testing.assert_close(routed.logits(prompts, keep), routed.logits(prompts), atol=1e-3, rtol=0)
+
+
+def test_the_prompts_last_position_read_again_is_the_same(hf):
+    routed = make_routed(hf)
+    prompts = routed.read(collate(examples(3)))
+    again = try_ideas.read_last(routed, prompts)
+    run = torch.ones(3, 6)
+    run[:, 3] = 0
+    torch.testing.assert_close(routed.logits(again, run), routed.logits(prompts, run))
+
+
+def test_a_step_a_pass_takes_as_many_steps(tmp_path, monkeypatch):
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    layers = decoder_layers(hf)
+    lora = add_lora(hf, layers, 2, 4)
+    routed = Routed(lora, layers, RouterBank(6, 128, 1e-5))
+    run = try_ideas.StepAPass(routed, lora, examples(20), Settings(batch_size=4), str(tmp_path))
+    taken, update = [], run._update
+    monkeypatch.setattr(run, "_update", lambda: (taken.append(run.step), update()))
+    run.run([], quiet=True)
+    assert taken == [step for step in range(5) for _ in range(3)]

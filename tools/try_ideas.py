@@ -1,0 +1,255 @@
+"""Trains with an idea that `first-cpp train` does not have, to measure what it would bring.
+
+    python tools/try_ideas.py IDEA OPTION ...
+
+The options are those of `first-cpp train`. IDEA is one of
+
+    alone         an order is by what each layer costs alone: it does not know which others are left out
+    more          an order is searched on twice as many examples
+    mixed         an order is searched on a task's examples and half as many of the other tasks
+    last-tokens   routers read the last 32 tokens of a prompt
+    windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
+    stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
+    step-a-pass   every pass over a batch's answers is an optimizer step of its own; prompts are read, and teach, at the first
+    feed-forward  feed-forward blocks alone are left out, as many as weigh what a share of the layers weighs
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from first_cpp import train
+from first_cpp.training import loop, objective, rule, start
+from first_cpp.training.data import Example, draw
+from first_cpp.training.loop import Trainer
+from first_cpp.training.model import decoder_layers
+from first_cpp.training.rule import Routed, RouterBank, collate
+
+RANK = 16
+WINDOWS, LAST = 4, 32
+
+
+class LastTokens(RouterBank):
+    """Scores of the last tokens of what is read, weighted as if they were all of it."""
+
+    def mean_input(self, hidden: Tensor) -> Tensor:
+        return super().mean_input(hidden[-LAST:])
+
+    def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
+        last = mask & (mask.flip(1).cumsum(1).flip(1) <= LAST)
+        return super().sum(layer, hidden, last) * mask.sum(1) / last.sum(1).clamp(min=1)
+
+
+class Windows(RouterBank):
+    """The highest of the scores of equal windows, weighted as if it were that of all."""
+
+    def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
+        place = (mask.cumsum(1) - 1) * WINDOWS // mask.sum(1, keepdim=True).clamp(min=1)
+        windows = [mask & (place == i) for i in range(WINDOWS)]
+        means = [super(Windows, self).sum(layer, hidden, window) / window.sum(1).clamp(min=1) for window in windows]
+        return torch.stack(means).amax(0) * mask.sum(1)
+
+
+class FeedForward(Routed):
+    """Leaves out the feed-forward block of a layer alone."""
+
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, *rest: Any) -> None:
+        super().__init__(model, layers, *rest)
+        self._handles += [layer.get_submodule("mlp").register_forward_hook(self._block(i)) for i, layer in enumerate(layers)]
+
+    def _mix(self, i: int, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return after
+
+    def _block(self, i: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, update: Tensor) -> Tensor:
+            if self._run is None:
+                return update
+            split = update.shape[1] - self._n_answer
+            return torch.cat([update[:, :split], self._run[:, i].to(update.dtype)[:, None, None] * update[:, split:]], dim=1)
+
+        return hook
+
+
+def weigh_alike(layer: nn.Module) -> None:
+    """A share of feed-forward blocks is as many as weigh what that share of whole layers weighs."""
+    linear = {
+        name: m.in_features * m.out_features
+        for name, m in layer.named_modules()
+        if isinstance(m, nn.Linear) and "lora" not in name
+    }
+    factor = sum(linear.values()) / sum(weight for name, weight in linear.items() if name.startswith("mlp"))
+    layers_for_share = objective.layers_for_share
+
+    def count(share: float, n_layer: int) -> int:
+        return min(n_layer - 1, round(factor * layers_for_share(share, n_layer)))
+
+    objective.layers_for_share = count
+    objective.fixed_layers = lambda kind, share, n_layer, order, seed: tuple(order[: count(share, n_layer)])
+
+
+class StandIns(Routed):
+    """Adds to what passes by a layer what a map of low rank makes of it."""
+
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, *rest: Any) -> None:
+        super().__init__(model, layers, *rest)
+        n_embd = self.bank.weight.shape[1]
+        for layer in layers:
+            layer.stand_in = nn.Sequential(nn.Linear(n_embd, RANK, bias=False), nn.Linear(RANK, n_embd))
+        self.stand_ins: list[Any] = [layer.stand_in for layer in layers]
+
+    def _mix(self, i: int, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return super()._mix(i, run, before + self.stand_ins[i](before).to(before.dtype), after)
+
+
+@torch.no_grad()
+def fit_stand_ins(trainer: Trainer, examples: Sequence[Example]) -> None:
+    """Fit each layer's update at answer positions, nothing left out: ridge regression cut to its RANK best directions."""
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in trainer.routed.stand_ins]  # type: ignore[attr-defined]
+    mask: list[Tensor] = []
+
+    def watch(i: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = (args[0] if args else kwargs["hidden_states"])[mask[0]].float()
+            after = (output[0] if isinstance(output, tuple) else output)[mask[0]].float()
+            found[i].append((before, after - before))
+
+        return hook
+
+    for k in range(0, len(examples), 8):
+        prompts = trainer.routed.read(trainer.to_device(collate(examples[k : k + 8])))
+        mask[:] = [prompts.batch.mask[:, prompts.batch.split : -1]]
+        handles = [
+            layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(decoder_layers(trainer.lora))
+        ]
+        trainer.routed.logits(prompts)
+        for handle in handles:
+            handle.remove()
+    for stand_in, pairs in zip(trainer.routed.stand_ins, found, strict=True):  # type: ignore[attr-defined]
+        x, y = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+        mean_x, mean_y = x.mean(0), y.mean(0)
+        gram = (x - mean_x).T @ (x - mean_x)
+        gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        full = torch.linalg.solve(gram, (x - mean_x).T @ (y - mean_y))
+        best = torch.linalg.svd((x - mean_x) @ full, full_matrices=False)[2][:RANK]
+        down, up = stand_in
+        down.weight.copy_((full @ best.T).T)
+        up.weight.copy_(best.T)
+        up.bias.copy_(mean_y - mean_x @ full @ best.T @ best)
+
+
+def after_start(then: Callable[[Trainer], None]) -> None:
+    """Does something more once routers have their start."""
+    begin = start.begin
+
+    def begin_and(trainer: Trainer, *rest: Any) -> dict[str, list[int]]:
+        orders = begin(trainer, *rest)
+        with trainer.autocast():
+            then(trainer)
+        return orders
+
+    start.begin = begin_and
+
+
+class StepAPass(Trainer):
+    """Takes an optimizer step after every pass; what later passes read of the prompts is some steps old."""
+
+    def _factor(self, step: int) -> float:
+        return super()._factor(step // self.s.passes)
+
+    def _gradients(self) -> tuple[float, float, int]:
+        examples = self._examples(self.step)
+        batch = self.to_device(collate(examples))
+        shares, losses, left = objective.shares_of(self.step, self.n_steps, self.s), [], 0.0
+        with self.autocast():
+            prompts = self.routed.read(batch)
+            dense = self.routed.logits(prompts)
+            lesson = objective.Lesson(batch, dense, self.s.distill)
+            loss = objective.answer_loss(dense, batch).mean()
+        for share in shares[1:]:
+            losses.append(float(loss.detach()))
+            loss.backward()
+            self._update()
+            with self.autocast():
+                prompts = read_last(self.routed, prompts)
+                left_out = self.objective.left_out(prompts.keep, share)
+                loss = lesson.loss(self.routed.logits(prompts, (~left_out).float())).mean()
+            left += float(left_out.float().mean())
+        self._check(loss)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        return sum(losses) / len(losses), left / len(losses), int(batch.mask.sum())
+
+
+def read_last(routed: Routed, prompts: rule.Prompts) -> rule.Prompts:
+    """The same prompts, of which only the last position is read again, with the weights as they are now."""
+    cache = rule._copy(prompts.cache)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, :-1].detach(), layer.values[:, :, :-1].detach()
+    split = prompts.batch.split
+    _, first = routed._prefill(prompts.batch, cache, split - 1, split)
+    return rule.Prompts(prompts.batch, prompts.keep.detach(), first, cache)
+
+
+def teach_anew(trainer: Trainer) -> None:
+    """Start the routers on their input from the orders that the run of --init found."""
+    with open(os.path.join(sys.argv[sys.argv.index("--init") + 1], "train.json"), encoding="utf-8") as file:
+        orders = json.load(file)["orders"]
+    start.teach_orders(trainer, orders, start.sample_by_task(trainer.train, trainer.s.seed))
+
+
+def apply(idea: str) -> None:
+    """Put an idea in the place of what `first-cpp train` does."""
+    if idea == "alone":
+        start.removal_order = functools.partial(_order_alone, start.removal_order)
+    elif idea == "more":
+        start.N_TOKENS, start.MOST_EXAMPLES = 2 * start.N_TOKENS, 2 * start.MOST_EXAMPLES
+    elif idea == "mixed":
+        start.find_order = functools.partial(_order_for_all, start.find_order)
+    elif idea == "last-tokens":
+        rule.RouterBank = LastTokens
+        after_start(teach_anew)
+    elif idea == "windows":
+        rule.RouterBank = Windows
+    elif idea == "stand-ins":
+        rule.Routed = StandIns
+        after_start(lambda trainer: fit_stand_ins(trainer, draw(trainer.train, 96, trainer.s.seed)))
+    elif idea == "step-a-pass":
+        loop.Trainer = StepAPass
+    elif idea == "feed-forward":
+        rule.Routed = FeedForward
+        after_start(lambda trainer: weigh_alike(decoder_layers(trainer.lora)[0]))
+
+
+def _order_alone(search: Any, routed: Routed, batches: Any, _most: int, *rest: Any) -> list[int]:
+    return search(routed, batches, 0, *rest)
+
+
+def _order_for_all(find: Any, trainer: Trainer, kind: str, examples: Sequence[Example], *rest: Any) -> list[int]:
+    others = [example for example in trainer.train if example.task != examples[0].task]
+    return find(trainer, kind, [*examples, *draw(others, len(examples) // 2, trainer.s.seed)], *rest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "idea", choices=["alone", "more", "mixed", "last-tokens", "windows", "stand-ins", "step-a-pass", "feed-forward"]
+    )
+    args, options = parser.parse_known_args()
+    training = argparse.ArgumentParser()
+    train.add_arguments(training)
+    apply(args.idea)
+    sys.argv = ["try_ideas.py", "train", *options, "--idea", args.idea]  # the command that train.json records
+    train.command(training.parse_args(options))
+
+
+if __name__ == "__main__":
+    main()
