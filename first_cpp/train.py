@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
     add("--router-lr", type=float, default=1e-4, help="learning rate of the routers (default: %(default)s)")
     add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
-    add("--passes", type=int, default=3, help="times a batch's answers are read: dense, then at shares (default: %(default)s)")
+    add("--passes", type=int, default=3, help="optimizer steps a batch: dense, then at shares (default: %(default)s)")
     add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")
     add("--distill", type=float, default=1.0, help="weight of KL to the model's own dense output (default: %(default)s)")
     add(

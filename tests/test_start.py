@@ -123,19 +123,19 @@ def test_every_task_has_a_sample():
 def test_what_a_run_starts_from(tmp_path, settings, start, initialised, found):
     run = trainer(tmp_path, "run", **settings)
     before = run.routed.bank.weight.detach().clone()
-    orders = begin(run, start, initialised)
+    begin(run, start, initialised)
     assert sorted(run.objective.order) == (list(range(6)) if found else [])
     assert torch.equal(run.routed.bank.weight, before) is (found is None)
     if found:
         name = "t" if found == "search" and run.s.layers == "routers" else "all"
-        assert orders == {name: find_order(run, found, sample(run.train, 0))}
+        assert run.orders == {name: find_order(run, found, sample(run.train, 0))}
 
 
 def test_a_run_killed_after_the_search_keeps_what_it_found(tmp_path, monkeypatch):
     run = trainer(tmp_path, "run")
-    orders = begin(run, "influence", False)
+    begin(run, "influence", False)
     again = trainer(tmp_path, "run")
     monkeypatch.setattr(start, "find_order", None)
     again.resume()
-    assert (again.step, again.orders, again.objective.order) == (0, orders, orders["all"])
+    assert (again.step, again.orders, again.objective.order) == (0, run.orders, run.orders["all"])
     assert torch.equal(again.routed.bank.bias, run.routed.bank.bias)

@@ -83,7 +83,7 @@ def test_resume_keeps_the_order_of_layers(tmp_path):
 def test_bf16_training_is_close_to_float32(tmp_path):
     assert native_precision() in ("bf16", "float32")
     one, two = (trainer(tmp_path, precision, precision=precision, epochs=0.3) for precision in ("float32", "bf16"))
-    losses = [run._gradients()[0] for run in (one, two)]
+    losses = [run._learn()[0] for run in (one, two)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     two.run([], quiet=True)
@@ -122,17 +122,29 @@ def test_a_run_starts_from_an_earlier_one(tmp_path):
         start_from(str(tmp_path), add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
 
 
+def learn_once(run):
+    """A step's loss, share and tokens, and the gradients of its last update, those of the routers."""
+    gradients, update = [], run._update
+
+    def watched():
+        gradients[:] = [p.grad.clone() for p in run.parameters if p.grad is not None]
+        update()
+
+    run._update = watched
+    return (*run._learn(), gradients)
+
+
 def test_a_batch_in_parts_has_the_same_gradient(tmp_path):
     whole, parts = (
         trainer(tmp_path, "whole", batch_size=8, accumulate=2),
         trainer(tmp_path, "parts", batch_size=8, accumulate=2),
     )
     parts.objective.s = parts.s = dataclasses.replace(parts.s, part_tokens=60)
-    found = [run._gradients() for run in (whole, parts)]
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    found = [learn_once(run) for run in (whole, parts)]
+    assert found[0][:3] == pytest.approx(found[1][:3], rel=1e-4)
     assert found[0][2] == sum(len(e.prompt) + len(e.response) for i in (0, 1) for e in whole._examples(i))
-    for one, two in zip(whole.parameters, parts.parameters, strict=True):
-        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-6)
+    for one, two in zip(found[0][3], found[1][3], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -172,11 +184,18 @@ if run.accelerator.is_main_process:
 
 def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     run = trainer(tmp_path, "nan")
-    loss = Objective.loss
-    monkeypatch.setattr(Objective, "loss", lambda *a: (torch.tensor(math.nan), 0.0) if run.step == 5 else loss(*a))
+    passes = Objective.passes
+    nan = (torch.tensor(math.nan), 0.0)
+    monkeypatch.setattr(Objective, "passes", lambda *a: iter([nan]) if run.step == 5 else passes(*a))
     with pytest.raises(TrainingError, match="loss is nan at step 6"):
         run.run([], quiet=True)
     assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def only(objective, batch):
+    """Loss and share of an objective with one pass a batch."""
+    (one,) = objective.passes(batch, 0)
+    return one
 
 
 def test_shares_follow_the_settings():
@@ -195,8 +214,8 @@ def test_every_answer_counts_the_same(hf):
     """The loss of a batch is the mean of its rows' losses, whatever their lengths."""
     objective = Objective(make_routed(hf), Settings(max_share=0.0), 1)
     group = examples(4)
-    alone = [float(objective.loss(collate([example]), 0)[0].detach()) for example in group]
-    assert float(objective.loss(collate(group), 0)[0].detach()) == pytest.approx(sum(alone) / 4, abs=1e-4)
+    alone = [float(only(objective, collate([example]))[0].detach()) for example in group]
+    assert float(only(objective, collate(group))[0].detach()) == pytest.approx(sum(alone) / 4, abs=1e-4)
 
 
 def test_distillation_is_kl_to_the_dense_output(hf):
@@ -223,9 +242,12 @@ def test_fixed_layers_are_the_same_for_all_prompts(hf, kind):
     chosen = objective.left_out(torch.rand(3, 6), 0.34)
     assert [tuple(torch.nonzero(row).flatten().tolist()) for row in chosen] == [fixed_layers(kind, 0.34, 6, order)] * 3
     assert objective.learns(0) == (False, True)
-    loss, share = objective.loss(collate(examples(3)), 0)
-    loss.backward()
-    assert 0 < share < 0.5
+    shares = []
+    for loss, share in objective.passes(collate(examples(3)), 0):
+        shares.append(share)
+        if share:
+            loss.backward()
+    assert shares[0] == 0 < shares[1] < shares[2] < 0.5
     assert routed.bank.weight.grad is None
 
 
@@ -263,9 +285,9 @@ def test_two_step_keeps_a_layer_and_weighs_by_probability(hf):
     batch = collate(examples(3))
     objective = Objective(routed, Settings(recipe="two-step", alpha=0.5, regulariser=0.25), 10)
     p = routed.read(batch).keep
-    plain = Objective(routed, Settings(recipe="two-step", alpha=0.0, regulariser=0.0), 10).loss(batch, 0)[0]
-    expected = plain + 0.5 * p.mean() + 0.25 * (p * (1 - p)).mean()
-    torch.testing.assert_close(objective.loss(batch, 0)[0], expected)
+    plain = Objective(routed, Settings(recipe="two-step", alpha=0.0, regulariser=0.0), 10)
+    expected = only(plain, batch)[0] + 0.5 * p.mean() + 0.25 * (p * (1 - p)).mean()
+    torch.testing.assert_close(only(objective, batch)[0], expected)
 
 
 def test_validation_while_training(tmp_path):

@@ -11,9 +11,9 @@ import torch
 from training_parts import examples, make_routed
 
 from first_cpp.synthetic import SHAPES
-from first_cpp.training.model import add_lora, decoder_layers
-from first_cpp.training.objective import Settings
-from first_cpp.training.rule import Routed, RouterBank, collate
+from first_cpp.training.model import decoder_layers
+from first_cpp.training.objective import Objective, Settings
+from first_cpp.training.rule import RouterBank, collate
 
 sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "tools"))
 import try_ideas
@@ -43,18 +43,22 @@ def test_the_window_that_needs_a_layer_most_counts():
     torch.testing.assert_close(bank_of(try_ideas.Windows).sum(0, hidden, mask) / 16, torch.stack(means).amax(0))
 
 
-def test_a_feed_forward_block_left_out_is_one_that_gives_nothing(hf):
-    batch = collate(examples(3))
+def test_a_feed_forward_block_left_out_gives_nothing_to_the_answer(hf):
+    (example,) = examples(1)
     routed = try_ideas.FeedForward(hf, decoder_layers(hf), make_routed(hf).bank)
-    run = torch.ones(3, 6)
+    run = torch.ones(1, 6)
     run[:, [1, 4]] = 0
-    found = routed.logits(routed.read(batch), run)
+    found = routed.logits(routed.read(collate([example])), run)
     routed.remove()
-    prompts = (routed := make_routed(hf)).read(batch)
-    with torch.no_grad():
-        for layer in (1, 4):
-            hf.model.layers[layer].mlp.down_proj.weight.zero_()
-    torch.testing.assert_close(found, routed.logits(prompts))
+    n = len(example.prompt)
+
+    def silence(_module, _args, update):
+        return torch.cat([update[:, :n], torch.zeros_like(update[:, n:])], dim=1)
+
+    for layer in (1, 4):
+        hf.model.layers[layer].mlp.register_forward_hook(silence)
+    expected = hf(torch.tensor([example.prompt + example.response])).logits[:, n - 1 : -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_feed_forward_blocks_are_as_heavy_as_layers(hf, monkeypatch):
@@ -82,22 +86,19 @@ def test_stand_ins_fit_what_layers_add(tmp_path):
     torch.testing.assert_close(routed.logits(prompts, keep), routed.logits(prompts), atol=1e-3, rtol=0)
 
 
-def test_the_prompts_last_position_read_again_is_the_same(hf):
-    routed = make_routed(hf)
-    prompts = routed.read(collate(examples(3)))
-    again = try_ideas.read_last(routed, prompts)
-    run = torch.ones(3, 6)
-    run[:, 3] = 0
-    torch.testing.assert_close(routed.logits(again, run), routed.logits(prompts, run))
-
-
-def test_a_step_a_pass_takes_as_many_steps(tmp_path, monkeypatch):
-    hf = reference.make_model(SHAPES["tiny"], seed=2)
-    layers = decoder_layers(hf)
-    lora = add_lora(hf, layers, 2, 4)
-    routed = Routed(lora, layers, RouterBank(6, 128, 1e-5))
-    run = try_ideas.StepAPass(routed, lora, examples(20), Settings(batch_size=4), str(tmp_path))
-    taken, update = [], run._update
-    monkeypatch.setattr(run, "_update", lambda: (taken.append(run.step), update()))
-    run.run([], quiet=True)
-    assert taken == [step for step in range(5) for _ in range(3)]
+def test_all_passes_are_one_step():
+    """Where no weight changes between passes, they teach the routers the same one after another, and together."""
+    routed, batch = make_routed(reference.make_model(SHAPES["tiny"], seed=2)), collate(examples(3))
+    gradients, losses = [], []
+    for kind in (Objective, try_ideas.OneStep):
+        losses.append(0.0)
+        routed.bank.zero_grad()
+        for loss, share in kind(routed, Settings(), 1).passes(batch, 0):
+            assert 0 <= share < 0.5
+            losses[-1] += float(loss.detach())
+            if loss.requires_grad:
+                loss.backward()
+        gradients.append(routed.bank.weight.grad.clone())
+    assert losses[0] == pytest.approx(3 * losses[1])
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[0], 3 * gradients[1], rtol=1e-3, atol=1e-6)

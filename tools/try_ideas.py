@@ -10,7 +10,7 @@ The options are those of `first-cpp train`. IDEA is one of
     last-tokens   routers read the last 32 tokens of a prompt
     windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
     stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
-    step-a-pass   every pass over a batch's answers is an optimizer step of its own; prompts are read, and teach, at the first
+    one-step      all passes over a batch's answers make one optimizer step
     feed-forward  feed-forward blocks alone are left out, as many as weigh what a share of the layers weighs
 """
 
@@ -21,7 +21,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from first_cpp.training import loop, objective, rule, start
 from first_cpp.training.data import Example, draw
 from first_cpp.training.loop import Trainer
 from first_cpp.training.model import decoder_layers
+from first_cpp.training.objective import Objective
 from first_cpp.training.rule import Routed, RouterBank, collate
 
 RANK = 16
@@ -118,8 +119,8 @@ def fit_stand_ins(trainer: Trainer, examples: Sequence[Example]) -> None:
 
     def watch(i: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = (args[0] if args else kwargs["hidden_states"])[mask[0]].float()
-            after = (output[0] if isinstance(output, tuple) else output)[mask[0]].float()
+            before = (args[0] if args else kwargs["hidden_states"])[:, 1:][mask[0]].float()
+            after = (output[0] if isinstance(output, tuple) else output)[:, 1:][mask[0]].float()
             found[i].append((before, after - before))
 
         return hook
@@ -150,53 +151,31 @@ def after_start(then: Callable[[Trainer], None]) -> None:
     """Does something more once routers have their start."""
     begin = start.begin
 
-    def begin_and(trainer: Trainer, *rest: Any) -> dict[str, list[int]]:
-        orders = begin(trainer, *rest)
+    def begin_and(trainer: Trainer, *rest: Any) -> None:
+        begin(trainer, *rest)
         with trainer.autocast():
             then(trainer)
-        return orders
 
     start.begin = begin_and
 
 
-class StepAPass(Trainer):
-    """Takes an optimizer step after every pass; what later passes read of the prompts is some steps old."""
+class OneStep(Objective):
+    """Makes all passes over a batch's answers one, of their mean loss."""
 
-    def _factor(self, step: int) -> float:
-        return super()._factor(step // self.s.passes)
+    n_passes = 1  # type: ignore[assignment]
 
-    def _gradients(self) -> tuple[float, float, int]:
-        examples = self._examples(self.step)
-        batch = self.to_device(collate(examples))
-        shares, losses, left = objective.shares_of(self.step, self.n_steps, self.s), [], 0.0
-        with self.autocast():
-            prompts = self.routed.read(batch)
-            dense = self.routed.logits(prompts)
-            lesson = objective.Lesson(batch, dense, self.s.distill)
-            loss = objective.answer_loss(dense, batch).mean()
-        for share in shares[1:]:
-            losses.append(float(loss.detach()))
-            loss.backward()
-            self._update()
-            with self.autocast():
-                prompts = read_last(self.routed, prompts)
-                left_out = self.objective.left_out(prompts.keep, share)
-                loss = lesson.loss(self.routed.logits(prompts, (~left_out).float())).mean()
+    def passes(self, batch: rule.Batch, step: int, weight: float = 1.0) -> Iterator[tuple[Tensor, float]]:
+        prompts = self.routed.read(batch)
+        dense = self.routed.logits(prompts)
+        lesson = objective.Lesson(batch, dense, self.s.distill)
+        losses, left = [objective.answer_loss(dense, batch).mean()], 0.0
+        shares = objective.shares_of(step, self.n_steps, self.s)[1:]
+        for share in shares:
+            left_out = self.left_out(prompts.keep.detach(), share)
+            run = self.routed.straight_through(prompts.keep, left_out)
+            losses.append(lesson.loss(self.routed.logits(prompts, run)).mean())
             left += float(left_out.float().mean())
-        self._check(loss)
-        loss.backward()
-        losses.append(float(loss.detach()))
-        return sum(losses) / len(losses), left / len(losses), int(batch.mask.sum())
-
-
-def read_last(routed: Routed, prompts: rule.Prompts) -> rule.Prompts:
-    """The same prompts, of which only the last position is read again, with the weights as they are now."""
-    cache = rule._copy(prompts.cache)
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[:, :, :-1].detach(), layer.values[:, :, :-1].detach()
-    split = prompts.batch.split
-    _, first = routed._prefill(prompts.batch, cache, split - 1, split)
-    return rule.Prompts(prompts.batch, prompts.keep.detach(), first, cache)
+        yield weight * torch.stack(losses).mean(), weight * left / (len(shares) + 1)
 
 
 def teach_anew(trainer: Trainer) -> None:
@@ -222,8 +201,8 @@ def apply(idea: str) -> None:
     elif idea == "stand-ins":
         rule.Routed = StandIns
         after_start(lambda trainer: fit_stand_ins(trainer, draw(trainer.train, 96, trainer.s.seed)))
-    elif idea == "step-a-pass":
-        loop.Trainer = StepAPass
+    elif idea == "one-step":
+        loop.Objective = OneStep
     elif idea == "feed-forward":
         rule.Routed = FeedForward
         after_start(lambda trainer: weigh_alike(decoder_layers(trainer.lora)[0]))
@@ -241,7 +220,7 @@ def _order_for_all(find: Any, trainer: Trainer, kind: str, examples: Sequence[Ex
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "idea", choices=["alone", "more", "mixed", "last-tokens", "windows", "stand-ins", "step-a-pass", "feed-forward"]
+        "idea", choices=["alone", "more", "mixed", "last-tokens", "windows", "stand-ins", "one-step", "feed-forward"]
     )
     args, options = parser.parse_known_args()
     training = argparse.ArgumentParser()

@@ -110,12 +110,13 @@ class Trainer:
         routed.bank.to(device)
         self.parameters = [*weights, *routed.bank.parameters()]
 
-    def _factor(self, step: int) -> float:
+    def _factor(self, update: int) -> float:
         """Linear warm-up, then cosine to a tenth."""
-        warm = max(1, int(self.s.warmup * self.n_steps))
-        if step < warm:
-            return (step + 1) / warm
-        return 0.55 + 0.45 * math.cos(math.pi * min(1.0, (step - warm) / max(1, self.n_steps - warm)))
+        n_updates = self.n_steps * self.objective.n_passes
+        warm = max(1, int(self.s.warmup * n_updates))
+        if update < warm:
+            return (update + 1) / warm
+        return 0.55 + 0.45 * math.cos(math.pi * min(1.0, (update - warm) / max(1, n_updates - warm)))
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the settings; bf16 needs no scaling of gradients."""
@@ -196,8 +197,7 @@ class Trainer:
             while self.step < end:
                 started = time.perf_counter()
                 self._choose_learners()
-                loss, share, tokens = self._gradients()
-                self._update()
+                loss, share, tokens = self._learn()
                 self.step += 1
                 seconds = time.perf_counter() - started
                 self.seconds += seconds
@@ -212,27 +212,31 @@ class Trainer:
         self.save()
         return self._validate(valid) if valid else {}
 
-    def _gradients(self) -> tuple[float, float, int]:
-        """The gradients of one optimizer step; its loss, the share of layers left out, its tokens."""
+    def _learn(self) -> tuple[float, float, int]:
+        """One step: a batch, or as many as `accumulate` says, and an update after every pass over the answers.
+
+        Returns the mean loss, the mean share of layers left out, and the tokens.
+        """
+        passes, tokens = [], 0
         first = self.step * self.s.accumulate
         numbers = range(first, min(first + self.s.accumulate, self.n_batches))
-        total, left_out, tokens = 0.0, 0.0, 0
         for number in numbers:
             examples = self._own(self._examples(number))
             for part in in_parts(examples, self.s.part_tokens):
-                batch, weight = self.to_device(collate(part)), len(part) / len(examples) / len(numbers)
+                batch = self.to_device(collate(part))
+                passes.append(self.objective.passes(batch, self.step, len(part) / len(examples) / len(numbers)))
+                tokens += int(batch.mask.sum())
+        total, left_out = 0.0, 0.0
+        for _ in range(self.objective.n_passes):
+            for one in passes:
                 with self.autocast():
-                    loss, share = self.objective.loss(batch, self.step)
-                    loss = loss * weight
+                    loss, share = next(one)
                 self._check(loss)
                 if loss.requires_grad:  # routers alone learn nothing where nothing is chosen
                     self.accelerator.backward(loss)
-                total, left_out, tokens = (
-                    total + float(loss.detach()),
-                    left_out + share * weight,
-                    tokens + int(batch.mask.sum()),
-                )
-        return total, left_out, tokens
+                total, left_out = total + float(loss.detach()), left_out + share
+            self._update()
+        return total / self.objective.n_passes, left_out / self.objective.n_passes, tokens
 
     def _examples(self, number: int) -> list[Example]:
         """The examples of a batch, counted from the start of the run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Settings:
     """Who chooses: the routers, or a set that is the same for all prompts (`policy.fixed_layers`)."""
     max_share: float = 0.5
     passes: int = 3
-    """Times that a batch's answers are read: once dense, then once for each of as many parts of 0..max_share."""
+    """Times that a batch's answers are read, an optimizer step each: dense, then for each of as many parts of 0..max_share."""
     curriculum: float = 0.0
     """Part of the run over which the largest share grows from 0."""
     distill: float = 1.0
@@ -101,7 +101,7 @@ def _mean(per_token: Tensor, mask: Tensor) -> Tensor:
 
 
 class Objective:
-    """The loss of a step. order: all layers in the order that `layers="search"` and "influence" leave them out."""
+    """What a batch's passes teach. order: all layers in the order that `layers="search"` and "influence" leave them out."""
 
     def __init__(self, routed: Routed, settings: Settings, n_steps: int, order: Sequence[int] = ()) -> None:
         self.routed, self.s, self.n_steps = routed, settings, n_steps
@@ -115,12 +115,22 @@ class Objective:
         first = step < round(self.s.router_part * self.n_steps)
         return first, not first
 
-    def loss(self, batch: Batch, step: int) -> tuple[Tensor, float]:
-        """The loss of one batch and the mean share of layers that it left out."""
+    @property
+    def n_passes(self) -> int:
+        """Times that a batch's answers are read, and the weights change."""
+        return len(shares_of(0, self.n_steps, self.s)) if self.s.recipe == "exact" else 1
+
+    def passes(self, batch: Batch, step: int, weight: float = 1.0) -> Iterator[tuple[Tensor, float]]:
+        """Of every pass over the answers, the loss and the mean share of layers left out, both times `weight`.
+
+        The weights may change between passes; the prompts are read once.
+        """
         prompts = self.routed.read(batch)
         if self.s.recipe == "exact":
-            return self._exact(prompts, shares_of(step, self.n_steps, self.s))
-        return self._soft(prompts) if self.learns(step)[0] else self._decided(prompts)
+            yield from self._exact(prompts, shares_of(step, self.n_steps, self.s), weight)
+        else:
+            loss, share = self._soft(prompts) if self.learns(step)[0] else self._decided(prompts)
+            yield weight * loss, weight * share
 
     def left_out(self, keep: Tensor, share: float) -> Tensor:
         """The layers that a share leaves out: bool [b, n_layer]."""
@@ -130,20 +140,28 @@ class Objective:
         chosen[:, list(fixed_layers(self.s.layers, share, self.n_layer, self.order, self.s.seed))] = True
         return chosen
 
-    def _exact(self, prompts: Prompts, shares: Sequence[float]) -> tuple[Tensor, float]:
-        """Exactly the share, chosen as inference chooses; the dense pass teaches the others."""
-        dense = self.routed.logits(prompts) if 0.0 in shares or self.s.distill > 0 else None
+    def _exact(self, prompts: Prompts, shares: Sequence[float], weight: float) -> Iterator[tuple[Tensor, float]]:
+        """Exactly each share, chosen as inference chooses; the dense output teaches the others.
+
+        The prompts' keys and values teach in the first pass. What all passes teach the scores goes to the routers in the last.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and 0.0 in shares):
+            dense = self.routed.logits(prompts) if 0.0 in shares or self.s.distill > 0 else None
         lesson = Lesson(prompts.batch, dense, self.s.distill)
         keep = prompts.keep if self.s.layers == "routers" else prompts.keep.detach()
-        losses, left = [], 0.0
-        for share in shares:
+        scores = keep.detach().requires_grad_(keep.requires_grad)
+        for i, share in enumerate(shares):
             left_out = self.left_out(keep.detach(), share)
-            if dense is not None and not bool(left_out.any()):
-                losses.append(answer_loss(dense, prompts.batch).mean())
-                continue
-            losses.append(lesson.loss(self.routed.logits(prompts, self.routed.straight_through(keep, left_out))).mean())
-            left += float(left_out.float().mean())
-        return torch.stack(losses).mean(), left / len(shares)
+            if not bool(left_out.any()):
+                logits = dense if i == 0 and share == 0 and dense is not None else self.routed.logits(prompts)
+                loss = weight * answer_loss(logits, prompts.batch).mean()
+            else:
+                run = self.routed.straight_through(scores if i < len(shares) - 1 else keep, left_out)
+                loss = weight * lesson.loss(self.routed.logits(prompts, run)).mean()
+            if i == len(shares) - 1 and scores.grad is not None:
+                loss = loss + (scores.grad * (keep - keep.detach())).sum()
+            yield loss, weight * float(left_out.float().mean())
+            prompts, dense = prompts.detached(), None
 
     def _soft(self, prompts: Prompts) -> tuple[Tensor, float]:
         """Two-step, first: every layer's update is weighted by its router's probability."""

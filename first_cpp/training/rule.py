@@ -92,14 +92,21 @@ class Prompts:
     """A batch whose prompts the model has read, every layer of it.
 
     keep: [b, n_layer], float32, with a gradient to the routers while they learn.
-    first: logits of the first answer token, [b, 1, n_vocab].
-    cache: keys and values of the prompts; None for models with a state that cannot be read twice.
+    cache: keys and values of all prompt positions but the last, which is read with the answer; None for models with a state
+    that cannot be read twice.
     """
 
     batch: Batch
     keep: Tensor
-    first: Tensor
     cache: Any
+
+    def detached(self) -> Prompts:
+        """The same without gradients: once weights have changed, those of the keys and values are of no use."""
+        cache = _copy(self.cache)
+        for layer in cache.layers if cache is not None else ():
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        return Prompts(self.batch, self.keep.detach(), cache)
 
 
 class Routed:
@@ -137,7 +144,7 @@ class Routed:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             if self._mask is not None:
-                self._sums.append(self.bank.sum(i, before, self._mask))
+                self._sums.append(self.bank.sum(i, before.detach(), self._mask))
             if self._run is not None:
                 after = self._mix(i, self._run[:, i], before, after)
             elif self._detach:
@@ -156,25 +163,23 @@ class Routed:
 
     def read(self, batch: Batch) -> Prompts:
         """Run all layers over the prompts, as prefill does."""
-        cache = _new_cache(self.model)
-        last = batch.split - 1
-        if cache is None or self.prompt_gradient == "all" or last == 0:
-            sums, first = self._prefill(batch, cache, 0, batch.split)
-        else:
-            self._detach = True
-            try:
-                sums, _ = self._prefill(batch, cache, 0, last)
-            finally:
-                self._detach = False
-            more, first = self._prefill(batch, cache, last, batch.split)
-            sums = sums + more
-        return Prompts(batch, sums / batch.prompt_mask.sum(1, keepdim=True), first, cache)
+        cache, last = _new_cache(self.model), batch.split - 1
+        self._detach = cache is not None and self.prompt_gradient == "keys"
+        try:
+            if cache is None or last == 0:
+                sums = self._prefill(batch, _copy(cache), 0, batch.split)
+            else:
+                sums = self._prefill(batch, cache, 0, last)
+                sums = sums + self._prefill(batch, _copy(cache), last, batch.split)
+        finally:
+            self._detach = False
+        return Prompts(batch, sums / batch.prompt_mask.sum(1, keepdim=True), cache)
 
-    def _prefill(self, batch: Batch, cache: Any, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Read prompt columns begin to end: sums of keep scores [b, n_layer], logits after the last [b, 1, n_vocab]."""
+    def _prefill(self, batch: Batch, cache: Any, begin: int, end: int) -> Tensor:
+        """Read prompt columns begin to end: sums of keep scores, [b, n_layer]."""
         self._mask, self._sums = batch.mask[:, begin:end], []
         try:
-            out = self.model(
+            self.model(
                 input_ids=batch.ids[:, begin:end],
                 attention_mask=batch.mask[:, :end].long(),
                 position_ids=batch.positions[:, begin:end],
@@ -184,18 +189,17 @@ class Routed:
             )
         finally:
             self._mask = None
-        return torch.stack(self._sums, dim=1), out.logits
+        return torch.stack(self._sums, dim=1)
 
     def logits(self, prompts: Prompts, run: Tensor | None = None) -> Tensor:
         """Logits that predict the answer tokens: [b, t - split, n_vocab].
 
-        run: [b, n_layer], how much of a layer's update answer positions take: 1 all, 0 nothing; None is 1 everywhere.
+        The prompt's last position, which predicts the first of them, runs every layer. run: [b, n_layer], how much of a
+        layer's update answer positions take: 1 all, 0 nothing; None is 1 everywhere.
         """
         batch = prompts.batch
         self._n_answer = batch.ids.shape[1] - batch.split - 1  # nothing is predicted from the last token
-        if self._n_answer == 0:
-            return prompts.first
-        begin = 0 if prompts.cache is None else batch.split
+        begin = 0 if prompts.cache is None else batch.split - 1
         self._run = run
         try:
             out = self.model(
@@ -204,11 +208,12 @@ class Routed:
                 position_ids=batch.positions[:, begin:-1],
                 past_key_values=_copy(prompts.cache),
                 use_cache=prompts.cache is not None,
-                logits_to_keep=self._n_answer,
+                logits_to_keep=self._n_answer + 1,
             )
         finally:
             self._run = None
-        return torch.cat([prompts.first, out.logits], dim=1)
+        logits: Tensor = out.logits
+        return logits
 
     def straight_through(self, keep: Tensor, left_out: Tensor) -> Tensor:
         """0 for layers left out and 1 for the others; backward, a sigmoid of the score around the border between them."""

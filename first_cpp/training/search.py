@@ -23,7 +23,7 @@ def removal_order(
     advance: called after each layer tried alone or chosen.
     """
     prompts = [routed.read(batch) for batch in batches]
-    lessons = [Lesson(one.batch, routed.logits(one), distill) for one in prompts]
+    lessons = [Lesson(one.batch, routed.logits(one) if distill > 0 else None, distill) for one in prompts]
     before = mean_loss(routed, prompts, lessons, [])
     alone = dict[int, float]()
     for layer in range(prompts[0].keep.shape[1]):

@@ -22,8 +22,8 @@ N_TOKENS, MOST_EXAMPLES = 640, 96
 """An order is found on so many answer tokens of training data: short answers need more examples to tell layers apart."""
 
 
-def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = True) -> dict[str, list[int]]:
-    """Give routers, or the fixed set that needs one, an order of the layers to start from; the orders found, by task.
+def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = True) -> None:
+    """Give routers, or the fixed set that needs one, an order of the layers to start from: `trainer.orders`, by task.
 
     start: "search", "influence" or None for what the run needs. initialised: the routers are an earlier run's, and stay
     unless `start` says otherwise. quiet: no progress bar.
@@ -31,7 +31,7 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
     layers = trainer.s.layers
     keeps = layers == "routers" and initialised and start is None
     if keeps or layers in ("even", "random", "last") or trainer.s.max_share == 0:
-        return {}
+        return
     kind = layers if layers != "routers" else start or "search"
     if layers == "routers" and kind == "search":
         samples = sample_by_task(trainer.train, trainer.s.seed)
@@ -47,7 +47,6 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
     teach_orders(trainer, orders, samples)
     trainer.orders = orders
     trainer.save()  # a search takes minutes: a run killed after it goes on from here
-    return orders
 
 
 def sample(examples: Sequence[Example], seed: int) -> list[Example]:
