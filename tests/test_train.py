@@ -122,6 +122,19 @@ def test_a_run_starts_from_an_earlier_one(tmp_path):
         start_from(str(tmp_path), add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
 
 
+def test_large_gradients_of_routers_do_not_shrink_those_of_lora(tmp_path):
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    layers = decoder_layers(hf)
+    lora = add_lora(hf, layers, 2, 4)
+    run = Trainer(Routed(lora, layers, RouterBank(6, 128, 1e-5)), lora, examples(4), Settings(), str(tmp_path))
+    for parameter in run.parameters:
+        parameter.grad = torch.full_like(parameter, 1e3 if parameter is run.routed.bank.weight else 1e-6)
+    seen = []
+    run.optimizer.step = lambda: seen.extend(float(p.grad.abs().max()) for p in run.weights)
+    run._update()
+    assert seen == pytest.approx([1e-6] * len(run.weights))
+
+
 def learn_once(run):
     """A step's loss, share and tokens, and the gradients of its last update, those of the routers."""
     gradients, update = [], run._update
