@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -133,6 +134,36 @@ def test_large_gradients_of_routers_do_not_shrink_those_of_lora(tmp_path):
     run.optimizer.step = lambda: seen.extend(float(p.grad.abs().max()) for p in run.weights)
     run._update()
     assert seen == pytest.approx([1e-6] * len(run.weights))
+
+
+@pytest.mark.parametrize("gradient", ["keys", "all"])
+@pytest.mark.parametrize(("settings", "n"), [({}, 3), ({"passes": 1}, 1), ({"passes": 2}, 2), ({"max_share": 0.0}, 1)], ids=str)
+def test_every_pass_is_an_optimizer_step(tmp_path, settings, n, gradient):
+    """Routers and LoRA learn; every pass answers with the weights that the one before left, and the rate falls over all."""
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    layers = decoder_layers(hf)
+    lora = add_lora(hf, layers, 2, 4)
+    bank = RouterBank(6, 128, 1e-5)
+    torch.nn.init.normal_(bank.weight, std=0.3)
+    routed = Routed(lora, layers, bank, prompt_gradient=gradient)
+    run = Trainer(routed, lora, examples(20), Settings(batch_size=4, lr=1e-2, **settings), str(tmp_path))
+    start = bank.weight.detach().clone()
+    seen, update = [], run._update
+
+    def watched():
+        seen.append((run.step, [p.detach().clone() for p in run.weights], any(p.grad is not None for p in bank.parameters())))
+        update()
+
+    run._update = watched
+    run.run([], quiet=True)
+    assert [step for step, _, _ in seen] == [step for step in range(5) for _ in range(n)]
+    for (_, before, _), (_, after, _) in itertools.pairwise(seen):
+        assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    learned = [i for i, (_, _, routers) in enumerate(seen) if routers]  # none where a share is less than half a layer
+    assert all(i % n == n - 1 for i in learned)
+    assert bool(learned) is (settings.get("max_share") != 0.0)
+    assert torch.equal(start, bank.weight) is not bool(learned)
+    assert run.schedule.get_last_lr()[0] == pytest.approx(1e-3, rel=0.01)
 
 
 def learn_once(run):

@@ -8,12 +8,14 @@ import sys
 import pytest
 import reference
 import torch
-from training_parts import examples, make_routed
+from training_parts import examples, make_routed, trainer
 
 from first_cpp.synthetic import SHAPES
+from first_cpp.training.data import Example
 from first_cpp.training.model import decoder_layers
-from first_cpp.training.objective import Objective, Settings
+from first_cpp.training.objective import Lesson, Objective, Settings
 from first_cpp.training.rule import RouterBank, collate
+from first_cpp.training.search import mean_loss, removal_order
 
 sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "tools"))
 import try_ideas
@@ -84,6 +86,24 @@ def test_stand_ins_fit_what_layers_add(tmp_path):
     keep = torch.ones(3, 6)
     keep[:, 2] = 0
     torch.testing.assert_close(routed.logits(prompts, keep), routed.logits(prompts), atol=1e-3, rtol=0)
+
+
+def test_an_order_by_what_layers_cost_alone(hf):
+    routed, batches = make_routed(hf), [collate(examples(4))]
+    prompts = [routed.read(batches[0])]
+    lessons = [Lesson(batches[0])]
+    alone = [mean_loss(routed, prompts, lessons, [layer]) for layer in range(6)]
+    found = try_ideas._order_alone(removal_order, routed, batches, 3, 0.0)
+    assert found == sorted(range(6), key=alone.__getitem__)
+
+
+def test_an_order_for_a_task_hears_of_the_others(tmp_path):
+    run = trainer(tmp_path, "run")
+    run.train = [Example("ab"[i % 2], [i], [0]) for i in range(20)]
+    own = [one for one in run.train if one.task == "a"]
+    heard = try_ideas._order_for_all(lambda _trainer, _kind, examples: examples, run, "search", own)
+    assert heard[:10] == own
+    assert [one.task for one in heard[10:]] == ["b"] * 5
 
 
 def test_all_passes_are_one_step():

@@ -118,7 +118,7 @@ class Objective:
     @property
     def n_passes(self) -> int:
         """Times that a batch's answers are read, and the weights change."""
-        return len(shares_of(0, self.n_steps, self.s)) if self.s.recipe == "exact" else 1
+        return self.s.passes if self.s.recipe == "exact" and self.s.max_share > 0 else 1
 
     def passes(self, batch: Batch, step: int, weight: float = 1.0) -> Iterator[tuple[Tensor, float]]:
         """Of every pass over the answers, the loss and the mean share of layers left out, both times `weight`.
@@ -149,16 +149,16 @@ class Objective:
             dense = self.routed.logits(prompts) if 0.0 in shares or self.s.distill > 0 else None
         lesson = Lesson(prompts.batch, dense, self.s.distill)
         keep = prompts.keep if self.s.layers == "routers" else prompts.keep.detach()
-        scores = keep.detach().requires_grad_(keep.requires_grad)
+        scores, last = keep.detach().requires_grad_(keep.requires_grad), len(shares) - 1
         for i, share in enumerate(shares):
             left_out = self.left_out(keep.detach(), share)
             if not bool(left_out.any()):
-                logits = dense if i == 0 and share == 0 and dense is not None else self.routed.logits(prompts)
+                logits = dense if share == 0 and dense is not None else self.routed.logits(prompts)
                 loss = weight * answer_loss(logits, prompts.batch).mean()
             else:
-                run = self.routed.straight_through(scores if i < len(shares) - 1 else keep, left_out)
+                run = self.routed.straight_through(keep if i == last else scores, left_out)
                 loss = weight * lesson.loss(self.routed.logits(prompts, run)).mean()
-            if i == len(shares) - 1 and scores.grad is not None:
+            if i == last and scores.grad is not None:
                 loss = loss + (scores.grad * (keep - keep.detach())).sum()
             yield loss, weight * float(left_out.float().mean())
             prompts, dense = prompts.detached(), None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Example, cost, draw
+from .data import Example, cost, draw, in_parts
 from .influence import influence_order
 from .loop import Trainer
 from .model import decoder_layers
@@ -41,7 +41,7 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
     with trainer.progress(quiet) as progress:
         for task, examples in samples.items():
             words = f"ordering the layers by {kind} for {task or 'the task'}, on {len(examples)} examples"
-            bar = progress.add_task(words, total=trainer.objective.n_layer + _most(trainer))
+            bar = progress.add_task(words, total=trainer.objective.n_layer + _most(trainer) if kind == "search" else None)
             orders[task] = find_order(trainer, kind, examples, functools.partial(progress.advance, bar))
     trainer.objective.order = next(iter(orders.values()))
     teach_orders(trainer, orders, samples)
@@ -80,10 +80,11 @@ def find_order(
     with trainer.autocast():
         if kind == "influence":
             return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.accelerator.device)
-        by_length = sorted(examples, key=cost)  # small groups: little padding
-        size = trainer.s.batch_size
-        groups = [trainer.to_device(collate(by_length[i : i + size])) for i in range(0, len(by_length), size)]
-        return removal_order(trainer.routed, groups, _most(trainer), trainer.s.distill, advance)
+        by_length = sorted(examples, key=cost)
+        eights = [by_length[i : i + 8] for i in range(0, len(by_length), 8)]  # small groups: little padding
+        groups = [group for eight in eights for group in in_parts(eight, trainer.s.part_tokens)]
+        batches = [trainer.to_device(collate(group)) for group in groups]
+        return removal_order(trainer.routed, batches, _most(trainer), trainer.s.distill, advance)
 
 
 def teach_orders(trainer: Trainer, orders: dict[str, list[int]], samples: dict[str, list[Example]]) -> None:
