@@ -6,6 +6,7 @@ Writes report.json, report.md, quality.png, layers.png and answers.jsonl; a kill
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -30,7 +31,8 @@ EPILOG = """examples:
 
 Tasks are scored by what they are: translation (BLEU, chrF), tldr (ROUGE-L, best reference), dialogue (ROUGE-L, mean over
 references), qa (F1, exact match); --metric says it for others. A row NAME=FILE@SKIP compares any other model: a LoRA trained
-dense, or trained for a fixed set of layers. SKIP: a share for a file with routers, layers, or KIND:SHARE with KIND a baseline.
+dense, or trained for a fixed set of layers. SKIP: a share for a file with routers, layers, or KIND:SHARE with KIND a baseline
+or "search"; where the file was trained for a set of that kind (first-cpp train --layers KIND), it is that very set.
 """
 
 
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="questions of each task to take KL over (default: %(default)s)",
     )
     add("--draws", type=whole_number(10), default=1000, help="of the bootstrap (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the bootstrap and of the random baseline")
+    add("--seed", type=whole_number(0), default=0, help="of the bootstrap and of the random baseline (default: %(default)s)")
     add("-c", "--ctx", type=whole_number(8), metavar="TOKENS", help="context length (default: the model's, at most 4096)")
     add("-t", "--threads", type=whole_number(1, MOST_THREADS), metavar="N", help="threads (default: physical cores)")
     add("--quiet", action="store_true", help="no progress bar")
@@ -124,7 +126,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """dense, the routed rows, the baselines at the same shares, and the rows given."""
-    from .evaluating.rows import Row, names_influence, parse_row
+    from .evaluating.rows import Row, parse_row
     from .model_file import open_gguf
     from .routers import load_routers
 
@@ -132,18 +134,15 @@ def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     file = open_gguf(args.model)
     n_layer = int(file.get(f"{file.get('general.architecture').decode()}.block_count"))
     names = list(FIXED) if args.baselines == "all" else [n for n in args.baselines.split(",") if n != "none"]
-    order = _influence_order(args) if "influence" in names or any(map(names_influence, args.row)) else []
+    influence = functools.cache(functools.partial(_influence_order, args))
     rows = [Row("dense", args.model, 0.0, None, args.routers)]
     for share in (share for share in shares if share > 0):
         layers_for_share(share, n_layer)  # raises when none would stay
         rows.append(Row(f"routed@{share:g}", args.model, share, share, args.routers))
         for name in names:
-            layers = fixed_layers(name, share, n_layer, order, args.seed)
+            layers = fixed_layers(name, share, n_layer, influence() if name == "influence" else (), args.seed)
             rows.append(Row(f"{name}@{share:g}", args.model, share, layers, args.routers))
-    given = [parse_row(text, n_layer, order, args.seed) for text in args.row]
-    for row in given:
-        if not os.path.isfile(row.file):
-            raise MissingFileError(f"--row {row.name}: there is no file {row.file}")
+    for row in [parse_row(text, n_layer, influence, args.seed) for text in args.row]:
         if isinstance(row.skip, float):
             load_routers(row.file)  # raises where there are none that a share could go by
         if row.name in [other.name for other in rows]:
@@ -178,10 +177,10 @@ def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question]
     from .llama import Llama
 
     os.makedirs(args.out, exist_ok=True)
-    _check_same_run(args, questions)
+    _check_same_run(args, rows, questions, settings)
     answers = Answers(os.path.join(args.out, "answers.jsonl"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    dense = Llama(args.model, skip=None, **settings) if args.kl else None
+    dense = Llama(args.model, routers=args.routers, skip=None, **settings) if args.kl else None
     try:
         with Progress(*columns, disable=args.quiet or not sys.stderr.isatty()) as progress:
             bars = {
@@ -205,32 +204,29 @@ def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question]
     return answers
 
 
-def _check_same_run(args: argparse.Namespace, questions: list[Question]) -> None:
-    """Answers of another model or of other questions are not mixed in."""
+def _check_same_run(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> None:
+    """Answers of other models, layers or questions are not mixed in; rows may be added."""
     import hashlib
 
-    asked = hashlib.sha256(repr([(q.task, q.prompt) for q in questions]).encode()).hexdigest()
-    size = {
-        path: os.path.getsize(path) for path in [args.model, *(text.partition("=")[2].partition("@")[0] for text in args.row)]
-    }
     mine = {
-        "questions": asked,
-        "files": size,
-        "routers": args.routers,
+        "questions": hashlib.sha256(repr([(q.task, q.prompt) for q in questions]).encode()).hexdigest(),
         "max_tokens": args.max_tokens,
         "kl": args.kl,
         "seed": args.seed,
+        "ctx": settings["n_ctx"],
+        "threads": settings["n_threads"],
+        "rows": {row.name: row.identity() for row in rows},
     }
     path = os.path.join(args.out, "run.json")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
-        different = [
-            key
-            for key in mine
-            if before.get(key) != mine[key] and not (key == "files" and before["files"].items() <= size.items())
-        ]
+        kept = before.get("rows", {})
+        different = [key for key in mine if key != "rows" and before.get(key) != mine[key]]
+        different += [f"row {name}" for name, what in mine["rows"].items() if kept.get(name, what) != what]
         if different:
             raise EvalUsage(f"--out {args.out} holds an evaluation with other {', '.join(different)}; choose another folder")
-    with open(path, "w", encoding="utf-8") as file:
+        mine["rows"] = kept | mine["rows"]
+    with open(path + ".part", "w", encoding="utf-8") as file:
         json.dump(mine, file)
+    os.replace(path + ".part", path)

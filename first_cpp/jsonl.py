@@ -38,4 +38,6 @@ def field(record: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "missing" if name not in record else "empty" if value == "" or isinstance(value, str) else repr(value)
         raise DataError(f"{where}: {name} is {found}, expected text")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise DataError(f"{where}: {name} has half of a surrogate pair (\\ud800 to \\udfff), which is no text")
     return value

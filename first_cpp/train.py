@@ -15,7 +15,7 @@ from typing import Any
 from .errors import FirstCppError
 from .exit import add_debug
 from .machine import describe_machine
-from .policy import FIXED
+from .policy import FIXED, layers_for_share
 from .shipped import find_adapter
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=float, default=1.0)
     add("--stop-after", type=int, metavar="STEPS", help="end here, on the schedule of --epochs; --resume goes on to its end")
     add("--batch-size", type=int, default=8)
-    add("--accumulate", type=int, default=1, help="batches per optimizer step")
+    add("--accumulate", type=int, default=1, help="batches per step (default: %(default)s)")
     add(
         "--part-tokens",
         type=int,
@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
     add("--router-lr", type=float, default=1e-4, help="learning rate of the routers (default: %(default)s)")
     add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
-    add("--passes", type=int, default=3, help="optimizer steps a batch: dense, then at shares (default: %(default)s)")
+    add(
+        "--passes",
+        type=int,
+        default=3,
+        help="optimizer steps a batch, dense and at shares, one where nothing is left out (default: %(default)s)",
+    )
     add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")
     add("--distill", type=float, default=1.0, help="weight of KL to the model's own dense output (default: %(default)s)")
     add(
@@ -80,12 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: bf16 where the hardware computes with it",
     )
     add("--temperature", type=float, default=0.05, help="of the straight-through gradient to the routers")
-    add("--skip", type=float, help='share to recommend ("auto"); default: 0.25, two-step: what falls below 0.5')
+    add(
+        "--skip",
+        type=float,
+        help='share to recommend ("auto"); default: 0.25; two-step: what falls below 0.5; nothing without routers',
+    )
     add("--max-prompt", type=int, default=1024, help="longest prompt in tokens")
     add("--max-response", type=int, default=512, help="longest response in tokens")
     add("--limit", type=int, help="train on this many examples, drawn by --seed, of each task equally many")
-    add("--checkpoint", type=int, default=200, metavar="STEPS", help="optimizer steps between checkpoints")
-    add("--validate", type=int, default=0, metavar="STEPS", help="optimizer steps between validations (0: at the end)")
+    add("--checkpoint", type=int, default=200, metavar="STEPS", help="steps between checkpoints (default: %(default)s)")
+    add("--validate", type=int, default=0, metavar="STEPS", help="steps between validations (0: at the end)")
     add("--valid-limit", type=int, default=200, help="validation examples used, of each task equally many")
     add("--seed", type=int, default=0)
     add("--quiet", action="store_true", help="no progress bar")
@@ -110,12 +119,13 @@ def command(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     started = time.time()
     model, tokenizer = load_model(args.model)
+    layers = decoder_layers(model)
+    for share in (args.max_share, args.skip or 0):
+        layers_for_share(share, len(layers))  # raises when none would stay
     train = draw(read_examples(args.data, tokenizer, args.max_prompt, args.max_response), args.limit, args.seed)
     valid = []
     if args.valid:
         valid = draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
-    os.makedirs(args.out, exist_ok=True)
-    layers = decoder_layers(model)
     config = model.config.get_text_config()
     bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5))
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
@@ -125,10 +135,12 @@ def command(args: argparse.Namespace) -> None:
     args.precision = native_precision() if args.precision == "auto" else args.precision
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
+    os.makedirs(args.out, exist_ok=True)
     trainer = Trainer(routed, lora, train, settings, args.out)
     if args.resume:
         trainer.resume()
     else:
+        trainer.start_log()
         begin(trainer, args.start, args.init is not None, args.quiet)
     losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
@@ -139,6 +151,7 @@ def command(args: argparse.Namespace) -> None:
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "seconds": round(trainer.seconds),
         "steps": trainer.step,
+        "updates": trainer.step * trainer.objective.n_passes,
         "settings": dataclasses.asdict(settings),
         "orders": trainer.orders,
         "valid_loss": losses,

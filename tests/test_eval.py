@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from routers_files import routed_model
 
 from first_cpp import Llama
 from first_cpp.cli import main
-from first_cpp.errors import SkipError
+from first_cpp.errors import MissingFileError, SkipError
 from first_cpp.evaluating import answer as answering
 from first_cpp.evaluating.bootstrap import Scores
 from first_cpp.evaluating.metrics import Corpus, Mean, squad_exact, squad_f1
@@ -120,30 +121,57 @@ def test_static_sets():
     assert len(fixed_layers("random", 0.5, 30)) == 15
 
 
-def test_rows_as_typed():
-    row = parse_row("tuned=a.gguf@0.25", 6)
-    assert (row.name, row.system, row.file, row.skip, row.share) == ("tuned@0.25", "tuned", "a.gguf", 0.25, 0.25)
-    assert parse_row("tuned=a.gguf", 6).skip is None
-    best = parse_row("best=a.gguf@3,1", 6)
+def test_rows_as_typed(tiny):
+    def parse(text, order=()):
+        return parse_row(text, 6, lambda: order)
+
+    row = parse(f"tuned={tiny}@0.25")
+    assert (row.name, row.system, row.file, row.skip, row.share) == ("tuned@0.25", "tuned", tiny, 0.25, 0.25)
+    assert parse(f"tuned={tiny}").skip is None
+    best = parse(f"best={tiny}@3,1")
     assert (best.name, best.skip, best.share) == ("best@2/6", (1, 3), 2 / 6)
-    even = parse_row("even+lora=a.gguf@even:0.34", 6)
+    even = parse(f"even+lora={tiny}@even:0.34")
     assert (even.name, even.system, even.skip, even.share) == ("even+lora@0.34", "even+lora", (2, 3), 0.34)
-    assert parse_row("x=a.gguf@influence:0.34", 6, [4, 0, 1, 2, 3, 5]).skip == (0, 4)
+    assert parse(f"x={tiny}@influence:0.34", [4, 0, 1, 2, 3, 5]).skip == (0, 4)
+    with pytest.raises(MissingFileError, match=r"--row x: there is no file a\.gguf"):
+        parse("x=a.gguf@0.25")
     for text in (
         "a.gguf",
         "=a.gguf",
         "x=",
-        "x=a.gguf@auto",
-        "x=a.gguf@2",
-        "x=a.gguf@even:",
-        "x=a.gguf@even:1,2",
-        "x=a.gguf@2,6",
-        "x=a@odd:0.5",
+        f"x={tiny}@auto",
+        f"x={tiny}@2",
+        f"x={tiny}@even:",
+        f"x={tiny}@even:1,2",
+        f"x={tiny}@2,6",
+        f"x={tiny}@odd:0.5",
+        f"x={tiny}@search:0.5",
     ):
-        with pytest.raises(ValueError, match=r"--row|skip|layers 'odd'"):
-            parse_row(text, 6)
+        with pytest.raises(ValueError, match=r"--row|skip|layers 'odd'|searched order"):
+            parse(text)
     with pytest.raises(SkipError, match="'odd' is unknown"):
         fixed_layers("odd", 0.5, 6)
+
+
+def test_a_row_leaves_out_the_layers_that_its_lora_was_trained_for(tiny, tmp_path):
+    def trained(number, **train):
+        return routed_model(tiny, tmp_path, number, **{f"train.{key}": value for key, value in train.items()})
+
+    def parse(kind, file, seed=0):
+        return parse_row(f"x={file}@{kind}:0.34", 6, lambda: [0, 1, 2, 3, 4, 5], seed).skip
+
+    search = trained(1, layers="search", seed="3", order="5,2,0,1,3,4")
+    influence = trained(2, layers="influence", seed="3", order="1,4,0,2,3,5")
+    assert parse("search", search) == (2, 5)
+    assert parse("influence", influence) == (1, 4)
+    assert parse("influence", search) == (0, 1)
+    with pytest.raises(ValueError, match="does not name a searched order"):
+        parse("search", influence)
+    for number, order in ((5, "1,2,3"), (6, "a,b"), (7, "0,1,2,3,4,4")):
+        with pytest.raises(ValueError, match=r"first\.train\.order"):
+            parse("search", trained(number, layers="search", seed="3", order=order))
+    random = trained(3, layers="random", seed="3")
+    assert parse("random", random, seed=0) == fixed_layers("random", 0.34, 6, seed=3) != fixed_layers("random", 0.34, 6, seed=0)
 
 
 # -- a whole evaluation --------------------------------------------------------------------------------------------
@@ -265,6 +293,12 @@ def test_what_cannot_be_evaluated(routed, data, tmp_path, capsys, args, message)
     assert not (tmp_path / "report").exists()
 
 
+def test_a_seed_below_0_is_refused_before_answers(routed, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(routed, data, tmp_path / "report", "--seed", "-1")
+    assert "argument --seed: '-1' is not a whole number of at least 0" in capsys.readouterr().err
+
+
 def test_a_share_needs_routers(routed, tiny, data, tmp_path, capsys):
     assert evaluate(routed, data, tmp_path / "report", "--row", f"other={tiny}@0.34") == 2
     assert f"no routers in {tiny}" in capsys.readouterr().err
@@ -293,3 +327,34 @@ def test_other_questions_do_not_mix_in(routed, data, tmp_path, capsys):
     evaluate(routed, data, out, "--skip", "0")
     assert evaluate(routed, data, out, "--skip", "0", "--limit", "2") == 2
     assert "holds an evaluation with other questions" in capsys.readouterr().err
+
+
+def test_other_models_and_layers_do_not_mix_in(routed, tiny, models, data, tmp_path, capsys):
+    """A file made anew under the same name, and another set of as many layers, are other rows."""
+    out, file = tmp_path / "report", tmp_path / "m.gguf"
+    shutil.copy(routed, file)
+    assert evaluate(str(file), data, out, "--skip", "0", "--row", f"set={file}@1,2") == 0
+    assert evaluate(str(file), data, out, "--skip", "0,0.34", "--row", f"set={file}@1,2") == 0  # rows may be added
+    assert evaluate(str(file), data, out, "--skip", "0", "--row", f"set={file}@1,3") == 2
+    assert "holds an evaluation with other row set@2/6" in capsys.readouterr().err
+    assert evaluate(str(file), data, out, "--skip", "0", "-t", "1") == 2
+    assert "holds an evaluation with other threads" in capsys.readouterr().err
+    raw = bytearray(file.read_bytes())
+    raw[-200:] = bytes(200)
+    file.write_bytes(raw)
+    assert evaluate(str(file), data, out, "--skip", "0") == 2
+    assert "holds an evaluation with other row dense" in capsys.readouterr().err
+
+
+def test_kl_is_to_the_model_with_its_side_file(tiny, data, tmp_path, monkeypatch):
+    """With --routers, the dense row is the base with the side file's LoRA: KL to itself is not measured, nor to less."""
+    made = []
+    original = answering.Wanted.of
+    monkeypatch.setattr(answering.Wanted, "of", lambda dense, *rest: (made.append(dense), original(dense, *rest))[1])
+    side = routed_model(tiny, tmp_path, 4, sidecar=True)
+    assert evaluate(tiny, data, tmp_path / "report", "--routers", side, "--skip", "0,0.34", "--row", f"base={tiny}") == 0
+    assert {llm._routers_path for llm in made} == {side}
+    rows = {one["row"]: one for one in json.loads((tmp_path / "report" / "report.json").read_text())["rows"]}
+    assert rows["dense"]["kl"] is None
+    assert rows["base"]["kl"] == pytest.approx(0, abs=1e-6)  # another row, though zero routers change nothing
+    assert rows["routed@0.34"]["kl"] > 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import reference
@@ -71,15 +69,23 @@ def test_gradient_reaches_routers_only_through_the_choice(hf):
 
 
 def test_straight_through_gradient_is_the_slope_at_the_border(hf):
-    """Forward 0 and 1; backward, a score near the border moves its layer's update as the sigmoid there does."""
+    """Forward 0 and 1; backward, a ramp as steep as a sigmoid's middle, less the mean over the layers that are on it."""
     routed = make_routed(hf)
     keep = torch.tensor([[0.9, 0.40, 0.50, 0.1, 0.8, 0.7]], requires_grad=True)
     run = routed.straight_through(keep, lowest(keep.detach(), 2))
     assert run.tolist() == [[1, 0, 1, 0, 1, 1]]
     run[0, 1].backward()
-    y = 1 / (1 + math.exp(0.05 / 0.05))  # the border is 0.45, the temperature 0.05
-    slope = y * (1 - y) / 0.05
-    np.testing.assert_allclose(keep.grad[0], [-slope / 6, slope * 5 / 6, *[-slope / 6] * 4], rtol=1e-5)
+    slope = 1 / (4 * 0.05)  # the temperature is 0.05, the border 0.45: only scores from 0.35 to 0.55 are on the ramp
+    np.testing.assert_allclose(keep.grad[0], [0, slope / 2, -slope / 2, 0, 0, 0], rtol=1e-5)
+
+
+def test_layers_far_from_the_border_keep_their_place(hf):
+    """No gradient reaches them, which Adam, however small it were, would make steps of full size of."""
+    routed = make_routed(hf, temperature=0.03)
+    keep = torch.tensor([[0.9, 0.40, 0.50, 0.3, 0.8, 0.7]], requires_grad=True)
+    run = routed.straight_through(keep, lowest(keep.detach(), 2))
+    (run * torch.rand(1, 6)).sum().backward()
+    assert (keep.grad[0] == 0).tolist() == [True, False, False, True, True, True]
 
 
 def test_scores_do_not_rise_all_together(hf):

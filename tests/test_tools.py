@@ -21,6 +21,7 @@ def leave_run(folder, command, losses, seconds=90):
         "machine": "a machine",
         "torch": "2.9",
         "steps": 30,
+        "updates": 90,
         "seconds": seconds,
         "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=False))},
     }
@@ -41,7 +42,7 @@ def test_runs_are_a_table_of_what_differs(tmp_path):
         leave_run(tmp_path / "base", "--lr 8e-4 --quiet", (1.5, 2.25)),
         leave_run(tmp_path / "set", "--lr 8e-4 --layers search", (1.25, 2.125), 120),
         leave_run(tmp_path / "slow", "--distill 0", (1.0, 2.0)),
-        leave_run(tmp_path / "dense", "--lr 8e-4 --max-share 0", (1.0,)),
+        leave_run(tmp_path / "dense", "--lr 1e-2 --max-share 0 --lr 8e-4", (1.0,)),
     ]
     for _ in range(2):
         done = compare(document, *runs)
@@ -52,10 +53,10 @@ def test_runs_are_a_table_of_what_differs(tmp_path):
     assert "old" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[2:] == [
-        "| as it is | 1.500 | 2.250 | 30 | 1.5 |",
-        "| `--layers search` | 1.250 | 2.125 | 30 | 2.0 |",
-        "| `--distill 0`, no `--lr 8e-4` | 1.000 | 2.000 | 30 | 1.5 |",
-        "| `--max-share 0` | 1.000 |  | 30 | 1.5 |",
+        "| as it is | 1.500 | 2.250 | 30 | 90 | 1.5 |",
+        "| `--layers search` | 1.250 | 2.125 | 30 | 90 | 2.0 |",
+        "| `--distill 0`, no `--lr 8e-4` | 1.000 | 2.000 | 30 | 90 | 1.5 |",
+        "| `--max-share 0` | 1.000 |  | 30 | 90 | 1.5 |",
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 import reference
 import torch
 from helpers import greedy, tokens
+from safetensors import safe_open
 from safetensors.torch import load_file
 from training_parts import answer, examples, make_routed, trainer
 
@@ -27,7 +28,7 @@ from first_cpp.training.data import Example
 from first_cpp.training.loop import Trainer, TrainingError, native_precision, read_scores, validate
 from first_cpp.training.model import add_lora, decoder_layers, linear_names, start_from
 from first_cpp.training.objective import Lesson, Objective, Settings, answer_loss, below_half, shares_of
-from first_cpp.training.result import share_below_half
+from first_cpp.training.result import save_result, share_below_half
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
 from first_cpp.training.start import begin
 
@@ -97,6 +98,36 @@ def test_resume_of_another_run_is_refused(tmp_path):
         trainer(tmp_path, "a", epochs=0.5, seed=1).resume()
     with pytest.raises(TrainingError, match="no checkpoint"):
         trainer(tmp_path, "b").resume()
+    other = trainer(tmp_path, "a", epochs=0.5)
+    other.routed.temperature = 0.2
+    with pytest.raises(TrainingError, match=r"other settings: temperature$"):
+        other.resume()
+    other = trainer(tmp_path, "a", epochs=0.5)
+    other.train = other.train[1:]
+    with pytest.raises(TrainingError, match=r"other settings: examples$"):
+        other.resume()
+    other = trainer(tmp_path, "a", epochs=0.5)
+    other.parameters.append(torch.zeros(3))
+    with pytest.raises(TrainingError, match=r"other settings: rank or model$"):
+        other.resume()
+
+
+def test_logs_hold_one_run(tmp_path):
+    """Neither what was written after the checkpoint, nor what a run that left none wrote."""
+    valid = examples(4, seed=70)
+    run = trainer(tmp_path, "run", epochs=0.5)
+    run.run(valid, validate_every=2, quiet=True)
+    path = tmp_path / "run" / "valid.jsonl"
+    whole = [line["step"] for line in map(json.loads, path.read_text().splitlines())]
+    assert whole == [2, 4, 5]
+    run.step = 3
+    run.save()
+    again = trainer(tmp_path, "run", epochs=0.5)
+    again.resume()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2]
+    again.start_log()
+    assert not path.exists()
+    assert not (tmp_path / "run" / "log.csv").exists()
 
 
 def test_a_run_starts_from_an_earlier_one(tmp_path):
@@ -382,6 +413,51 @@ def test_learns_to_leave_the_harmless_layers_out(tmp_path):
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", ["--max-share", "--skip"])
+def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, capsys, monkeypatch, share):
+    monkeypatch.setattr(
+        "first_cpp.training.model.load_model", lambda path: (reference.make_model(SHAPES["tiny"], seed=2), None)
+    )
+    assert main(["train", "--model", "m", "--data", "nowhere.jsonl", "--out", str(tmp_path / "run"), share, "0.95"]) == 2
+    assert "would leave out all 6 layers" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "skip", "order"),
+    [
+        ({}, 0.25, None),
+        ({"max_share": 0.0}, 0.0, None),
+        ({"layers": "random", "seed": 3}, 0.0, ""),
+        ({"layers": "search"}, 0.0, "5,2,0,1,3,4"),
+    ],
+    ids=str,
+)
+def test_what_a_run_leaves_behind(tmp_path, settings, skip, order):
+    """Where routers did not learn nothing is left out unasked, and a fixed set is named, for eval to compare."""
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    layers = decoder_layers(hf)
+    lora = add_lora(hf, layers, 2, 4)
+    run = Trainer(Routed(lora, layers, RouterBank(6, 128, 1e-5)), lora, examples(4), Settings(**settings), str(tmp_path))
+    run.objective.order = [5, 2, 0, 1, 3, 4] if order else []
+    save_result(str(tmp_path), run, lora, {"command": "first-cpp train --data " + "ä" * 5000}, None)
+    with safe_open(tmp_path / "routers.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    assert float(metadata["skip"]) == skip
+    assert len(metadata["train.command"].encode()) <= 4096
+    assert metadata["train.command"].endswith("ä...")
+    assert metadata.get("train.layers") == settings.get("layers")
+    assert metadata.get("train.order", "") == (order or "")
+    assert (metadata["train.seed"] == str(run.s.seed)) if order is not None else ("train.seed" not in metadata)
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_a_run_without_lora_leaves_no_adapter(tmp_path):
+    run = trainer(tmp_path, "run")
+    save_result(run.out, run, run.lora, {}, None)
+    assert sorted(os.listdir(run.out)) == ["layers.png", "routers.safetensors", "train.json"]
 
 
 @pytest.mark.slow

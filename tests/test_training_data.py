@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+import gguf
+import numpy as np
 import pytest
 from training_parts import examples
 
-from first_cpp.errors import MissingFileError
+from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.training.data import DataError, Example, batches, draw, encode_prompt, in_parts, read_examples
+from first_cpp.training.model import check_rotary, load_model
 
 
 class Words:
@@ -34,6 +37,7 @@ class Words:
         (b'{"prompt": "a a a a a a a a a a a", "response": "b"}', "2: the prompt has 11 tokens, at most 10"),
         (b'{"prompt": "a", "response": "b b b b b b"}', "2: the response has 6 tokens, at most 5"),
         (b"", "2: not JSON"),
+        (b'{"prompt": "a \\ud800", "response": "b"}', "2: prompt has half of a surrogate pair"),
     ],
 )
 def test_bad_data_names_file_and_line(tmp_path, line, said):
@@ -81,3 +85,30 @@ def test_a_limit_draws_tasks_in_equal_parts():
     assert [sum(one.task == task for one in found) for task in ("few", "many")] == [10, 20]
     assert found == draw(group, 30, 3) != draw(group, 30, 4)
     assert draw(group, None, 0) == draw(group, 50, 0) == group
+
+
+@pytest.mark.parametrize(
+    ("scaling", "tensor", "said"),
+    [
+        (gguf.RopeScalingType.LINEAR, "x", "llama.rope.scaling.type = linear"),
+        (gguf.RopeScalingType.NONE, "rope_freqs.weight", "tensor rope_freqs.weight"),
+        (None, "rope_factors_long.weight", "tensor rope_factors_long.weight"),
+        (gguf.RopeScalingType.NONE, "x", None),
+        (None, "x", None),
+    ],
+)
+def test_a_gguf_with_scaled_rotary_embeddings_is_not_trained(tmp_path, scaling, tensor, said):
+    path = str(tmp_path / "m.gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    if scaling is not None:
+        writer.add_rope_scaling_type(scaling)
+    writer.add_tensor(tensor, np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if said is None:
+        check_rotary(path)
+        return
+    with pytest.raises(ModelFileError, match=f"{said}.*Hugging Face folder"):
+        load_model(path)

@@ -22,9 +22,9 @@ def read_run(folder: str) -> dict:
 
 
 def options(run: dict) -> list[str]:
-    """The options of a run's command, each with its value, without what names files."""
-    words = re.split(r" (?=--)", run["command"])[1:]
-    return [word for word in words if word.split()[0] not in ("--out", "--quiet", "--resume")]
+    """The options of a run's command, each with its value, the last where it is given twice, without what names files."""
+    words = {word.split()[0]: word for word in re.split(r" (?=--)", run["command"])[1:]}
+    return [word for name, word in words.items() if name not in ("--out", "--quiet", "--resume")]
 
 
 def difference(run: dict, first: dict) -> str:
@@ -38,12 +38,13 @@ def difference(run: dict, first: dict) -> str:
 
 def table(runs: list[dict]) -> str:
     shares = list(dict.fromkeys(share for run in runs for share in run["valid_loss"]["mean"]))
-    head = ["run", *(f"{float(share):g}" for share in shares), "steps", "minutes"]
+    head = ["run", *(f"{float(share):g}" for share in shares), "steps", "updates", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for run in runs:
         mean = run["valid_loss"]["mean"]
         losses = [f"{mean[share]:.3f}" if share in mean else "" for share in shares]
-        cells = [difference(run, runs[0]), *losses, str(run["steps"]), f"{run['seconds'] / 60:.1f}"]
+        counts = [str(run["steps"]), str(run.get("updates", "")), f"{run['seconds'] / 60:.1f}"]
+        cells = [difference(run, runs[0]), *losses, *counts]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

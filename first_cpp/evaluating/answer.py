@@ -33,8 +33,9 @@ class Answers:
                     if line.endswith("\n"):  # a line that a killed run began is answered again
                         one = json.loads(line)
                         self.found[one["row"], one["question"]] = one
-            with open(path, "w", encoding="utf-8") as file:
+            with open(path + ".part", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self.found.values())
+            os.replace(path + ".part", path)
 
     def add(self, one: dict[str, Any]) -> None:
         """Keep an answer."""
@@ -89,7 +90,7 @@ def reads_scores(row: Row) -> bool:
 
 def _diverges(row: Row, dense: Llama | None) -> bool:
     """Whether a row is anything else than the dense model itself."""
-    return dense is not None and (row.file, row.skip) != (dense.model_path, None)
+    return dense is not None and (row.file, row.routers, row.skip) != (dense.model_path, dense._routers_path, None)
 
 
 def kl_questions(questions: Sequence[Question], n: int) -> set[int]:
@@ -148,8 +149,8 @@ class Wanted:
     @classmethod
     def of(cls, dense: Llama, question: Question, max_tokens: int) -> Wanted | None:
         """None where the dense model cannot answer."""
-        prompt = chat_prompt(dense, question.prompt)
         try:
+            prompt = chat_prompt(dense, question.prompt)
             answer = generated(dense, prompt, max_tokens)
         except (FirstCppError, RuntimeError, ValueError):
             return None

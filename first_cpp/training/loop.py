@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -136,6 +136,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "settings": asdict(self.s),
+            "of": self._of(),
             "order": list(self.objective.order),
             "orders": self.orders,
             "parameters": [p.detach().cpu() for p in self.parameters],
@@ -146,13 +147,15 @@ class Trainer:
         os.replace(part, final)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint. Raises TrainingError if there is none, or it is of another run."""
+        """Go on from the last checkpoint. Raises TrainingError if there is none, or it is of another run: other settings,
+        examples, temperature or weights to train."""
         path = os.path.join(self.out, "checkpoint.pt")
         if not os.path.exists(path):
             raise TrainingError(f"--resume: no checkpoint in {self.out}")
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        if state["settings"] != asdict(self.s):
-            changed = [key for key, value in asdict(self.s).items() if state["settings"].get(key) != value]
+        was, mine = ({**settings, **of} for settings, of in ((state["settings"], state["of"]), (asdict(self.s), self._of())))
+        if was != mine:
+            changed = [key for key, value in mine.items() if was.get(key) != value]
             raise TrainingError(f"--resume: the checkpoint in {self.out} was made with other settings: {', '.join(changed)}")
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
@@ -161,6 +164,22 @@ class Trainer:
         self.objective.order, self.orders = state["order"], state["orders"]
         self.step, self.seconds = state["step"], state["seconds"]
         self._cut_log()
+
+    def _of(self) -> dict[str, str]:
+        """What a run depends on beside its settings."""
+        examples = hashlib.sha256(repr([(one.task, one.prompt, one.response) for one in self.train]).encode())
+        return {
+            "examples": examples.hexdigest(),
+            "temperature": repr(self.routed.temperature),
+            "rank or model": repr([tuple(weight.shape) for weight in self.parameters]),
+        }
+
+    def start_log(self) -> None:
+        """Take away what a run that was killed before its first checkpoint wrote."""
+        for name in ("log.csv", "valid.jsonl") if self.accelerator.is_main_process else ():
+            path = os.path.join(self.out, name)
+            if os.path.exists(path):
+                os.remove(path)
 
     def _cut_log(self) -> None:
         """Rows after the checkpoint will be written again."""
@@ -171,7 +190,14 @@ class Trainer:
             kept = [rows[0], *(row for row in rows[1:] if int(row[0]) <= self.step)]
             with open(path + ".part", "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows(kept)
-            shutil.move(path + ".part", path)
+            os.replace(path + ".part", path)
+        path = os.path.join(self.out, "valid.jsonl")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            with open(path + ".part", "w", encoding="utf-8") as file:
+                file.writelines(lines)
+            os.replace(path + ".part", path)
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 

@@ -9,17 +9,21 @@ import torch
 from torch import nn
 
 from ..errors import MissingFileError, ModelFileError
+from ..model_file import open_gguf
 
 
 def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
-    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read.
+    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF with scaled
+    rotary embeddings: transformers leaves a GGUF's scaling out, and it would train another model than the one that runs.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not os.path.exists(path):
         raise MissingFileError(f"model does not exist: {path}")
+    if not os.path.isdir(path):
+        check_rotary(path)
     folder, file = (path, {}) if os.path.isdir(path) else (os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
@@ -27,6 +31,20 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise ModelFileError(f"transformers cannot read {path}: {error}") from error
     return model, tokenizer
+
+
+def check_rotary(path: str) -> None:
+    """Raise ModelFileError for a GGUF whose rotary embeddings are scaled (llama3, linear, yarn, longrope)."""
+    file = open_gguf(path)
+    key = f"{file.get('general.architecture').decode()}.rope.scaling.type"
+    kind = file.get(key).decode() if file.kind(key) == "str" else "none"
+    factors = [tensor.name for tensor in file.tensors() if tensor.name.startswith("rope_f")]
+    if factors or kind != "none":
+        why = f"tensor {factors[0]}" if factors else f"{key} = {kind}"
+        raise ModelFileError(
+            f"{path} scales its rotary embeddings ({why}), and a GGUF's scaling is lost on the way into PyTorch: "
+            "train from the model's Hugging Face folder, and convert with this file"
+        )
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -31,7 +31,7 @@ class Settings:
     """Who chooses: the routers, or a set that is the same for all prompts (`policy.fixed_layers`)."""
     max_share: float = 0.5
     passes: int = 3
-    """Times that a batch's answers are read, an optimizer step each: dense, then for each of as many parts of 0..max_share."""
+    """Times that a batch's answers are read, an optimizer step each: dense, and in each of as many parts of 0..max_share."""
     curriculum: float = 0.0
     """Part of the run over which the largest share grows from 0."""
     distill: float = 1.0
@@ -48,7 +48,7 @@ class Settings:
     """What prompt positions teach: "keys", the keys and values that answers read; "all", every weight before them too."""
     seed: int = 0
     checkpoint: int = 200
-    """Optimizer steps between checkpoints."""
+    """Steps, of `accumulate` batches each, between checkpoints."""
 
 
 def shares_of(step: int, n_steps: int, s: Settings) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..routers import MAX_TEXT
 from .loop import Scores, Trainer
 from .objective import below_half
 
@@ -15,23 +16,38 @@ from .objective import below_half
 def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], skip: float | None) -> None:
     """Write routers, adapter and layers.png; `record` goes to train.json and, shortened, into the routers' metadata.
 
-    skip: the share to recommend; None for what the recipe comes to.
+    skip: the share to recommend; None for what the recipe comes to, nothing where routers did not learn. A fixed set of layers
+    is named in the metadata, for `first-cpp eval`.
     """
     from safetensors.torch import save_file
 
     bank, scores = trainer.routed.bank, trainer.scores()
+    s = trainer.s
     if skip is None:
-        skip = share_below_half(scores) if trainer.s.recipe == "two-step" else 0.25
+        skip = (
+            share_below_half(scores) if s.recipe == "two-step" else 0.25 if s.layers == "routers" and s.max_share > 0 else 0.0
+        )
     layers = {task: trainer.objective.left_out(keep, skip).float().mean(0).tolist() for task, keep in sorted(scores.items())}
     metadata = {"norm_eps": repr(bank.norm_eps), "skip": repr(skip)}
-    metadata |= {f"train.{key}": str(record[key]) for key in ("method", "data", "command", "seconds") if key in record}
+    metadata |= {f"train.{key}": _cut(str(record[key])) for key in ("method", "data", "command", "seconds") if key in record}
+    if s.layers != "routers":
+        metadata |= {"train.layers": s.layers, "train.seed": str(s.seed)}
+        if trainer.objective.order:
+            metadata["train.order"] = ",".join(map(str, trainer.objective.order))
     tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
     save_file(tensors, os.path.join(out, "routers.safetensors"), metadata=metadata)
-    lora.save_pretrained(os.path.join(out, "adapter"))
+    if trainer.weights:
+        lora.save_pretrained(os.path.join(out, "adapter"))
     plot_layers(os.path.join(out, "layers.png"), layers, skip)
     with open(os.path.join(out, "train.json"), "w", encoding="utf-8") as file:
         json.dump(record | {"skip": skip}, file, indent=1)
         file.write("\n")
+
+
+def _cut(text: str) -> str:
+    """As much of a text as metadata may hold."""
+    raw = text.encode()
+    return text if len(raw) <= MAX_TEXT else raw[: MAX_TEXT - 3].decode("utf-8", "ignore") + "..."
 
 
 def share_below_half(scores: Scores) -> float:

@@ -216,15 +216,20 @@ class Routed:
         return logits
 
     def straight_through(self, keep: Tensor, left_out: Tensor) -> Tensor:
-        """0 for layers left out and 1 for the others; backward, a sigmoid of the score around the border between them."""
+        """0 for layers left out and 1 for the others; backward, a ramp of the score across the border between them.
+
+        The ramp is 4 temperatures wide, as steep as a sigmoid's middle. Beyond it there is no gradient at all: however small,
+        the optimizer would make steps of full size of it, away from the order that the routers started from.
+        """
         run = (~left_out).float()
         if not keep.requires_grad or not bool(left_out.any()):
             return run
         inside = keep.detach().masked_fill(~left_out, -1).amax(1, keepdim=True)
         outside = keep.detach().masked_fill(left_out, 2).amin(1, keepdim=True)
-        mean = keep.mean(1, keepdim=True)
-        ranked = keep - (mean - mean.detach())  # only differences choose: without it, all scores would rise
-        soft = torch.sigmoid((ranked - (inside + outside) / 2) / self.temperature)
+        ramp = (keep - (inside + outside) / 2) / (4 * self.temperature) + 0.5
+        near = ((ramp > 0) & (ramp < 1)).float()
+        mean = (near * ramp).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp(min=1)
+        soft = (ramp - (mean - mean.detach())).clamp(0, 1)  # only differences choose: without it, all scores would rise
         return run + (soft - soft.detach())
 
     @torch.no_grad()
