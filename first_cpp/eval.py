@@ -32,7 +32,7 @@ EPILOG = """examples:
 Tasks are scored by what they are: translation (BLEU, chrF), tldr (ROUGE-L, best reference), dialogue (ROUGE-L, mean over
 references), qa (F1, exact match); --metric says it for others. A row NAME=FILE@SKIP compares any other model: a LoRA trained
 dense, or trained for a fixed set of layers. SKIP: a share for a file with routers, layers, or KIND:SHARE with KIND a baseline
-or "search"; where the file was trained for a set of that kind (first-cpp train --layers KIND), it is that very set.
+or "search" or "given"; where the file was trained for a set of that kind (first-cpp train --layers), it is that very set.
 """
 
 

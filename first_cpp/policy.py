@@ -146,12 +146,13 @@ FIXED = ("influence", "even", "random", "last")
 def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (), seed: int = 0) -> tuple[int, ...]:
     """The layers that an input-blind choice leaves out.
 
-    influence, search: the first of `order`, all layers from the least block influence up, or as a search found them.
+    influence, search, given: the first of `order`, all layers from the least block influence up, as a search found them, or
+    as somebody gave them.
     even: spread over the depth, first and last layer spared ("unified"). random: drawn by `seed`. last: the deepest ones
     (early exit). Raises SkipError for another kind.
     """
     count = layers_for_share(share, n_layer)
-    if kind in ("influence", "search"):
+    if kind in ("influence", "search", "given"):
         return tuple(sorted(order[:count]))
     if kind == "even":
         return tuple(sorted({round((i + 1) * (n_layer - 1) / (count + 1)) for i in range(count)}))

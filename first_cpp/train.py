@@ -15,7 +15,7 @@ from typing import Any
 from .errors import FirstCppError
 from .exit import add_debug
 from .machine import describe_machine
-from .policy import FIXED, layers_for_share
+from .policy import FIXED, check_layers, layers_for_share
 from .shipped import find_adapter
 
 
@@ -59,9 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--distill", type=float, default=1.0, help="weight of KL to the model's own dense output (default: %(default)s)")
     add(
         "--layers",
+        type=who_chooses,
         default="routers",
-        choices=["routers", "search", *FIXED],
-        help="who chooses: routers, or a set equal for all prompts",
+        metavar="WHO",
+        help=f"who chooses: routers, or a set equal for all prompts: search, {', '.join(FIXED)}, or layers in the order in "
+        "which growing shares leave them out, like 14,13,5 (default: %(default)s)",
     )
     add(
         "--start",
@@ -101,6 +103,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_debug(parser)
 
 
+def who_chooses(text: str) -> str | tuple[int, ...]:
+    """An argparse type: a name, or layers in an order."""
+    if text in ("routers", "search", *FIXED):
+        return text
+    layers = text.split(",")
+    if not all(layer.strip().isdecimal() for layer in layers) or len(set(map(int, layers))) < len(layers):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of routers, search, {', '.join(FIXED)}, and no list of layers")
+    return tuple(map(int, layers))
+
+
+def _given_order(given: tuple[int, ...], n_layer: int, max_share: float) -> list[int]:
+    """All layers, those given first. Raises TrainUsage where the largest share asks for more of them."""
+    check_layers(given, n_layer)
+    if layers_for_share(max_share, n_layer) > len(given):
+        allowed = len(given) / n_layer
+        raise TrainUsage(
+            f"--layers names {len(given)} of {n_layer} layers: --max-share is {max_share}, allowed: up to {allowed:.3g}"
+        )
+    return [*given, *(layer for layer in range(n_layer) if layer not in given)]
+
+
 def command(args: argparse.Namespace) -> None:
     _check(args)
     try:
@@ -122,6 +145,9 @@ def command(args: argparse.Namespace) -> None:
     layers = decoder_layers(model)
     for share in (args.max_share, args.skip or 0):
         layers_for_share(share, len(layers))  # raises when none would stay
+    method, order = _method(args), list[int]()
+    if isinstance(args.layers, tuple):
+        args.layers, order = "given", _given_order(args.layers, len(layers), args.max_share)
     train = draw(read_examples(args.data, tokenizer, args.max_prompt, args.max_response), args.limit, args.seed)
     valid = []
     if args.valid:
@@ -136,7 +162,7 @@ def command(args: argparse.Namespace) -> None:
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
     os.makedirs(args.out, exist_ok=True)
-    trainer = Trainer(routed, lora, train, settings, args.out)
+    trainer = Trainer(routed, lora, train, settings, args.out, order)
     if args.resume:
         trainer.resume()
     else:
@@ -146,7 +172,7 @@ def command(args: argparse.Namespace) -> None:
     if not trainer.accelerator.is_main_process:
         return
     record = {
-        "method": _method(args),
+        "method": method,
         "data": ", ".join(f"{os.path.basename(path)}" for path in args.data) + f" ({len(train)} examples)",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "seconds": round(trainer.seconds),
@@ -163,7 +189,8 @@ def command(args: argparse.Namespace) -> None:
 
 
 def _method(args: argparse.Namespace) -> str:
-    who = "routers" if args.layers == "routers" else f"the layers {args.layers!r} for all prompts"
+    layers = args.layers if isinstance(args.layers, str) else ",".join(map(str, args.layers))
+    who = "routers" if layers == "routers" else f"the layers {layers!r} for all prompts"
     how = "nothing left out" if args.recipe == "exact" and args.max_share == 0 else f"{args.recipe}, {who}"
     return f"{how}, LoRA rank {args.rank}"
 

@@ -17,7 +17,7 @@ import torch
 from helpers import greedy, tokens
 from safetensors import safe_open
 from safetensors.torch import load_file
-from training_parts import answer, examples, make_routed, trainer
+from training_parts import Words, answer, examples, make_routed, trainer
 
 from convert.embed import write_sidecar
 from first_cpp.cli import main
@@ -308,7 +308,7 @@ def test_distillation_is_kl_to_the_dense_output(hf):
     assert float(same.detach().abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["search", "influence", "even", "random", "last"])
+@pytest.mark.parametrize("kind", ["search", "influence", "given", "even", "random", "last"])
 def test_fixed_layers_are_the_same_for_all_prompts(hf, kind):
     """What the baselines train: the set of `policy.fixed_layers`, nothing for the routers to learn."""
     routed = make_routed(hf)
@@ -413,6 +413,31 @@ def test_learns_to_leave_the_harmless_layers_out(tmp_path):
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_layers_as_given(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "first_cpp.training.model.load_model", lambda path: (reference.make_model(SHAPES["tiny"], seed=2), Words())
+    )
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
+    arguments = ["train", "--model", "m", "--data", str(data), "--out", str(tmp_path / "run"), "--rank", "2", "--quiet"]
+    for layers, said in (
+        ("4,6", "layer 6 does not exist"),
+        ("4,1", "--layers names 2 of 6 layers: --max-share is 0.5, allowed: up to 0.333"),
+    ):
+        assert main([*arguments, "--layers", layers]) == 2
+        assert said in capsys.readouterr().err
+    for layers in ("4,4", "4;1", "some"):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--layers", layers])
+        assert "no list of layers" in capsys.readouterr().err
+    assert main([*arguments, "--layers", "4,1,3"]) == 0
+    with safe_open(tmp_path / "run" / "routers.safetensors", "numpy") as file:
+        assert file.metadata()["train.order"] == "4,1,3,0,2,5"
+        assert file.metadata()["train.layers"] == "given"
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert "the layers '4,1,3' for all prompts" in record["method"]
 
 
 @pytest.mark.parametrize("share", ["--max-share", "--skip"])

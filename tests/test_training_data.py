@@ -7,21 +7,11 @@ import os
 import gguf
 import numpy as np
 import pytest
-from training_parts import examples
+from training_parts import Words, examples
 
 from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.training.data import DataError, Example, batches, draw, encode_prompt, in_parts, read_examples
 from first_cpp.training.model import check_rotary, load_model
-
-
-class Words:
-    """A tokenizer of words, enough for the data checks."""
-
-    chat_template = None
-    eos_token_id = 2
-
-    def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [3 + len(word) % 300 for word in text.split()]}
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,13 @@ def answer(hf, prompt, n):
         for _ in range(n):
             ids = torch.cat([ids, hf(ids).logits[:, -1:].argmax(-1)], 1)
     return ids[0, len(prompt) :].tolist()
+
+
+class Words:
+    """A tokenizer of words, enough for the data checks."""
+
+    chat_template = None
+    eos_token_id = 2
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [3 + len(word) % 300 for word in text.split()]}

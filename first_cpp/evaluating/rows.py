@@ -76,8 +76,10 @@ def _set(
     trained = trained_set(file, kind, n_layer)
     if trained is not None:
         return fixed_layers(kind, share, n_layer, *trained)
-    if kind == "search":
-        raise RowError(f"{file} does not name a searched order of layers: train it with --layers search, or give layers")
+    if kind in ("search", "given"):
+        raise RowError(
+            f"{file} was not trained with layers of the kind {kind!r} (first-cpp train --layers); give layers instead"
+        )
     return fixed_layers(kind, share, n_layer, influence() if kind == "influence" else (), seed)
 
 
@@ -96,7 +98,7 @@ def trained_set(file: str, kind: str, n_layer: int) -> tuple[list[int], int] | N
         seed = int(found.get("seed", 0))
     except ValueError as error:
         raise RowError(f"{file}: first.train.order and .seed are to be whole numbers: {error}") from None
-    if sorted(order) != list(range(n_layer if order or kind in ("search", "influence") else 0)):
+    if sorted(order) != list(range(n_layer if order or kind in ("search", "influence", "given") else 0)):
         raise RowError(
             f"{file}: first.train.order is {found.get('order', 'missing')!s:.80}, expected each of {n_layer} layers once"
         )

@@ -101,7 +101,7 @@ def _mean(per_token: Tensor, mask: Tensor) -> Tensor:
 
 
 class Objective:
-    """What a batch's passes teach. order: all layers in the order that `layers="search"` and "influence" leave them out."""
+    """What a batch's passes teach. order: all layers as `layers="search"`, "influence" and "given" leave them out."""
 
     def __init__(self, routed: Routed, settings: Settings, n_steps: int, order: Sequence[int] = ()) -> None:
         self.routed, self.s, self.n_steps = routed, settings, n_steps

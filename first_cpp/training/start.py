@@ -30,7 +30,7 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
     """
     layers = trainer.s.layers
     keeps = layers == "routers" and initialised and start is None
-    if keeps or layers in ("even", "random", "last") or trainer.s.max_share == 0:
+    if keeps or layers in ("even", "random", "last", "given") or trainer.s.max_share == 0:
         return
     kind = layers if layers != "routers" else start or "search"
     if layers == "routers" and kind == "search":
