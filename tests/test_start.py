@@ -7,14 +7,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from training_parts import answer, examples, make_routed, trainer
+from training_parts import answer, examples, make_routed, mean_loss, trainer
+from transformers import AutoModelForCausalLM, BloomConfig, Gemma3TextConfig, LlamaConfig, MambaConfig
 
 from first_cpp.training import search, start
 from first_cpp.training.data import Example
 from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Lesson
-from first_cpp.training.rule import RouterBank, collate, lowest
-from first_cpp.training.search import mean_loss, removal_order
+from first_cpp.training.rule import Routed, RouterBank, collate, lowest
+from first_cpp.training.search import Answers, removal_order
 from first_cpp.training.start import begin, find_order, mean_inputs, ridge, sample, sample_by_task, teach_orders
 
 
@@ -90,13 +91,52 @@ def test_search_tries_few_layers_again(hf, monkeypatch):
     """Where layers add to the loss on their own, every round after the first tries one."""
     alone, tried = [0.3, 0.1, 0.6, 0.2, 0.5, 0.4], []
 
-    def loss(routed, prompts, lessons, left_out):
-        tried.append(list(left_out))
-        return 1.5 + sum(alone[layer] for layer in left_out)
+    class Sums(Answers):
+        def _read(self, left_out, first):
+            tried.append(list(left_out))
+            return 1.5 + sum(alone[layer] for layer in left_out), []
 
-    monkeypatch.setattr(search, "mean_loss", loss)
+    monkeypatch.setattr(search, "Answers", Sums)
     assert removal_order(make_routed(hf), [collate(examples(2))], 3) == [1, 3, 0, 5, 4, 2]
-    assert tried == [[], [0], [1], [2], [3], [4], [5], [1, 3], [1, 3, 0]]
+    again = [1]  # tried first, and not last before it was chosen
+    assert tried == [[], [0], [1], [2], [3], [4], [5], again, [1, 3], [1, 3, 0]]
+
+
+WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 2, "vocab_size": 320}
+HEADS = {"num_key_value_heads": 1, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(lambda: LlamaConfig(**WIDTHS, **HEADS), id="llama"),
+        pytest.param(lambda: Gemma3TextConfig(**WIDTHS, **HEADS, sliding_window=4, sliding_window_pattern=2), id="gemma3"),
+        pytest.param(lambda: BloomConfig(hidden_size=32, n_layer=5, n_head=2, vocab_size=320), id="in tuples"),
+        pytest.param(lambda: MambaConfig(hidden_size=32, num_hidden_layers=5, vocab_size=320, state_size=4), id="no keys"),
+    ],
+)
+def test_answers_read_on_from_a_layer_are_the_same(config):
+    """Against all layers computed, on architectures with other caches, masks and outputs."""
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(config()).eval()
+    layers = decoder_layers(hf)
+    routed = Routed(hf, layers, RouterBank(5, 32, 1e-5))
+    with torch.no_grad():
+        prompts = [routed.read(collate(examples(3, seed=seed))) for seed in (0, 40)]
+        lessons = [Lesson(one.batch, routed.logits(one), 1.0) for one in prompts]
+        answers = Answers(routed, prompts, lessons)
+        computed, left_out = [], []
+        for il, layer in enumerate(layers):  # by what a layer is made of: a layer passed by does not call it
+            next(layer.children()).register_forward_hook(lambda *_, il=il: computed.append(il))
+        for chosen in (3, 1, 4):
+            for layer in sorted(set(range(5)) - set(left_out)):
+                computed.clear()
+                found = answers.without(layer)
+                assert set(computed) == set(range(layer if prompts[0].cache is not None else 0, 5))
+                assert found == pytest.approx(mean_loss(routed, prompts, lessons, [*left_out, layer]), rel=1e-5)
+            answers.leave_out(chosen)
+            left_out.append(chosen)
+            assert answers.loss == pytest.approx(mean_loss(routed, prompts, lessons, left_out), rel=1e-5)
 
 
 def test_every_task_has_a_sample():

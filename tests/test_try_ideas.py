@@ -8,14 +8,14 @@ import sys
 import pytest
 import reference
 import torch
-from training_parts import examples, make_routed, trainer
+from training_parts import examples, make_routed, mean_loss, trainer
 
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.data import Example
 from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Lesson, Objective, Settings
 from first_cpp.training.rule import RouterBank, collate
-from first_cpp.training.search import mean_loss, removal_order
+from first_cpp.training.search import removal_order
 
 sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "tools"))
 import try_ideas

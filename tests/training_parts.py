@@ -54,3 +54,14 @@ class Words:
 
     def __call__(self, text, add_special_tokens=True):
         return {"input_ids": [3 + len(word) % 300 for word in text.split()]}
+
+
+@torch.no_grad()
+def mean_loss(routed, prompts, lessons, left_out):
+    """Mean loss of the answers with the same layers left out for all, every layer computed."""
+    losses = []
+    for one, lesson in zip(prompts, lessons, strict=True):
+        run = torch.ones_like(one.keep)
+        run[:, list(left_out)] = 0
+        losses.append(lesson.loss(routed.logits(one, run)))
+    return float(torch.cat(losses).mean())

@@ -123,10 +123,11 @@ class Routed:
         temperature: float = 0.05,
         prompt_gradient: str = "keys",
     ) -> None:
-        self.model = model
+        self.model, self.layers = model, layers
         self.bank = bank
         self.temperature = temperature
         self.prompt_gradient = prompt_gradient
+        self.tuples = False  # whether layers give their output in a tuple, as some architectures' do
         self._mask: Tensor | None = None  # while prompts are read: [b, t]
         self._detach = False
         self._sums: list[Tensor] = []
@@ -142,7 +143,8 @@ class Routed:
     def _hook(self, i: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            self.tuples = isinstance(output, tuple)
+            after = output[0] if self.tuples else output
             if self._mask is not None:
                 self._sums.append(self.bank.sum(i, before.detach(), self._mask))
             if self._run is not None:
@@ -151,7 +153,7 @@ class Routed:
                 after = after.detach()
             else:
                 return None
-            return (after, *output[1:]) if isinstance(output, tuple) else after
+            return (after, *output[1:]) if self.tuples else after
 
         return hook
 
