@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Example, cost, draw, in_parts
+from .data import Example, draw, in_parts
 from .influence import influence_order
 from .loop import Trainer
 from .model import decoder_layers
@@ -80,7 +80,7 @@ def find_order(
     with trainer.autocast():
         if kind == "influence":
             return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.accelerator.device)
-        by_length = sorted(examples, key=cost)
+        by_length = sorted(examples, key=lambda one: (len(one.response), len(one.prompt)))  # answers are read a hundred times
         eights = [by_length[i : i + 8] for i in range(0, len(by_length), 8)]  # small groups: little padding
         groups = [group for eight in eights for group in in_parts(eight, trainer.s.part_tokens)]
         batches = [trainer.to_device(collate(group)) for group in groups]
