@@ -12,9 +12,10 @@ from training_parts import examples, make_routed, mean_loss, trainer
 
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.data import Example
+from first_cpp.training.loop import Trainer
 from first_cpp.training.model import decoder_layers
-from first_cpp.training.objective import Lesson, Objective, Settings
-from first_cpp.training.rule import RouterBank, collate
+from first_cpp.training.objective import Lesson, Objective, Settings, answer_loss
+from first_cpp.training.rule import RouterBank, collate, lowest
 from first_cpp.training.search import removal_order
 
 sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "tools"))
@@ -122,3 +123,44 @@ def test_all_passes_are_one_step():
     assert losses[0] == pytest.approx(3 * losses[1])
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], 3 * gradients[1], rtol=1e-3, atol=1e-6)
+
+
+def test_half_of_the_answers_borrow_a_choice():
+    routed = make_routed(reference.make_model(SHAPES["tiny"], seed=2))
+    objective = try_ideas.Borrow(routed, Settings(), 1)
+    keep = torch.rand(200, 6)
+    own = lowest(keep, 2)
+    found = objective.left_out(keep, 2 / 6)
+    assert 0.35 < (found == own).all(1).float().mean() < 0.65  # some lend what would be chosen anyway
+    assert (found.sum(1) == 2).all()
+    with torch.no_grad():
+        assert torch.equal(objective.left_out(keep, 2 / 6), own)
+
+
+def test_a_borrowed_choice_teaches_no_scores():
+    routed = make_routed(reference.make_model(SHAPES["tiny"], seed=2))
+    routed = try_ideas.OwnChoice(routed.model, routed.layers, routed.bank, temperature=1.0)
+    keep = torch.rand(2, 6, requires_grad=True)
+    left_out = lowest(keep.detach(), 2)
+    left_out[1] = lowest(-keep.detach(), 2)[1]
+    (routed.straight_through(keep, left_out) * torch.rand(2, 6)).sum().backward()
+    assert keep.grad[0].any()
+    assert not keep.grad[1].any()
+
+
+def test_tails_are_taught_by_the_dense_output_alone(monkeypatch):
+    """Beside the loss of the answer, as it is without a tail."""
+    group = [Example("t", list(range(3, 40)), [50 + i] * (i + 2)) for i in range(3)]
+    monkeypatch.setattr(Trainer, "_examples", lambda self, number: group)
+    monkeypatch.setattr(try_ideas.objective, "Lesson", Lesson)
+    monkeypatch.setattr(try_ideas.objective, "answer_loss", answer_loss)
+    try_ideas.read_tails()
+    tail = try_ideas.TAIL
+    batch = collate(Trainer._examples(None, 0))
+    assert batch.targets[0, :tail].tolist() == group[0].prompt[-tail:]
+    dense, found = torch.randn(2, 3, tail + 4, 100)
+    after = collate(group)
+    kl = (dense.softmax(-1) * (dense.log_softmax(-1) - found.log_softmax(-1))).sum(-1)[:, :tail].mean(1)
+    expected = Lesson(after, dense[:, tail:], 1.0).loss(found[:, tail:]) + kl
+    torch.testing.assert_close(try_ideas.objective.Lesson(batch, dense, 1.0).loss(found), expected)
+    torch.testing.assert_close(try_ideas.objective.answer_loss(found, batch), answer_loss(found[:, tail:], after))

@@ -11,6 +11,8 @@ The options are those of `first-cpp train`. IDEA is one of
     windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
     stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
     one-step      all passes over a batch's answers make one optimizer step
+    borrow        half of the answers are read without the layers that another prompt chose
+    tails         the last tokens of a prompt are read as its answer is, to predict what the dense model does
     feed-forward  feed-forward blocks alone are left out, as many as weigh what a share of the layers weighs
 """
 
@@ -20,8 +22,11 @@ import argparse
 import functools
 import json
 import os
+import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,8 +40,10 @@ from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Objective
 from first_cpp.training.rule import Routed, RouterBank, collate
 
+IDEAS = "alone more mixed last-tokens windows stand-ins one-step borrow tails feed-forward".split()
 RANK = 16
 WINDOWS, LAST = 4, 32
+LENT, TAIL = 64, 16
 
 
 class LastTokens(RouterBank):
@@ -178,6 +185,55 @@ class OneStep(Objective):
         yield weight * torch.stack(losses).mean(), weight * left / (len(shares) + 1)
 
 
+class Borrow(Objective):
+    """Lends the choices of the last LENT prompts to half of the answers, in training alone."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.lent: deque[Tensor] = deque(maxlen=LENT)
+        self.rng = random.Random(f"borrow-{self.s.seed}")
+
+    def left_out(self, keep: Tensor, share: float) -> Tensor:
+        if torch.is_grad_enabled():
+            self.lent.extend(keep)
+            keep = torch.stack([self.rng.choice(self.lent) if self.rng.random() < 0.5 else own for own in keep])
+        return super().left_out(keep, share)
+
+
+class OwnChoice(Routed):
+    """Teaches nothing to the scores of answers that are read without borrowed layers."""
+
+    def straight_through(self, keep: Tensor, left_out: Tensor) -> Tensor:
+        own = (left_out == rule.lowest(keep, int(left_out[0].sum()))).all(1, keepdim=True)
+        return super().straight_through(torch.where(own, keep, keep.detach()), left_out)
+
+
+class TailLesson(objective.Lesson):
+    """Adds KL to the dense output over the first TAIL tokens, which are the prompt's last."""
+
+    def loss(self, logits: Tensor) -> Tensor:
+        found = logits[self.mask].float().log_softmax(-1)
+        tokens = -found.gather(1, self.batch.targets[self.mask][:, None])[:, 0]
+        both = self.constant - (self.mixed * found).sum(-1)  # type: ignore[operator]
+        both, tokens = (torch.zeros(self.mask.shape).masked_scatter(self.mask, each) for each in (both, tokens))
+        answer = self.mask[:, TAIL:]
+        return both[:, TAIL:].sum(1) / answer.sum(1) + (both - tokens)[:, :TAIL].mean(1)
+
+
+def read_tails() -> None:
+    """The answers of training begin TAIL tokens before the prompt ends; cross entropy is of the true answer alone."""
+    examples, answer_loss = Trainer._examples, objective.answer_loss
+
+    def earlier(self: Trainer, number: int) -> list[Example]:
+        return [replace(e, prompt=e.prompt[:-TAIL], response=e.prompt[-TAIL:] + e.response) for e in examples(self, number)]
+
+    def of_answer(logits: Tensor, batch: rule.Batch) -> Tensor:
+        return answer_loss(logits[:, TAIL:], replace(batch, split=batch.split + TAIL))
+
+    Trainer._examples = earlier  # type: ignore[method-assign]
+    objective.Lesson, objective.answer_loss = TailLesson, of_answer  # type: ignore[misc]
+
+
 def teach_anew(trainer: Trainer) -> None:
     """Start the routers on their input from the orders that the run of --init found."""
     with open(os.path.join(sys.argv[sys.argv.index("--init") + 1], "train.json"), encoding="utf-8") as file:
@@ -203,6 +259,10 @@ def apply(idea: str) -> None:
         after_start(lambda trainer: fit_stand_ins(trainer, draw(trainer.train, 96, trainer.s.seed)))
     elif idea == "one-step":
         loop.Objective = OneStep
+    elif idea == "borrow":
+        loop.Objective, rule.Routed = Borrow, OwnChoice  # type: ignore[misc]
+    elif idea == "tails":
+        read_tails()
     elif idea == "feed-forward":
         rule.Routed = FeedForward
         after_start(lambda trainer: weigh_alike(decoder_layers(trainer.lora)[0]))
@@ -219,9 +279,7 @@ def _order_for_all(find: Any, trainer: Trainer, kind: str, examples: Sequence[Ex
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "idea", choices=["alone", "more", "mixed", "last-tokens", "windows", "stand-ins", "one-step", "feed-forward"]
-    )
+    parser.add_argument("idea", choices=IDEAS)
     args, options = parser.parse_known_args()
     training = argparse.ArgumentParser()
     train.add_arguments(training)
