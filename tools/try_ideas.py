@@ -40,7 +40,7 @@ from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Objective
 from first_cpp.training.rule import Routed, RouterBank, collate
 
-IDEAS = "alone more mixed last-tokens windows stand-ins one-step borrow tails feed-forward".split()
+IDEAS = ["alone", "more", "mixed", "last-tokens", "windows", "stand-ins", "one-step", "borrow", "tails", "feed-forward"]
 RANK = 16
 WINDOWS, LAST = 4, 32
 LENT, TAIL = 64, 16
