@@ -32,11 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add(
         "--init",
+        nargs="+",
         metavar="RUN",
-        help="start from the routers and LoRA of an earlier run, or of an adapter that comes with first_cpp",
+        help="start from the routers and LoRA of an earlier run, or of an adapter that comes with first_cpp; of several, from the "
+        "mean of their LoRA and the routers of the last",
     )
     add("--rank", type=int, default=16, help="LoRA rank, 0 for none (default: %(default)s)")
-    add("--epochs", type=float, default=1.0)
+    add(
+        "--epochs",
+        type=float,
+        default=1.0,
+        help="times that the data is read; 0 trains nothing: to search orders, or for a mean",
+    )
     add("--stop-after", type=int, metavar="STEPS", help="end here, on the schedule of --epochs; --resume goes on to its end")
     add("--batch-size", type=int, default=8)
     add("--accumulate", type=int, default=1, help="batches per step (default: %(default)s)")
@@ -156,7 +163,7 @@ def command(args: argparse.Namespace) -> None:
     bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5))
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
     if args.init:
-        start_from(find_adapter(args.init), lora, bank)
+        start_from([find_adapter(run) for run in args.init], lora, bank)
     routed = Routed(lora, layers, bank, args.temperature, args.prompt_gradient)
     args.precision = native_precision() if args.precision == "auto" else args.precision
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
@@ -197,6 +204,7 @@ def _method(args: argparse.Namespace) -> str:
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("max_share", "skip"), lambda x: 0 <= x < 1, "0 up to, not including, 1"),
+    (("epochs",), lambda x: 0 <= x < math.inf, "0 or more"),
     (("curriculum", "router_part"), lambda x: 0 <= x <= 1, "0 to 1"),
     (("distill", "alpha", "regulariser"), lambda x: 0 <= x < math.inf, "a weight, 0 or more"),
     (("temperature", "lr", "router_lr"), lambda x: 0 < x < math.inf, "above 0"),
@@ -219,8 +227,8 @@ def _check(args: argparse.Namespace) -> None:
         raise TrainUsage("--init starts from an earlier LoRA: --rank must be that LoRA's, not 0")
     if args.start and (args.layers != "routers" or args.max_share == 0):
         raise TrainUsage("--start is where routers start: --layers must be routers and --max-share above 0")
-    if args.rank < 0 or args.epochs <= 0:
-        raise TrainUsage("--rank must be 0 or more and --epochs above 0")
+    if args.rank < 0:
+        raise TrainUsage("--rank must be 0 or more")
     if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):
         raise TrainUsage("--recipe two-step trains routers, then LoRA: --rank must be 1 or more and --layers routers")
     taken = os.path.exists(os.path.join(args.out, "train.json")) or os.path.exists(os.path.join(args.out, "checkpoint.pt"))

@@ -142,16 +142,40 @@ def test_a_run_starts_from_an_earlier_one(tmp_path):
     for parameter in [*banks[0].parameters(), *(p for p in loras[0].parameters() if p.requires_grad)]:
         torch.nn.init.normal_(parameter, std=0.2)
     with pytest.raises(MissingFileError, match="--init"):
-        start_from(str(tmp_path), loras[1], banks[1])
+        start_from([str(tmp_path)], loras[1], banks[1])
     save_file(dict(banks[0].state_dict()), tmp_path / "routers.safetensors")
     loras[0].save_pretrained(tmp_path / "adapter")
-    start_from(str(tmp_path), loras[1], banks[1])
+    start_from([str(tmp_path)], loras[1], banks[1])
     ids = torch.tensor([tokens(9)])
     assert torch.equal(loras[0](ids).logits, loras[1](ids).logits)
     assert torch.equal(banks[0].weight, banks[1].weight)
     hf = reference.make_model(SHAPES["tiny"], seed=2)
     with pytest.raises(ModelFileError, match="another model or LoRA rank"):
-        start_from(str(tmp_path), add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
+        start_from([str(tmp_path)], add_lora(hf, decoder_layers(hf), 4, 8), banks[1])
+
+
+def test_a_run_starts_from_the_mean_of_earlier_ones(tmp_path):
+    """Of LoRA; an order that routers started from has no mean: they are those of the last."""
+    from safetensors.torch import save_file
+
+    seen = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        hf = reference.make_model(SHAPES["tiny"], seed=2)
+        lora, bank = add_lora(hf, decoder_layers(hf), 2, 4), RouterBank(6, 128, 1e-5)
+        weights = [p for p in lora.parameters() if p.requires_grad]
+        if seed < 3:
+            for parameter in [*bank.parameters(), *weights]:
+                torch.nn.init.normal_(parameter)
+            lora.save_pretrained(tmp_path / str(seed) / "adapter")
+            save_file(dict(bank.state_dict()), tmp_path / str(seed) / "routers.safetensors")
+        else:
+            start_from([str(tmp_path / str(run)) for run in range(3)], lora, bank)
+        seen.append(([weight.detach().clone() for weight in weights], bank.weight.clone()))
+    *runs, (mean, routers) = seen
+    for i, weight in enumerate(mean):
+        torch.testing.assert_close(weight, sum(one[i] for one, _ in runs) / 3)
+    assert torch.equal(routers, runs[2][1])
 
 
 def test_large_gradients_of_routers_do_not_shrink_those_of_lora(tmp_path):
@@ -438,6 +462,26 @@ def test_layers_as_given(tmp_path, capsys, monkeypatch):
         assert file.metadata()["train.layers"] == "given"
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert "the layers '4,1,3' for all prompts" in record["method"]
+
+
+def test_nothing_is_trained_in_no_epochs(tmp_path, monkeypatch):
+    """What is left is the mean of the runs that it starts from."""
+    monkeypatch.setattr(
+        "first_cpp.training.model.load_model", lambda path: (reference.make_model(SHAPES["tiny"], seed=2), Words())
+    )
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
+    a, b, mean = (str(tmp_path / name) for name in ("a", "b", "mean"))
+    arguments = ["train", "--model", "m", "--data", str(data), "--valid", str(data), "--rank", "2", "--lr", "0.1", "--quiet"]
+    for out, more in ((a, ["--start", "influence"]), (b, ["--init", a]), (mean, ["--init", a, b, "--epochs", "0"])):
+        assert main([*arguments, "--out", out, *more]) == 0
+    weights = [load_file(os.path.join(run, "adapter", "adapter_model.safetensors")) for run in (a, b, mean)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for name, found in weights[2].items():
+        torch.testing.assert_close(found, (weights[0][name] + weights[1][name]) / 2)
+    record = json.loads((tmp_path / "mean" / "train.json").read_text())
+    assert (record["steps"], record["updates"]) == (0, 0)
+    assert 0 < record["valid_loss"]["mean"]["0.25"] < 100
 
 
 @pytest.mark.parametrize("share", ["--max-share", "--skip"])

@@ -91,7 +91,7 @@ class Trainer:
         self.accelerator = Accelerator()
         self.routed, self.lora, self.train, self.s, self.out = routed, lora, train, settings, out
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
-        self.n_batches = max(1, math.ceil(self.per_epoch * settings.epochs))
+        self.n_batches = math.ceil(self.per_epoch * settings.epochs)
         self.n_steps = math.ceil(self.n_batches / settings.accumulate)
         self.objective = Objective(routed, settings, self.n_steps, order)
         self.weights = weights = [p for p in lora.parameters() if p.requires_grad]

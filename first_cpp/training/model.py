@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import MissingFileError, ModelFileError
 from ..model_file import open_gguf
@@ -77,11 +78,22 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
     return lora
 
 
-def start_from(run: str, lora: Any, bank: nn.Module) -> None:
-    """Load the LoRA and the routers of an earlier run's folder.
+@torch.no_grad()
+def start_from(runs: Sequence[str], lora: Any, bank: nn.Module) -> None:
+    """Load the mean of the LoRA of earlier runs' folders, and the routers of the last.
 
     Raises MissingFileError, or ModelFileError where they are of another model or rank.
     """
+    weights = [p for p in lora.parameters() if p.requires_grad]
+    found = list[list[Tensor]]()
+    for run in runs:
+        _load_run(run, lora, bank)
+        found.append([weight.clone() for weight in weights])
+    for weight, of_runs in zip(weights, zip(*found, strict=True), strict=True):
+        weight.copy_(torch.stack(of_runs).mean(0))
+
+
+def _load_run(run: str, lora: Any, bank: nn.Module) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
