@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         nargs="+",
         metavar="RUN",
-        help="start from the routers and LoRA of an earlier run, or of an adapter that comes with first_cpp; of several, from the "
-        "mean of their LoRA and the routers of the last",
+        help="start from the routers and LoRA of an earlier run, or of an adapter that comes with first_cpp; of several, "
+        "from the mean of their LoRA and the routers of the last",
     )
     add("--rank", type=int, default=16, help="LoRA rank, 0 for none (default: %(default)s)")
     add(
@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--lr", type=float, default=3e-4, help="learning rate of LoRA (default: %(default)s)")
     add("--router-lr", type=float, default=1e-4, help="learning rate of the routers (default: %(default)s)")
+    add(
+        "--average",
+        type=float,
+        default=0.0,
+        metavar="PART",
+        help="part of the run, its end, over whose updates the weights are averaged for the result (default: %(default)s)",
+    )
     add("--max-share", type=float, default=0.5, help="largest share of layers left out in training; 0 trains dense")
     add(
         "--passes",
@@ -205,7 +212,7 @@ def _method(args: argparse.Namespace) -> str:
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("max_share", "skip"), lambda x: 0 <= x < 1, "0 up to, not including, 1"),
     (("epochs",), lambda x: 0 <= x < math.inf, "0 or more"),
-    (("curriculum", "router_part"), lambda x: 0 <= x <= 1, "0 to 1"),
+    (("curriculum", "router_part", "average"), lambda x: 0 <= x <= 1, "0 to 1"),
     (("distill", "alpha", "regulariser"), lambda x: 0 <= x < math.inf, "a weight, 0 or more"),
     (("temperature", "lr", "router_lr"), lambda x: 0 < x < math.inf, "above 0"),
     (

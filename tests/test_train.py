@@ -73,6 +73,37 @@ def test_a_run_that_stops_early_goes_on_as_an_unbroken_one(tmp_path):
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.4])
+def test_the_result_is_the_mean_of_the_last_weights(tmp_path, part):
+    """Over updates, three a step, the same after a kill; training goes on from the last weights, not from their mean."""
+
+    def seen(run, stop_after=None):
+        update = run._update
+
+        def watched():
+            update()
+            weights.append([p.detach().clone() for p in run.parameters])
+
+        run._update = watched
+        run.run([], quiet=True, stop_after=stop_after)
+
+    weights = []
+    run = trainer(tmp_path, "whole", average=part)
+    seen(run)
+    last = weights[-round(part * 30) :]
+    for i, found in enumerate(run.parameters):
+        torch.testing.assert_close(found.detach(), torch.stack([one[i] for one in last]).mean(0))
+    assert not torch.equal(run.parameters[0], weights[-1][0])
+    unbroken, weights = weights, []
+    seen(trainer(tmp_path, "part", average=part), stop_after=8)
+    for _ in range(2):  # the second has nothing left to do
+        again = trainer(tmp_path, "part", average=part)
+        again.resume()
+        seen(again)
+        assert all(torch.equal(one, two) for one, two in zip(run.parameters, again.parameters, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(weights[-1], unbroken[-1], strict=True))
+
+
 def test_resume_keeps_the_order_of_layers(tmp_path):
     run = trainer(tmp_path, "run", layers="search")
     begin(run, None, False)

@@ -109,6 +109,8 @@ class Trainer:
         lora.to(device)
         routed.bank.to(device)
         self.parameters = [*weights, *routed.bank.parameters()]
+        self.means = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        self.n_averaged = 0
 
     def _factor(self, update: int) -> float:
         """Linear warm-up, then cosine to a tenth."""
@@ -140,6 +142,8 @@ class Trainer:
             "order": list(self.objective.order),
             "orders": self.orders,
             "parameters": [p.detach().cpu() for p in self.parameters],
+            "means": [mean.cpu() for mean in self.means],
+            "n_averaged": self.n_averaged,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -159,6 +163,9 @@ class Trainer:
             raise TrainingError(f"--resume: the checkpoint in {self.out} was made with other settings: {', '.join(changed)}")
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
+        for mean, value in zip(self.means, state["means"], strict=True):
+            mean.copy_(value)
+        self.n_averaged = state["n_averaged"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.objective.order, self.orders = state["order"], state["orders"]
@@ -236,6 +243,9 @@ class Trainer:
                     found = self._validate(valid)
                     progress.console.print(f"step {self.step}: validation loss by share {_short(found['mean'])}")
         self.save()
+        if self.step == self.n_steps and self.n_averaged:  # after the checkpoint, which goes on from the last weights
+            for parameter, mean in zip(self.parameters, self.means, strict=True):
+                parameter.data.copy_(mean)
         return self._validate(valid) if valid else {}
 
     def _learn(self) -> tuple[float, float, int]:
@@ -311,6 +321,10 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule.last_epoch > (1 - self.s.average) * self.n_steps * self.objective.n_passes:
+            self.n_averaged += 1
+            for parameter, mean in zip(self.parameters, self.means, strict=True):
+                mean.lerp_(parameter.detach(), 1 / self.n_averaged)
 
     def _log(self, step: int, loss: float, share: float, rate: float) -> None:
         if not self.accelerator.is_main_process:

@@ -26,6 +26,8 @@ class Settings:
     lr: float = 3e-4
     router_lr: float = 1e-4
     warmup: float = 0.05
+    average: float = 0.0
+    """Part of the run, its end, over whose updates the weights are averaged: the result is their mean."""
     recipe: str = "exact"
     layers: str = "routers"
     """Who chooses: the routers, or a set that is the same for all prompts (`policy.fixed_layers`)."""
