@@ -201,7 +201,7 @@ class Borrow(Objective):
 
 
 class OwnChoice(Routed):
-    """Teaches nothing to the scores of answers that are read without borrowed layers."""
+    """An answer read with a borrowed choice teaches no scores."""
 
     def straight_through(self, keep: Tensor, left_out: Tensor) -> Tensor:
         own = (left_out == rule.lowest(keep, int(left_out[0].sum()))).all(1, keepdim=True)
