@@ -84,6 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["search", "influence"],
         help="order of layers to start from: searched (default) or by block influence; with --init, in place of its routers",
     )
+    add(
+        "--search-data",
+        nargs="+",
+        default=[],
+        metavar="JSONL",
+        help="examples on which layers are ordered (default: the training data); best some that the LoRA of --init has not "
+        "seen: answers it knows by heart tell layers apart badly",
+    )
     add("--recipe", default="exact", choices=["exact", "two-step"], help="two-step: routers with the base frozen, then LoRA")
     add("--router-part", type=float, default=0.3, help="two-step: part of the run for the routers (default: %(default)s)")
     add("--alpha", type=float, default=0.1, help="two-step: penalty for not skipping (default: %(default)s)")
@@ -151,8 +159,10 @@ def command(args: argparse.Namespace) -> None:
     from .training.objective import Settings
     from .training.result import save_result
     from .training.rule import Routed, RouterBank
-    from .training.start import begin
+    from .training.start import begin, kind_of_order
 
+    if args.search_data and kind_of_order(args.layers, args.start, args.init is not None, args.max_share) is None:
+        raise TrainUsage("--search-data is to order layers on, and this run orders none: with --init it needs --start")
     torch.manual_seed(args.seed)
     started = time.time()
     model, tokenizer = load_model(args.model)
@@ -166,6 +176,9 @@ def command(args: argparse.Namespace) -> None:
     valid = []
     if args.valid:
         valid = draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
+    order_on = []
+    if args.search_data:
+        order_on = read_examples(args.search_data, tokenizer, args.max_prompt, args.max_response)
     config = model.config.get_text_config()
     bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5))
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
@@ -176,7 +189,7 @@ def command(args: argparse.Namespace) -> None:
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
     os.makedirs(args.out, exist_ok=True)
-    trainer = Trainer(routed, lora, train, settings, args.out, order)
+    trainer = Trainer(routed, lora, train, settings, args.out, order, order_on)
     if args.resume:
         trainer.resume()
     else:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, Gemma3TextConfig, Ll
 
 from first_cpp.training import search, start
 from first_cpp.training.data import Example
+from first_cpp.training.loop import TrainingError
 from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Lesson
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
@@ -169,6 +170,20 @@ def test_what_a_run_starts_from(tmp_path, settings, start, initialised, found):
     if found:
         name = "t" if found == "search" and run.s.layers == "routers" else "all"
         assert run.orders == {name: find_order(run, found, sample(run.train, 0))}
+
+
+def test_an_order_is_found_on_examples_of_its_own(tmp_path, monkeypatch):
+    others = [Example("u", [1, 2, 3], [4, 5, i]) for i in range(4)]
+    run = trainer(tmp_path, "run", order_on=others)
+    read = []
+    monkeypatch.setattr(
+        start, "find_order", lambda _run, _kind, examples, _advance: read.extend(examples) or [5, 4, 3, 2, 1, 0]
+    )
+    begin(run, None, False)
+    assert run.orders == {"u": [5, 4, 3, 2, 1, 0]}
+    assert sorted(one.response[2] for one in read) == [0, 1, 2, 3]
+    with pytest.raises(TrainingError, match="examples to order layers on"):
+        trainer(tmp_path, "run").resume()
 
 
 def test_a_run_killed_after_the_search_keeps_what_it_found(tmp_path, monkeypatch):

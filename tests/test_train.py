@@ -515,6 +515,21 @@ def test_nothing_is_trained_in_no_epochs(tmp_path, monkeypatch):
     assert 0 < record["valid_loss"]["mean"]["0.25"] < 100
 
 
+def test_orders_are_searched_on_data_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "first_cpp.training.model.load_model", lambda path: (reference.make_model(SHAPES["tiny"], seed=2), Words())
+    )
+    data, unseen = tmp_path / "data.jsonl", tmp_path / "unseen.jsonl"
+    data.write_text('{"task": "x", "prompt": "a b c", "response": "b c"}\n' * 4)
+    unseen.write_text("".join(f'{{"task": "{task}", "prompt": "a bb c", "response": "ccc b"}}\n' for task in "yz"))
+    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--quiet", "--epochs", "0"]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--search-data", str(unseen)]) == 0
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert sorted(record["orders"]) == ["y", "z"]
+    assert main([*arguments, "--out", str(tmp_path / "other"), "--search-data", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("share", ["--max-share", "--skip"])
 def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, capsys, monkeypatch, share):
     monkeypatch.setattr(
@@ -598,6 +613,8 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
         ["--recipe", "two-step", "--rank", "0"],
         ["--start", "influence", "--layers", "even"],
         ["--start", "search", "--max-share", "0"],
+        ["--search-data", "none", "--layers", "even"],
+        ["--search-data", "none", "--init", "none"],
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, capsys, change):

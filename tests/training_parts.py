@@ -30,12 +30,12 @@ def examples(n, seed=0):
     ]
 
 
-def trainer(tmp_path, name, **settings):
+def trainer(tmp_path, name, order_on=(), **settings):
     hf = reference.make_model(SHAPES["tiny"], seed=2).requires_grad_(False)
     out = tmp_path / name
     out.mkdir(exist_ok=True)
     values = {"batch_size": 4, "checkpoint": 3, "epochs": 1.0, **settings}
-    return Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out))
+    return Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out), order_on=order_on)
 
 
 def answer(hf, prompt, n):

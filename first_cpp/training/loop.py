@@ -85,10 +85,13 @@ class Trainer:
         settings: Settings,
         out: str,
         order: Sequence[int] = (),
+        order_on: Sequence[Example] = (),
     ) -> None:
+        """order: of the layers, where it is given. order_on: examples to find one on, in place of the training data."""
         from accelerate import Accelerator
 
         self.accelerator = Accelerator()
+        self.order_on = order_on or train
         self.routed, self.lora, self.train, self.s, self.out = routed, lora, train, settings, out
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.n_batches = math.ceil(self.per_epoch * settings.epochs)
@@ -174,9 +177,9 @@ class Trainer:
 
     def _of(self) -> dict[str, str]:
         """What a run depends on beside its settings."""
-        examples = hashlib.sha256(repr([(one.task, one.prompt, one.response) for one in self.train]).encode())
         return {
-            "examples": examples.hexdigest(),
+            "examples": _digest(self.train),
+            "examples to order layers on": _digest(self.order_on),
             "temperature": repr(self.routed.temperature),
             "rank or model": repr([tuple(weight.shape) for weight in self.parameters]),
         }
@@ -336,6 +339,10 @@ class Trainer:
             if new:
                 writer.writerow(["step", "loss", "share", "tokens_per_second"])
             writer.writerow([step, f"{loss:.6f}", f"{share:.4f}", f"{rate:.1f}"])
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    return hashlib.sha256(repr([(one.task, one.prompt, one.response) for one in examples]).encode()).hexdigest()
 
 
 def _short(found: dict[float, float]) -> str:

@@ -19,24 +19,35 @@ from .rule import RouterBank, collate
 from .search import removal_order
 
 N_TOKENS, MOST_EXAMPLES = 640, 96
-"""An order is found on so many answer tokens of training data: short answers need more examples to tell layers apart."""
+"""An order is found on so many answer tokens: short answers need more examples to tell layers apart."""
+
+
+def kind_of_order(layers: str | Sequence[int], start: str | None, initialised: bool, max_share: float) -> str | None:
+    """How the layers are ordered before training: "search" or "influence"; None where no order is needed.
+
+    layers, max_share: as in Settings. start: "search", "influence" or None for what the run needs. initialised: the routers are
+    an earlier run's, and stay unless `start` says otherwise.
+    """
+    if max_share == 0 or layers not in ("routers", "search", "influence"):
+        return None
+    if layers != "routers":
+        return str(layers)
+    return start or (None if initialised else "search")
 
 
 def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = True) -> None:
     """Give routers, or the fixed set that needs one, an order of the layers to start from: `trainer.orders`, by task.
 
-    start: "search", "influence" or None for what the run needs. initialised: the routers are an earlier run's, and stay
-    unless `start` says otherwise. quiet: no progress bar.
+    start, initialised: as in kind_of_order. quiet: no progress bar.
     """
-    layers = trainer.s.layers
-    keeps = layers == "routers" and initialised and start is None
-    if keeps or layers in ("even", "random", "last", "given") or trainer.s.max_share == 0:
+    layers, pool = trainer.s.layers, trainer.order_on
+    kind = kind_of_order(layers, start, initialised, trainer.s.max_share)
+    if kind is None:
         return
-    kind = layers if layers != "routers" else start or "search"
     if layers == "routers" and kind == "search":
-        samples = sample_by_task(trainer.train, trainer.s.seed)
+        samples = sample_by_task(pool, trainer.s.seed)
     else:
-        samples = {"all": draw(trainer.train, MOST_EXAMPLES, trainer.s.seed)}
+        samples = {"all": draw(pool, MOST_EXAMPLES, trainer.s.seed)}
     orders = {}
     with trainer.progress(quiet) as progress:
         for task, examples in samples.items():
