@@ -37,6 +37,8 @@ def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], s
     tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
     save_file(tensors, os.path.join(out, "routers.safetensors"), metadata=metadata)
     if trainer.weights:
+        config = lora.peft_config["default"]
+        config.target_modules = sorted(config.target_modules)  # peft keeps a set: the file would differ from run to run
         lora.save_pretrained(os.path.join(out, "adapter"))
     plot_layers(os.path.join(out, "layers.png"), layers, skip)
     with open(os.path.join(out, "train.json"), "w", encoding="utf-8") as file:
