@@ -99,3 +99,29 @@ def test_a_report_is_shown_in_its_part(tmp_path):
     assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
     assert "| tuned | 0.250 | 1.000 (0.500 to 1.500) | 50.2 |  | 2.50 | 0 |" in lines
     assert lines[-1] == "after"
+
+
+def test_the_readme_says_what_routing_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    from ship_adapter import brief
+
+    scores = [
+        {"qa": {"F1": 60.0, "EM": 50.0}, "tldr": {"ROUGE-L": 35.0}},
+        {"qa": {"F1": 54.0, "EM": 9.0}, "tldr": {"ROUGE-L": 28.0}},
+    ]
+    rows = [
+        {"system": system, "share_skipped": share, "ratio": [ratio, 0.8, 0.9], "scores": some}
+        for system, share, ratio, some in (
+            ("dense", 0, 1, scores[0]),
+            ("routed", 0.26666, 0.85, scores[1]),
+            ("set", 0.2, 1, scores[0]),
+        )
+    ]
+    assert brief({"rows": rows, "tasks": {"qa": 3, "tldr": 4}}).split("\n") == [
+        "| left out | score / dense | qa F1 | tldr ROUGE-L |",
+        "| --- | --- | --- | --- |",
+        "| 0.000 | 1.000 (0.800 to 0.900) | 60.0 | 35.0 |",
+        "| 0.267 | 0.850 (0.800 to 0.900) | 54.0 | 28.0 |",
+        "",
+        "Questions: qa 3, tldr 4.",
+    ]

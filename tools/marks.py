@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-RESULTS = os.path.join(os.path.dirname(__file__), os.pardir, "docs", "RESULTS.md")
+ROOT = os.path.join(os.path.dirname(__file__), os.pardir)
+README, RESULTS = os.path.join(ROOT, "README.md"), os.path.join(ROOT, "docs", "RESULTS.md")
 
 
 def fill(path: str, writer: str, text: str) -> None:
