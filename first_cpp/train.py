@@ -89,8 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="JSONL",
-        help="examples on which layers are ordered (default: the training data); best some that the LoRA of --init has not "
-        "seen: answers it knows by heart tell layers apart badly",
+        help="examples on which layers are ordered, in place of the training data: some that the LoRA of --init has not seen",
     )
     add("--recipe", default="exact", choices=["exact", "two-step"], help="two-step: routers with the base frozen, then LoRA")
     add("--router-part", type=float, default=0.3, help="two-step: part of the run for the routers (default: %(default)s)")
