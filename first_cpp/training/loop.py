@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -141,7 +142,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "settings": asdict(self.s),
-            "of": self._of(),
+            "of": self._of,
             "order": list(self.objective.order),
             "orders": self.orders,
             "parameters": [p.detach().cpu() for p in self.parameters],
@@ -160,7 +161,7 @@ class Trainer:
         if not os.path.exists(path):
             raise TrainingError(f"--resume: no checkpoint in {self.out}")
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        was, mine = ({**settings, **of} for settings, of in ((state["settings"], state["of"]), (asdict(self.s), self._of())))
+        was, mine = ({**settings, **of} for settings, of in ((state["settings"], state["of"]), (asdict(self.s), self._of)))
         if was != mine:
             changed = [key for key, value in mine.items() if was.get(key) != value]
             raise TrainingError(f"--resume: the checkpoint in {self.out} was made with other settings: {', '.join(changed)}")
@@ -175,6 +176,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self._cut_log()
 
+    @functools.cached_property
     def _of(self) -> dict[str, str]:
         """What a run depends on beside its settings."""
         return {
