@@ -63,6 +63,7 @@ def test_picture():
     assert picture((1, 2), 5) == "#..##"
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_demo_answers_three_prompts_three_times(smollm2, capsys):
     assert main(["demo", "-n", "6", "-t", "2"]) == 0
@@ -77,11 +78,11 @@ def test_demo_answers_three_prompts_three_times(smollm2, capsys):
     assert chosen[0] != chosen[1]  # a question leaves out other layers than an abstract
 
 
-@pytest.mark.smollm2
-def test_demo_measures_routers_for_other_models(smollm2, capsys):
-    assert main(["demo", "-m", smollm2, "--skip", "0.1", "-n", "2", "-t", "2"]) == 0
+def test_demo_measures_routers_for_other_models(tiny, capsys):
+    assert main(["demo", "-m", tiny, "--skip", "0.2", "-n", "2", "-t", "2"]) == 0
     out = capsys.readouterr().out
     assert "input-blind" in out
+    assert out.count("skip=0.2: 1 of 6 layers left out") == 3
     assert out.count("TTFT ") == 6
 
 

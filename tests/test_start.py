@@ -16,7 +16,7 @@ from first_cpp.training.loop import TrainingError
 from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Lesson
 from first_cpp.training.rule import Routed, RouterBank, collate, lowest
-from first_cpp.training.search import Answers, removal_order
+from first_cpp.training.search import Answers, costs, removal_order
 from first_cpp.training.start import begin, find_order, mean_inputs, ridge, sample, sample_by_task, teach_orders
 
 
@@ -138,6 +138,44 @@ def test_answers_read_on_from_a_layer_are_the_same(config):
             answers.leave_out(chosen)
             left_out.append(chosen)
             assert answers.loss == pytest.approx(mean_loss(routed, prompts, lessons, left_out), rel=1e-5)
+
+
+def test_orders_cost_what_the_first_layers_do(hf):
+    """Of each example, mean over how many are left out; against every example alone."""
+    group, orders = examples(5), [[3, 1, 0, 2, 5, 4], [2, 4, 5, 0, 1, 3]]
+    routed = make_routed(hf)
+    found = costs(routed, [collate(group[:2]), collate(group[2:])], orders, [1, 3], 1.0)
+    for row, order in zip(found.tolist(), orders, strict=True):
+        for one, cost in zip(group, row, strict=True):
+            with torch.no_grad():
+                prompts = [routed.read(collate([one]))]
+                lessons = [Lesson(prompts[0].batch, routed.logits(prompts[0]), 1.0)]
+            expected = [mean_loss(routed, prompts, lessons, order[:depth]) for depth in (1, 3)]
+            assert cost == pytest.approx(sum(expected) / 2, rel=1e-4)
+
+
+def test_a_task_takes_its_own_order_where_it_is_surely_better(tmp_path, monkeypatch, capsys):
+    """Layers that do nothing are surely the first to go; an order as good as the one for all is not worth it."""
+    useless = [1, 4, 0, 2, 3, 5]
+    orders = {"a": useless, "b": [0, 2, 3, 5, 1, 4], "the same": [2, 0, 3, 5, 4, 1], "one": useless, "ab": [2, 0, 3, 5, 1, 4]}
+    groups = {"a": examples(8), "b": examples(8, 20), "the same": examples(8, 40), "one": examples(1)}
+    run = trainer(tmp_path, "run")
+    for il in (1, 4):
+        run.routed.layers[il].self_attn.o_proj.weight.zero_()
+        run.routed.layers[il].mlp.down_proj.weight.zero_()
+    run.order_on = [
+        Example(task, one.prompt, answer(run.lora, one.prompt, 6)) for task, group in groups.items() for one in group
+    ]
+
+    def find(_run, _kind, found, _advance):
+        return orders[found[0].task if len({one.task for one in found}) == 1 else "ab"]
+
+    monkeypatch.setattr(start, "find_order", find)
+    begin(run, None, False)
+    assert run.orders == {"a": useless, "b": orders["ab"], "one": orders["ab"], "the same": orders["ab"]}
+    said = capsys.readouterr().err
+    assert "a takes its own order: its own gains" in said
+    assert "b takes the order for all tasks: its own gains" in said
 
 
 def test_every_task_has_a_sample():

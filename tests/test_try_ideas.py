@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -105,6 +106,15 @@ def test_an_order_for_a_task_hears_of_the_others(tmp_path):
     heard = try_ideas._order_for_all(lambda _trainer, _kind, examples: examples, run, "search", own)
     assert heard[:10] == own
     assert [one.task for one in heard[10:]] == ["b"] * 5
+
+
+def test_orders_of_earlier_runs_are_known(tmp_path):
+    for run, orders in (("tasks", {"a": [1, 0], "b": [0, 1]}), ("shared", {"all": [2, 0]})):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "train.json").write_text(json.dumps({"orders": orders}))
+    known = try_ideas.known_orders([str(tmp_path / "tasks"), str(tmp_path / "shared")])
+    a, b = Example("a", [1], [2]), Example("b", [1], [2])
+    assert [try_ideas._known_order(known, None, "search", group) for group in ([a, a], [b], [a, b])] == [[1, 0], [0, 1], [2, 0]]
 
 
 def test_all_passes_are_one_step():

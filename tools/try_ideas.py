@@ -7,6 +7,7 @@ The options are those of `first-cpp train`. IDEA is one of
     alone         an order is by what each layer costs alone: it does not know which others are left out
     more          an order is searched on twice as many examples
     mixed         an order is searched on a task's examples and half as many of the other tasks
+    known         orders are not searched, but those that runs found: --orders RUN [RUN], each task's own and that for all
     last-tokens   routers read the last 32 tokens of a prompt
     windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
     stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
@@ -40,7 +41,19 @@ from first_cpp.training.model import decoder_layers
 from first_cpp.training.objective import Objective
 from first_cpp.training.rule import Routed, RouterBank, collate
 
-IDEAS = ["alone", "more", "mixed", "last-tokens", "windows", "stand-ins", "one-step", "borrow", "tails", "feed-forward"]
+IDEAS = [
+    "alone",
+    "more",
+    "mixed",
+    "known",
+    "last-tokens",
+    "windows",
+    "stand-ins",
+    "one-step",
+    "borrow",
+    "tails",
+    "feed-forward",
+]
 RANK = 16
 WINDOWS, LAST = 4, 32
 LENT, TAIL = 64, 16
@@ -234,21 +247,31 @@ def read_tails() -> None:
     objective.Lesson, objective.answer_loss = TailLesson, of_answer  # type: ignore[misc]
 
 
+def known_orders(runs: Sequence[str]) -> dict[str, list[int]]:
+    """The orders of layers that runs found, by task; that for all tasks under "all"."""
+    orders = dict[str, list[int]]()
+    for run in runs:
+        with open(os.path.join(run, "train.json"), encoding="utf-8") as file:
+            orders |= json.load(file)["orders"]
+    return orders
+
+
 def teach_anew(trainer: Trainer) -> None:
     """Start the routers on their input from the orders that the run of --init found."""
-    with open(os.path.join(sys.argv[sys.argv.index("--init") + 1], "train.json"), encoding="utf-8") as file:
-        orders = json.load(file)["orders"]
+    orders = known_orders([sys.argv[sys.argv.index("--init") + 1]])
     start.teach_orders(trainer, orders, start.sample_by_task(trainer.train, trainer.s.seed))
 
 
-def apply(idea: str) -> None:
-    """Put an idea in the place of what `first-cpp train` does."""
+def apply(idea: str, runs: Sequence[str] = ()) -> None:
+    """Put an idea in the place of what `first-cpp train` does. runs: that found orders, for `known`."""
     if idea == "alone":
         start.removal_order = functools.partial(_order_alone, start.removal_order)
     elif idea == "more":
         start.N_TOKENS, start.MOST_EXAMPLES = 2 * start.N_TOKENS, 2 * start.MOST_EXAMPLES
     elif idea == "mixed":
         start.find_order = functools.partial(_order_for_all, start.find_order)
+    elif idea == "known":
+        start.find_order = functools.partial(_known_order, known_orders(runs))
     elif idea == "last-tokens":
         rule.RouterBank = LastTokens
         after_start(teach_anew)
@@ -277,14 +300,23 @@ def _order_for_all(find: Any, trainer: Trainer, kind: str, examples: Sequence[Ex
     return find(trainer, kind, [*examples, *draw(others, len(examples) // 2, trainer.s.seed)], *rest)
 
 
+def _known_order(known: dict[str, list[int]], _trainer: Trainer, _kind: str, examples: Sequence[Example], *_: Any) -> list[int]:
+    tasks = {example.task for example in examples}
+    return known[tasks.pop() if len(tasks) == 1 else "all"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("idea", choices=IDEAS)
+    parser.add_argument(
+        "--orders", nargs="+", default=[], metavar="RUN", help="for known: runs of --start search, --layers search"
+    )
     args, options = parser.parse_known_args()
     training = argparse.ArgumentParser()
     train.add_arguments(training)
-    apply(args.idea)
-    sys.argv = ["try_ideas.py", "train", *options, "--idea", args.idea]  # the command that train.json records
+    apply(args.idea, args.orders)
+    orders = ["--orders", *args.orders] if args.orders else []
+    sys.argv = ["try_ideas.py", "train", *options, "--idea", args.idea, *orders]  # the command that train.json records
     train.command(training.parse_args(options))
 
 

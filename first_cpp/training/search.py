@@ -24,11 +24,9 @@ def removal_order(
     adds to the loss grows with the layers left out, so it is tried again only when what it added before would make it the next.
     advance: called after each layer tried alone or chosen.
     """
-    prompts = [routed.read(batch) for batch in batches]
-    lessons = [Lesson(one.batch, routed.logits(one) if distill > 0 else None, distill) for one in prompts]
-    answers = Answers(routed, prompts, lessons)
+    answers = Answers(routed, *lessons_of(routed, batches, distill))
     alone = dict[int, float]()
-    for layer in range(prompts[0].keep.shape[1]):
+    for layer in range(len(routed.layers)):
         alone[layer] = answers.without(layer) - answers.loss
         advance()
     added, chosen = dict(alone), list[int]()
@@ -42,6 +40,34 @@ def removal_order(
         chosen.append(layer)
         advance()
     return [*chosen, *sorted(added, key=alone.__getitem__)]
+
+
+@torch.no_grad()
+def costs(
+    routed: Routed, batches: Iterable[Batch], orders: Sequence[Sequence[int]], depths: Sequence[int], distill: float = 0.0
+) -> Tensor:
+    """The loss of each example's answer without the first layers of each order, mean over `depths`, as many as are left out:
+    [len(orders), n]."""
+    prompts, lessons = lessons_of(routed, batches, distill)
+    found = [
+        torch.stack([lesson.loss(routed.logits(one, without(order[:depth], one))) for depth in depths]).mean(0)
+        for order in orders
+        for one, lesson in zip(prompts, lessons, strict=True)
+    ]
+    return torch.cat(found).view(len(orders), -1)
+
+
+def lessons_of(routed: Routed, batches: Iterable[Batch], distill: float) -> tuple[list[Prompts], list[Lesson]]:
+    """Prompts, read once, and what their answers are to predict. distill: weight of KL to the dense output."""
+    prompts = [routed.read(batch) for batch in batches]
+    return prompts, [Lesson(one.batch, routed.logits(one) if distill > 0 else None, distill) for one in prompts]
+
+
+def without(left_out: Sequence[int], prompts: Prompts) -> Tensor:
+    """1 for the layers that all answers run, 0 for those left out: [b, n_layer]."""
+    run = torch.ones_like(prompts.keep)
+    run[:, list(left_out)] = 0
+    return run
 
 
 Inputs = list[Tensor]
@@ -82,8 +108,7 @@ class Answers:
         """Mean loss and inputs of all layers, read from layer `first` on."""
         losses, found = list[Tensor](), list[Inputs]()
         for one, lesson, known in zip(self.prompts, self.lessons, self._inputs, strict=True):
-            run = torch.ones_like(one.keep)
-            run[:, list(left_out)] = 0
+            run = without(left_out, one)
             again = one.cache is not None  # without one, the inputs are of whole prompts, too many to be kept
             with read_from(self.routed, first if again else 0, known) as inputs:
                 losses.append(lesson.loss(self.routed.logits(one, run)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,16 @@ from .data import Example, draw, in_parts
 from .influence import influence_order
 from .loop import Trainer
 from .model import decoder_layers
-from .rule import RouterBank, collate
-from .search import removal_order
+from .rule import Batch, RouterBank, collate
+from .search import costs, removal_order
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 N_TOKENS, MOST_EXAMPLES = 640, 96
 """An order is found on so many answer tokens: short answers need more examples to tell layers apart."""
+SURE = 2.0
+"""Standard errors by which a task's own order is to be better than the one for all: it was chosen by the same examples."""
 
 
 def kind_of_order(layers: str | Sequence[int], start: str | None, initialised: bool, max_share: float) -> str | None:
@@ -44,20 +50,28 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
     kind = kind_of_order(layers, start, initialised, trainer.s.max_share)
     if kind is None:
         return
-    if layers == "routers" and kind == "search":
-        samples = sample_by_task(pool, trainer.s.seed)
-    else:
-        samples = {"all": draw(pool, MOST_EXAMPLES, trainer.s.seed)}
-    orders = {}
+    by_task = layers == "routers" and kind == "search"
+    samples = sample_by_task(pool, trainer.s.seed) if by_task else {"all": draw(pool, MOST_EXAMPLES, trainer.s.seed)}
     with trainer.progress(quiet) as progress:
-        for task, examples in samples.items():
-            words = f"ordering the layers by {kind} for {task or 'the task'}, on {len(examples)} examples"
-            bar = progress.add_task(words, total=trainer.objective.n_layer + _most(trainer) if kind == "search" else None)
-            orders[task] = find_order(trainer, kind, examples, functools.partial(progress.advance, bar))
+        find = functools.partial(_find_shown, trainer, kind, progress)
+        orders = {task: find(task or "the task", examples) for task, examples in samples.items()}
+        if len(orders) > 1:
+            shared = find("all tasks", draw(pool, MOST_EXAMPLES, trainer.s.seed))
+            for task, own in orders.items():
+                gain, error = gain_of(trainer, own, shared, samples[task])
+                orders[task] = own if gain > SURE * error else shared
+                taken = "its own order" if orders[task] is own else "the order for all tasks"
+                progress.console.print(f"{task or 'the task'} takes {taken}: its own gains {gain:.3f} +- {error:.3f}")
     trainer.objective.order = next(iter(orders.values()))
     teach_orders(trainer, orders, samples)
     trainer.orders = orders
     trainer.save()  # a search takes minutes: a run killed after it goes on from here
+
+
+def _find_shown(trainer: Trainer, kind: str, progress: Progress, name: str, examples: Sequence[Example]) -> list[int]:
+    words = f"ordering the layers by {kind} for {name}, on {len(examples)} examples"
+    bar = progress.add_task(words, total=trainer.objective.n_layer + _most(trainer) if kind == "search" else None)
+    return find_order(trainer, kind, examples, functools.partial(progress.advance, bar))
 
 
 def sample(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -91,11 +105,27 @@ def find_order(
     with trainer.autocast():
         if kind == "influence":
             return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.accelerator.device)
-        by_length = sorted(examples, key=lambda one: (len(one.response), len(one.prompt)))  # answers are read a hundred times
-        eights = [by_length[i : i + 8] for i in range(0, len(by_length), 8)]  # small groups: little padding
-        groups = [group for eight in eights for group in in_parts(eight, trainer.s.part_tokens)]
-        batches = [trainer.to_device(collate(group)) for group in groups]
-        return removal_order(trainer.routed, batches, _most(trainer), trainer.s.distill, advance)
+        return removal_order(trainer.routed, _groups(trainer, examples), _most(trainer), trainer.s.distill, advance)
+
+
+def gain_of(trainer: Trainer, own: Sequence[int], shared: Sequence[int], examples: Sequence[Example]) -> tuple[float, float]:
+    """How much lower the loss of the examples is with the first order than with the second, and its standard error.
+
+    The mean with a quarter, half and three quarters of the searched layers left out.
+    """
+    depths = [math.ceil(_most(trainer) * part) for part in (0.25, 0.5, 0.75)]
+    with trainer.autocast():
+        with_own, with_shared = costs(trainer.routed, _groups(trainer, examples), [own, shared], depths, trainer.s.distill)
+    gains = with_shared - with_own
+    return float(gains.mean()), float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+
+
+def _groups(trainer: Trainer, examples: Sequence[Example]) -> list[Batch]:
+    """Small batches of answers of similar length, for little padding: answers are read a hundred times."""
+    by_length = sorted(examples, key=lambda one: (len(one.response), len(one.prompt)))
+    eights = [by_length[i : i + 8] for i in range(0, len(by_length), 8)]
+    groups = [group for eight in eights for group in in_parts(eight, trainer.s.part_tokens)]
+    return [trainer.to_device(collate(group)) for group in groups]
 
 
 def teach_orders(trainer: Trainer, orders: dict[str, list[int]], samples: dict[str, list[Example]]) -> None:
