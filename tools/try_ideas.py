@@ -312,6 +312,8 @@ def main() -> None:
         "--orders", nargs="+", default=[], metavar="RUN", help="for known: runs of --start search, --layers search"
     )
     args, options = parser.parse_known_args()
+    if (args.idea == "known") is not bool(args.orders):
+        parser.error("known needs --orders, the other ideas do not take it")
     training = argparse.ArgumentParser()
     train.add_arguments(training)
     apply(args.idea, args.orders)

@@ -214,12 +214,13 @@ class Trainer:
     # -- the loop -------------------------------------------------------------------------------------------------------
 
     def progress(self, quiet: bool) -> Progress:
-        """A progress bar on standard error, of the main process alone."""
+        """A progress bar and its console on standard error, of the main process alone."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Progress(*columns, console=Console(stderr=True), disable=quiet or not self.accelerator.is_main_process)
+        console = Console(stderr=True, quiet=not self.accelerator.is_main_process)
+        return Progress(*columns, console=console, disable=quiet)
 
     def run(
         self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
