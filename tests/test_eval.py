@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import llama_cpp
 import numpy as np
 import pytest
 from routers_files import routed_model
@@ -213,6 +214,26 @@ def test_answers_are_create_chat_completions(routed, data, load, tmp_path):
             text = llm.create_completion(prompt, max_tokens=8, temperature=0)["choices"][0]["text"]
             assert one["text"].encode("ascii", "ignore") == text.strip().encode("ascii", "ignore")
             assert len(one["skipped"]) == 2
+
+
+def test_answers_cut_off_are_counted(routed, data, tmp_path, monkeypatch, capsys):
+    """No token ends an answer but one row's to one task, which every token ends."""
+    answered, ending = answering._answer, [False]
+    monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda vocab, token: ending[-1])
+
+    def watched(llm, question, max_tokens):
+        ending.append(llm.skip is None and question.task == "qa")
+        return answered(llm, question, max_tokens)
+
+    monkeypatch.setattr(answering, "_answer", watched)
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0,0.34") == 0
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert [one["cut_off"] for one in rows] == [
+        {"qa": 0, "translation": 2, "tldr": 1, "dialogue": 1},
+        {"qa": 2, "translation": 2, "tldr": 1, "dialogue": 1},
+    ]
+    shown = [line.split("|")[-3].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert shown == ["cut off", "---", "4", "6"]
 
 
 def test_a_prompt_is_read_once_for_all_rows_of_a_file(routed, data, tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def test_a_report_is_shown_in_its_part(tmp_path):
                 "scores": {"qa": {"F1": 50.25}},
                 "kl": None,
                 "tpot_ms": 2.5,
+                "cut_off": {"qa": 4},
                 "failed": {},
             }
         ],
@@ -97,7 +98,7 @@ def test_a_report_is_shown_in_its_part(tmp_path):
     subprocess.run([*command, "--document", str(document)], check=True)
     lines = document.read_text().splitlines()
     assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
-    assert "| tuned | 0.250 | 1.000 (0.500 to 1.500) | 50.2 |  | 2.50 | 0 |" in lines
+    assert "| tuned | 0.250 | 1.000 (0.500 to 1.500) | 50.2 |  | 2.50 | 4 | 0 |" in lines
     assert lines[-1] == "after"
 
 

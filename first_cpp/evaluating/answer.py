@@ -107,7 +107,7 @@ def kl_questions(questions: Sequence[Question], n: int) -> set[int]:
 def _answer(llm: Llama, question: Question, max_tokens: int) -> dict[str, Any]:
     """A greedy answer, or the error that stood in its way: it is counted, not dropped."""
     try:
-        tokens = generated(llm, chat_prompt(llm, question.prompt), max_tokens)
+        tokens, ended = generated(llm, chat_prompt(llm, question.prompt), max_tokens)
     except (FirstCppError, RuntimeError, ValueError) as error:
         return {"task": question.task, "text": "", "error": f"{type(error).__name__}: {error}"}
     routing, timing = llm.routing, llm.timing
@@ -116,26 +116,28 @@ def _answer(llm: Llama, question: Question, max_tokens: int) -> dict[str, Any]:
         "task": question.task,
         "text": llm.detokenize(tokens).decode("utf-8", "replace").strip(),
         "n_tokens": len(tokens),
+        "ended": ended,
         "tpot": timing.tpot,
         "skipped": list(routing.skipped),
         "n_layer": routing.n_layer,
     }
 
 
-def generated(llm: Llama, prompt: list[int], max_tokens: int) -> list[int]:
-    """The tokens of a greedy answer, up to the end token."""
+def generated(llm: Llama, prompt: list[int], max_tokens: int) -> tuple[list[int], bool]:
+    """The tokens of a greedy answer up to the end token, and whether there was one: not where a limit cut it off."""
     if len(prompt) + 1 >= llm.n_ctx():
         raise ValueError(f"the prompt has {len(prompt)} tokens, the context {llm.n_ctx()}; give a larger --ctx")
     found: list[int] = []
+    ended = False
     answer = llm.generate(prompt, temp=0.0)
     for token in answer:
-        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+        if ended := llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
             break
         found.append(token)
         if len(found) == max_tokens or len(prompt) + len(found) + 1 >= llm.n_ctx():
             break
     answer.close()
-    return found
+    return found, ended
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Wanted:
         """None where the dense model cannot answer."""
         try:
             prompt = chat_prompt(dense, question.prompt)
-            answer = generated(dense, prompt, max_tokens)
+            answer, _ = generated(dense, prompt, max_tokens)
         except (FirstCppError, RuntimeError, ValueError):
             return None
         return cls(prompt, answer, follow(dense, prompt, answer))

@@ -40,7 +40,7 @@ def summarise(
         for task, measured in of_tasks.items():
             scores.add(row.name, task, *measured[0])
             table[task] = {metric.name: metric.score(numbers.sum(axis=0), len(numbers)) for metric, numbers in measured}
-        found.append({**_facts(row, given), "scores": table})
+        found.append({**_facts(row, given, tasks), "scores": table})
     for one in found:
         one["ratio"] = _interval(scores.ratio(one["row"], reference, tasks))
     return {
@@ -52,7 +52,7 @@ def summarise(
     }
 
 
-def _facts(row: Row, given: Sequence[Record]) -> Record:
+def _facts(row: Row, given: Sequence[Record], tasks: Sequence[str]) -> Record:
     good = [one for one in given if "error" not in one]
     kl = [one["kl"] for one in good if "kl" in one]
     return {
@@ -63,6 +63,7 @@ def _facts(row: Row, given: Sequence[Record]) -> Record:
         "tpot_ms": statistics.median([one["tpot"] * 1e3 for one in good if one["tpot"]] or [0.0]),
         "tokens": sum(one["n_tokens"] for one in good),
         "kl": statistics.mean(kl) if kl else None,
+        "cut_off": {task: sum(not one["ended"] for one in good if one["task"] == task) for task in tasks},
         "failed": {one["question"]: one["error"] for one in given if "error" in one},
         "layers": _layer_counts(good),
     }
@@ -125,20 +126,23 @@ def markdown(record: Record) -> str:
         *(f"{task} {name}" for task, all_ in names.items() for name in all_),
         "KL",
         "TPOT ms",
+        "cut off",
         "failed",
     ]
     rows = []
     for one in record["rows"]:
         cells = [one["row"], "" if one["share_skipped"] is None else f"{one['share_skipped']:.3f}", _ci(one["ratio"])]
         cells += [f"{one['scores'][task][name]:.1f}" for task, all_ in names.items() for name in all_]
-        cells += ["" if one["kl"] is None else f"{one['kl']:.3f}", f"{one['tpot_ms']:.2f}", str(len(one["failed"]))]
+        cells += ["" if one["kl"] is None else f"{one['kl']:.3f}", f"{one['tpot_ms']:.2f}"]
+        cells += [str(sum(one["cut_off"].values())), str(len(one["failed"]))]
         rows.append(cells)
     parts = [
         f"# Evaluation\n\n`{record['command']}`\n\n{record['machine']}; first_cpp {record['first_cpp']}, llama-cpp-python "
         f"{record['llama_cpp_python']}. Greedy. Questions: "
         + ", ".join(f"{task} {n}" for task, n in record["tasks"].items())
         + f".\nof reference: score / score of `{record['reference']}` on each task's first metric, mean over tasks, 95 % "
-        f"interval of a\npaired bootstrap with {record['bootstrap']['draws']} draws.\n",
+        f"interval of a\npaired bootstrap with {record['bootstrap']['draws']} draws. "
+        "cut off: answers that the limit of tokens ended, not the model.\n",
         _table(columns, rows),
     ]
     if record["leads"]:
