@@ -149,12 +149,17 @@ def test_logs_hold_one_run(tmp_path):
     assert whole == [2, 4, 5]
     run.step = 3
     run.save()
+    log = tmp_path / "run" / "log.csv"
+    logged = log.read_bytes().splitlines(keepends=True)
+    assert len(logged) == 1 + 5
+    log.write_bytes(b"".join([*logged, b"1"]))  # of a row 10, killed
     again = trainer(tmp_path, "run", epochs=0.5)
     again.resume()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2]
+    assert log.read_bytes().splitlines(keepends=True) == logged[:4]
     again.start_log()
     assert not path.exists()
-    assert not (tmp_path / "run" / "log.csv").exists()
+    assert not log.exists()
 
 
 def test_a_run_starts_from_an_earlier_one(tmp_path):

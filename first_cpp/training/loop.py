@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -174,7 +174,8 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.objective.order, self.orders = state["order"], state["orders"]
         self.step, self.seconds = state["step"], state["seconds"]
-        self._cut_log()
+        if self.accelerator.is_main_process:
+            self._cut_log()
 
     @functools.cached_property
     def _of(self) -> dict[str, str]:
@@ -194,20 +195,16 @@ class Trainer:
                 os.remove(path)
 
     def _cut_log(self) -> None:
-        """Rows after the checkpoint will be written again."""
-        path = os.path.join(self.out, "log.csv")
+        """Rows after the checkpoint will be written again; so will one that was being written when the run was killed."""
+        self._keep_lines("log.csv", lambda line: line.startswith("step") or int(line.partition(",")[0]) <= self.step)
+        self._keep_lines("valid.jsonl", lambda line: json.loads(line)["step"] <= self.step)
+
+    def _keep_lines(self, name: str, wanted: Callable[[str], bool]) -> None:
+        path = os.path.join(self.out, name)
         if os.path.exists(path):
             with open(path, encoding="utf-8", newline="") as file:
-                rows = list(csv.reader(file))
-            kept = [rows[0], *(row for row in rows[1:] if int(row[0]) <= self.step)]
+                lines = [line for line in file if line.endswith("\n") and wanted(line)]
             with open(path + ".part", "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows(kept)
-            os.replace(path + ".part", path)
-        path = os.path.join(self.out, "valid.jsonl")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            with open(path + ".part", "w", encoding="utf-8") as file:
                 file.writelines(lines)
             os.replace(path + ".part", path)
 
