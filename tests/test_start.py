@@ -158,7 +158,8 @@ def test_a_task_takes_its_own_order_where_it_is_surely_better(tmp_path, monkeypa
     """Layers that do nothing are surely the first to go; an order as good as the one for all is not worth it."""
     useless = [1, 4, 0, 2, 3, 5]
     orders = {"a": useless, "b": [0, 2, 3, 5, 1, 4], "the same": [2, 0, 3, 5, 4, 1], "one": useless, "ab": [2, 0, 3, 5, 1, 4]}
-    groups = {"a": examples(8), "b": examples(8, 20), "the same": examples(8, 40), "one": examples(1)}
+    orders["equal"] = orders["ab"]
+    groups = {"a": examples(8), "b": examples(8, 20), "equal": examples(2), "the same": examples(8, 40), "one": examples(1)}
     run = trainer(tmp_path, "run")
     for il in (1, 4):
         run.routed.layers[il].self_attn.o_proj.weight.zero_()
@@ -170,9 +171,15 @@ def test_a_task_takes_its_own_order_where_it_is_surely_better(tmp_path, monkeypa
     def find(_run, _kind, found, _advance):
         return orders[found[0].task if len({one.task for one in found}) == 1 else "ab"]
 
+    def gain(run, own, shared, found):
+        assert own != shared  # nothing to measure
+        return measured(run, own, shared, found)
+
+    measured = start.gain_of
     monkeypatch.setattr(start, "find_order", find)
+    monkeypatch.setattr(start, "gain_of", gain)
     begin(run, None, False)
-    assert run.orders == {"a": useless, "b": orders["ab"], "one": orders["ab"], "the same": orders["ab"]}
+    assert run.orders == {"a": useless} | dict.fromkeys(("b", "equal", "one", "the same"), orders["ab"])
     said = capsys.readouterr().err
     assert "a takes its own order: its own gains" in said
     assert "b takes the order for all tasks: its own gains" in said

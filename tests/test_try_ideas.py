@@ -114,7 +114,13 @@ def test_orders_of_earlier_runs_are_known(tmp_path):
         (tmp_path / run / "train.json").write_text(json.dumps({"orders": orders}))
     known = try_ideas.known_orders([str(tmp_path / "tasks"), str(tmp_path / "shared")])
     a, b = Example("a", [1], [2]), Example("b", [1], [2])
-    assert [try_ideas._known_order(known, None, "search", group) for group in ([a, a], [b], [a, b])] == [[1, 0], [0, 1], [2, 0]]
+
+    def order(*group):
+        return try_ideas._known_order(lambda _trainer, _kind, examples: examples, known, None, "search", group)
+
+    assert [order(a, a), order(b), order(a, b)] == [[1, 0], [0, 1], [2, 0]]
+    new = Example("new", [1], [2])
+    assert order(new) == (new,)  # searched
 
 
 def test_all_passes_are_one_step():

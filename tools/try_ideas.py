@@ -7,7 +7,7 @@ The options are those of `first-cpp train`. IDEA is one of
     alone         an order is by what each layer costs alone: it does not know which others are left out
     more          an order is searched on twice as many examples
     mixed         an order is searched on a task's examples and half as many of the other tasks
-    known         orders are not searched, but those that runs found: --orders RUN [RUN], each task's own and that for all
+    known         orders that runs found are not searched: --orders RUN [RUN], tasks' own and that for all
     last-tokens   routers read the last 32 tokens of a prompt
     windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
     stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
@@ -271,7 +271,7 @@ def apply(idea: str, runs: Sequence[str] = ()) -> None:
     elif idea == "mixed":
         start.find_order = functools.partial(_order_for_all, start.find_order)
     elif idea == "known":
-        start.find_order = functools.partial(_known_order, known_orders(runs))
+        start.find_order = functools.partial(_known_order, start.find_order, known_orders(runs))
     elif idea == "last-tokens":
         rule.RouterBank = LastTokens
         after_start(teach_anew)
@@ -300,9 +300,12 @@ def _order_for_all(find: Any, trainer: Trainer, kind: str, examples: Sequence[Ex
     return find(trainer, kind, [*examples, *draw(others, len(examples) // 2, trainer.s.seed)], *rest)
 
 
-def _known_order(known: dict[str, list[int]], _trainer: Trainer, _kind: str, examples: Sequence[Example], *_: Any) -> list[int]:
+def _known_order(
+    find: Any, known: dict[str, list[int]], trainer: Trainer, kind: str, examples: Sequence[Example], *rest: Any
+) -> Any:
     tasks = {example.task for example in examples}
-    return known[tasks.pop() if len(tasks) == 1 else "all"]
+    name = tasks.pop() if len(tasks) == 1 else "all"
+    return known[name] if name in known else find(trainer, kind, examples, *rest)
 
 
 def main() -> None:

@@ -57,15 +57,23 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
         orders = {task: find(task or "the task", examples) for task, examples in samples.items()}
         if len(orders) > 1:
             shared = find("all tasks", draw(pool, MOST_EXAMPLES, trainer.s.seed))
-            for task, own in orders.items():
-                gain, error = gain_of(trainer, own, shared, samples[task])
-                orders[task] = own if gain > SURE * error else shared
-                taken = "its own order" if orders[task] is own else "the order for all tasks"
-                progress.console.print(f"{task or 'the task'} takes {taken}: its own gains {gain:.3f} +- {error:.3f}")
+            say = progress.console.print
+            orders = {task: _own_or_shared(trainer, task, own, shared, samples[task], say) for task, own in orders.items()}
     trainer.objective.order = next(iter(orders.values()))
     teach_orders(trainer, orders, samples)
     trainer.orders = orders
     trainer.save()  # a search takes minutes: a run killed after it goes on from here
+
+
+def _own_or_shared(
+    trainer: Trainer, task: str, own: list[int], shared: list[int], examples: Sequence[Example], say: Callable[[str], object]
+) -> list[int]:
+    """A task's own order where that is surely better than the one for all."""
+    gain, error = gain_of(trainer, own, shared, examples) if own != shared else (0.0, 0.0)
+    taken = own if gain > SURE * error else shared
+    which = "its own order" if taken is own else "the order for all tasks"
+    say(f"{task or 'the task'} takes {which}: its own gains {gain:.3f} +- {error:.3f}")
+    return taken
 
 
 def _find_shown(trainer: Trainer, kind: str, progress: Progress, name: str, examples: Sequence[Example]) -> list[int]:
