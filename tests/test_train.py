@@ -157,6 +157,10 @@ def test_logs_hold_one_run(tmp_path):
     again.resume()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2]
     assert log.read_bytes().splitlines(keepends=True) == logged[:4]
+    log.write_bytes(b"step,lo")  # killed amid the very first
+    again.resume()
+    again._log(4, 1.0, 0.5, 2.0)
+    assert log.read_bytes().splitlines(keepends=True) == [logged[0], b"4,1.000000,0.5000,2.0\r\n"]
     again.start_log()
     assert not path.exists()
     assert not log.exists()

@@ -332,11 +332,9 @@ class Trainer:
     def _log(self, step: int, loss: float, share: float, rate: float) -> None:
         if not self.accelerator.is_main_process:
             return
-        path = os.path.join(self.out, "log.csv")
-        new = not os.path.exists(path)
-        with open(path, "a", encoding="utf-8", newline="") as file:
+        with open(os.path.join(self.out, "log.csv"), "a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            if new:
+            if file.tell() == 0:
                 writer.writerow(["step", "loss", "share", "tokens_per_second"])
             writer.writerow([step, f"{loss:.6f}", f"{share:.4f}", f"{rate:.1f}"])
 
