@@ -208,10 +208,17 @@ def command(args: argparse.Namespace) -> None:
         "orders": trainer.orders,
         "valid_loss": losses,
         "torch": torch.__version__,
-        "machine": describe_machine(),
+        "machine": ", ".join([*_gpu(trainer.accelerator.device), describe_machine()]),
     }
     save_result(args.out, trainer, lora, record, args.skip)
     print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({time.time() - started:.0f} s)")
+
+
+def _gpu(device: Any) -> list[str]:
+    """The name of the GPU that trains, if one does."""
+    import torch
+
+    return [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
 
 
 def _method(args: argparse.Namespace) -> str:

@@ -23,7 +23,7 @@ from first_cpp.training.start import begin, find_order, mean_inputs, ridge, samp
 def test_routers_start_from_one_order_for_all(tmp_path):
     run = trainer(tmp_path, "run")
     order = [4, 0, 5, 2, 1, 3]
-    teach_orders(run, {"t": order}, {"t": examples(3)})
+    teach_orders(run, {"t": order}, examples(3))
     assert not run.routed.bank.weight.any()
     scores = run.routed.scores(collate(examples(2, seed=50)))
     assert torch.argsort(scores, dim=1).tolist() == [order] * 2
@@ -39,7 +39,7 @@ def test_routers_start_from_an_order_for_each_kind_of_prompt(tmp_path):
 
     run = trainer(tmp_path, "run")
     orders = {"10": [4, 0, 5, 2, 1, 3], "200": [3, 1, 2, 5, 0, 4]}
-    teach_orders(run, orders, {"10": kind(10, 1), "200": kind(200, 2)})
+    teach_orders(run, orders, [*kind(10, 1), *kind(200, 2)])
     for task, order in orders.items():
         chosen = lowest(run.routed.scores(collate(kind(int(task), 3))), 2)
         assert chosen[:, order[:2]].float().mean() > 0.9
@@ -58,7 +58,9 @@ def test_ridge_is_the_textbooks():
 
 def test_mean_inputs_are_what_routers_read(hf):
     bank, group = RouterBank(6, 128, 1e-5), examples(2)
-    found = mean_inputs(hf, decoder_layers(hf), bank, group, "cpu")
+    routed = Routed(hf, decoder_layers(hf), bank)
+    found = mean_inputs(routed, collate(group))
+    routed.remove()
     for row, example in enumerate(group):
         states = hf(torch.tensor([example.prompt]), output_hidden_states=True).hidden_states
         torch.testing.assert_close(found[row, 2], bank.normed(states[2][0]).mean(0), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import torch
 from training_parts import examples, make_routed, mean_loss, trainer
 
 from first_cpp.synthetic import SHAPES
+from first_cpp.training import start
 from first_cpp.training.data import Example
 from first_cpp.training.loop import Trainer
 from first_cpp.training.model import decoder_layers
@@ -121,6 +122,22 @@ def test_orders_of_earlier_runs_are_known(tmp_path):
     assert [order(a, a), order(b), order(a, b)] == [[1, 0], [0, 1], [2, 0]]
     new = Example("new", [1], [2])
     assert order(new) == (new,)  # searched
+
+
+def test_given_orders_are_not_judged(tmp_path, monkeypatch):
+    """A task gets its own order though that is worse than the one for all, which `known` would give it."""
+    monkeypatch.setattr(start, "find_order", start.find_order)  # put back after the test
+    monkeypatch.setattr(start, "_own_or_shared", start._own_or_shared)
+    monkeypatch.setattr(start, "gain_of", lambda *_: (-1.0, 0.1))
+    orders = {"a": [1, 0, 2, 3, 4, 5], "b": [0, 1, 2, 3, 4, 5], "all": [2, 0, 1, 3, 4, 5]}
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "train.json").write_text(json.dumps({"orders": orders}))
+    a, b = ([Example(task, e.prompt, e.response) for e in examples(2, seed=i)] for i, task in enumerate("ab"))
+    for idea, expected in (("known", [orders["all"]] * 2), ("given", [orders["a"], orders["b"]])):
+        run = trainer(tmp_path, idea, order_on=[*a, *b])
+        try_ideas.apply(idea, [str(tmp_path / "found")])
+        start.begin(run, "search", False)
+        assert [run.orders["a"], run.orders["b"]] == expected
 
 
 def test_all_passes_are_one_step():

@@ -8,6 +8,7 @@ The options are those of `first-cpp train`. IDEA is one of
     more          an order is searched on twice as many examples
     mixed         an order is searched on a task's examples and half as many of the other tasks
     known         orders that runs found are not searched: --orders RUN [RUN], tasks' own and that for all
+    given         known orders are taken as they are: a task's own, surely better than that for all or not
     last-tokens   routers read the last 32 tokens of a prompt
     windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
     stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
@@ -46,6 +47,7 @@ IDEAS = [
     "more",
     "mixed",
     "known",
+    "given",
     "last-tokens",
     "windows",
     "stand-ins",
@@ -62,12 +64,17 @@ LENT, TAIL = 64, 16
 class LastTokens(RouterBank):
     """Scores of the last tokens of what is read, weighted as if they were all of it."""
 
-    def mean_input(self, hidden: Tensor) -> Tensor:
-        return super().mean_input(hidden[-LAST:])
+    def mean_input(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return super().mean_input(hidden, last_of(mask))
 
     def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        last = mask & (mask.flip(1).cumsum(1).flip(1) <= LAST)
+        last = last_of(mask)
         return super().sum(layer, hidden, last) * mask.sum(1) / last.sum(1).clamp(min=1)
+
+
+def last_of(mask: Tensor) -> Tensor:
+    """The last tokens of those masked: bool [b, t]."""
+    return mask & (mask.flip(1).cumsum(1).flip(1) <= LAST)
 
 
 class Windows(RouterBank):
@@ -259,19 +266,21 @@ def known_orders(runs: Sequence[str]) -> dict[str, list[int]]:
 def teach_anew(trainer: Trainer) -> None:
     """Start the routers on their input from the orders that the run of --init found."""
     orders = known_orders([sys.argv[sys.argv.index("--init") + 1]])
-    start.teach_orders(trainer, orders, start.sample_by_task(trainer.train, trainer.s.seed))
+    start.teach_orders(trainer, orders, draw(trainer.train, start.N_TAUGHT * len(orders), trainer.s.seed))
 
 
 def apply(idea: str, runs: Sequence[str] = ()) -> None:
-    """Put an idea in the place of what `first-cpp train` does. runs: that found orders, for `known`."""
+    """Put an idea in the place of what `first-cpp train` does. runs: that found orders, for `known` and `given`."""
     if idea == "alone":
         start.removal_order = functools.partial(_order_alone, start.removal_order)
     elif idea == "more":
         start.N_TOKENS, start.MOST_EXAMPLES = 2 * start.N_TOKENS, 2 * start.MOST_EXAMPLES
     elif idea == "mixed":
         start.find_order = functools.partial(_order_for_all, start.find_order)
-    elif idea == "known":
+    elif idea in ("known", "given"):
         start.find_order = functools.partial(_known_order, start.find_order, known_orders(runs))
+        if idea == "given":
+            start._own_or_shared = lambda _trainer, _task, own, *_: own
     elif idea == "last-tokens":
         rule.RouterBank = LastTokens
         after_start(teach_anew)
@@ -312,11 +321,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("idea", choices=IDEAS)
     parser.add_argument(
-        "--orders", nargs="+", default=[], metavar="RUN", help="for known: runs of --start search, --layers search"
+        "--orders", nargs="+", default=[], metavar="RUN", help="for known and given: runs of --start search, --layers search"
     )
     args, options = parser.parse_known_args()
-    if (args.idea == "known") is not bool(args.orders):
-        parser.error("known needs --orders, the other ideas do not take it")
+    if (args.idea in ("known", "given")) is not bool(args.orders):
+        parser.error("known and given need --orders, the other ideas do not take it")
     training = argparse.ArgumentParser()
     train.add_arguments(training)
     apply(args.idea, args.orders)

@@ -32,9 +32,9 @@ class RouterBank(nn.Module):
         h = hidden.float()
         return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.norm_eps)
 
-    def mean_input(self, hidden: Tensor) -> Tensor:
-        """The mean over a prompt of what a router reads: hidden [t, n_embd] -> [n_embd]."""
-        return self.normed(hidden).mean(0)
+    def mean_input(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The mean of what a router reads over the masked positions: hidden [b, t, n_embd], mask [b, t] -> [b, n_embd]."""
+        return (self.normed(hidden) * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
     def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
         """Sum of the scores of one layer over the masked positions: hidden [b, t, n_embd], mask [b, t] -> [b]."""

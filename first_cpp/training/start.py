@@ -7,6 +7,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from .data import Example, draw, in_parts
 from .influence import influence_order
 from .loop import Trainer
 from .model import decoder_layers
-from .rule import Batch, RouterBank, collate
+from .rule import Batch, Routed, collate
 from .search import costs, removal_order
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 N_TOKENS, MOST_EXAMPLES = 640, 96
 """An order is found on so many answer tokens: short answers need more examples to tell layers apart."""
+N_TAUGHT = 256
+"""Prompts of each task that routers learn its order from: it is to be told from the others on prompts never seen."""
 SURE = 2.0
 """Standard errors by which a task's own order is to be better than the one for all: it was chosen by the same examples."""
 
@@ -60,7 +63,7 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
             say = progress.console.print
             orders = {task: _own_or_shared(trainer, task, own, shared, samples[task], say) for task, own in orders.items()}
     trainer.objective.order = next(iter(orders.values()))
-    teach_orders(trainer, orders, samples)
+    teach_orders(trainer, orders, draw(pool, N_TAUGHT * len(orders), trainer.s.seed))
     trainer.orders = orders
     trainer.save()  # a search takes minutes: a run killed after it goes on from here
 
@@ -136,23 +139,24 @@ def _groups(trainer: Trainer, examples: Sequence[Example]) -> list[Batch]:
     return [trainer.to_device(collate(group)) for group in groups]
 
 
-def teach_orders(trainer: Trainer, orders: dict[str, list[int]], samples: dict[str, list[Example]]) -> None:
+def teach_orders(trainer: Trainer, orders: dict[str, list[int]], prompts: Sequence[Example]) -> None:
     """Start the routers so that prompts like a task's score the layers from 0.2 to 0.8 in its order.
 
     Ridge regression of the scores' logits on the mean input of each router; with one order for all, zero weights and the
     logits as biases.
     """
-    bank = trainer.routed.bank
-    targets = torch.cat([scores_in(order).repeat(len(samples[task]), 1) for task, order in orders.items()])
-    if len(orders) == 1:
-        inputs = torch.zeros(len(targets), *bank.weight.shape)
-    else:
-        examples = [example for task in orders for example in samples[task]]
-        with trainer.autocast():
-            inputs = mean_inputs(trainer.lora, decoder_layers(trainer.lora), bank, examples, trainer.accelerator.device)
-    for layer in range(len(bank.bias)):
-        weight, bias = ridge(inputs[:, layer], targets[:, layer].logit())
-        bank.start(layer, weight, bias)
+    bank, one = trainer.routed.bank, next(iter(orders.values()))
+    if all(order == one for order in orders.values()):
+        for layer, logit in enumerate(scores_in(one).logit()):
+            bank.start(layer, torch.zeros_like(bank.weight[layer]), logit)
+        return
+    by_length = sorted(prompts, key=lambda example: len(example.prompt))
+    wanted = torch.stack([scores_in(orders[example.task]).logit() for example in by_length])
+    groups = in_parts(by_length, trainer.s.part_tokens)
+    with trainer.autocast():
+        inputs = [mean_inputs(trainer.routed, trainer.to_device(collate(group))) for group in groups]
+    for layer, x in enumerate(torch.cat(inputs).unbind(1)):
+        bank.start(layer, *ridge(x, wanted[:, layer]))
 
 
 def scores_in(order: Sequence[int]) -> Tensor:
@@ -173,18 +177,22 @@ def ridge(x: Tensor, y: Tensor, penalty: float = 0.1) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def mean_inputs(model: nn.Module, layers: nn.ModuleList, bank: RouterBank, examples: Sequence[Example], device: Any) -> Tensor:
-    """The mean over a prompt of what each router reads: float32 [n, n_layer, n_embd]."""
+def mean_inputs(routed: Routed, batch: Batch) -> Tensor:
+    """The mean over each prompt of what each router reads: float32 [b, n_layer, n_embd]."""
     found: list[Tensor] = []
+    mask = batch.prompt_mask
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(bank.mean_input((args[0] if args else kwargs["hidden_states"])[0]).cpu())
+        found.append(routed.bank.mean_input(args[0] if args else kwargs["hidden_states"], mask).cpu())
 
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
-    try:
-        for example in examples:
-            model(input_ids=torch.tensor([example.prompt], device=device), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.stack(found).view(len(examples), len(layers), -1)
+    with ExitStack() as stack:
+        for layer in routed.layers:
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        routed.model(
+            input_ids=batch.ids[:, : batch.split],
+            attention_mask=mask.long(),
+            position_ids=batch.positions[:, : batch.split],
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return torch.stack(found, dim=1)
