@@ -23,7 +23,7 @@ def leave_run(folder, command, losses, seconds=90):
         "steps": 30,
         "updates": 90,
         "seconds": seconds,
-        "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=False))},
+        "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=False))} if losses else {},
     }
     (folder / "train.json").write_text(json.dumps(record))
     return str(folder)
@@ -58,6 +58,18 @@ def test_runs_are_a_table_of_what_differs(tmp_path):
         "| `--distill 0`, no `--lr 8e-4` | 1.000 | 2.000 | 30 | 90 | 1.5 |",
         "| `--max-share 0` | 1.000 |  | 30 | 90 | 1.5 |",
     ]
+
+
+def test_runs_without_validation_show_the_end_of_their_log(tmp_path):
+    document = tmp_path / "RESULTS.md"
+    document.write_text("<!-- written by tools/compare_runs.py -->\n<!-- end -->\n")
+    run = leave_run(tmp_path / "base", "", ())
+    (tmp_path / "base" / "log.csv").write_text(
+        "step,loss\n" + "".join(f"{i},{2 if 10 < i <= 30 else 9}\n" for i in range(1, 41))
+    )
+    assert compare(document, run).returncode == 0
+    assert "Training loss" in document.read_text()
+    assert "| as it is | 2.000 | 30 | 90 | 1.5 |" in document.read_text()
 
 
 @pytest.mark.parametrize("text", ["nothing", "<!-- written by tools/compare_runs.py -->\n"])

@@ -2,23 +2,34 @@
 
     python tools/compare_runs.py RUN ... [--part NAME] [--document docs/RESULTS.md]
 
-The table goes between the marks of this file's name and NAME. Every number is from a run's train.json; the first run is the
-one that the others are compared to.
+The table goes between the marks of this file's name and NAME. Every number is from a run's train.json, or, where no run was
+validated, the training loss from its log.csv; the first run is the one that the others are compared to.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
 
 from marks import RESULTS, fill
 
+LAST = 20
+"""Steps whose mean training loss stands for a run that was not validated."""
+
 
 def read_run(folder: str) -> dict:
+    """A run's train.json, and as its loss the mean over the last steps of its log."""
     with open(os.path.join(folder, "train.json"), encoding="utf-8") as file:
-        return json.load(file)
+        run = json.load(file)
+    if not run["valid_loss"]:
+        with open(os.path.join(folder, "log.csv"), encoding="utf-8", newline="") as file:
+            rows = [float(row["loss"]) for row in csv.DictReader(file) if int(row["step"]) <= run["steps"]][-LAST:]
+        run["valid_loss"] = {"mean": {}}
+        run["loss"] = sum(rows) / len(rows)
+    return run
 
 
 def options(run: dict) -> list[str]:
@@ -38,11 +49,11 @@ def difference(run: dict, first: dict) -> str:
 
 def table(runs: list[dict]) -> str:
     shares = list(dict.fromkeys(share for run in runs for share in run["valid_loss"]["mean"]))
-    head = ["run", *(f"{float(share):g}" for share in shares), "steps", "updates", "minutes"]
+    head = ["run", *(f"{float(share):g}" for share in shares), *([] if shares else ["loss"]), "steps", "updates", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for run in runs:
         mean = run["valid_loss"]["mean"]
-        losses = [f"{mean[share]:.3f}" if share in mean else "" for share in shares]
+        losses = [f"{mean[share]:.3f}" if share in mean else "" for share in shares] or [f"{run['loss']:.3f}"]
         counts = [str(run["steps"]), str(run.get("updates", "")), f"{run['seconds'] / 60:.1f}"]
         cells = [difference(run, runs[0]), *losses, *counts]
         lines.append("| " + " | ".join(cells) + " |")
@@ -57,10 +68,13 @@ def main() -> None:
     args = parser.parse_args()
     runs = [read_run(folder) for folder in args.runs]
     first = runs[0]
+    validated = any(run["valid_loss"]["mean"] for run in runs)
+    of = "Validation loss (cross entropy of the answer, nats a token, mean over tasks) by share left out"
+    if not validated:
+        of = f"Training loss (with KL where layers are left out, nats a token, mean over passes) of the last {LAST} steps"
     text = (
         f"`{first['command']}`\n\n{first['data']}; seed {first['settings']['seed']}; {first['machine']}; torch "
-        f"{first['torch']}.\nValidation loss (cross entropy of the answer, nats a token, mean over tasks) by share left out; "
-        f"minutes of all steps.\n\n{table(runs)}"
+        f"{first['torch']}.\n{of}; minutes of all steps.\n\n{table(runs)}"
     )
     fill(args.document, f"tools/compare_runs.py {args.part}".strip(), text)
 
