@@ -39,7 +39,9 @@ def test_routers_start_from_an_order_for_each_kind_of_prompt(tmp_path):
 
     run = trainer(tmp_path, "run")
     orders = {"10": [4, 0, 5, 2, 1, 3], "200": [3, 1, 2, 5, 0, 4]}
-    teach_orders(run, orders, [*kind(10, 1), *kind(200, 2)])
+    read = []
+    teach_orders(run, orders, [*kind(10, 1), *kind(200, 2)], read.append)
+    assert sum(read) == 32
     for task, order in orders.items():
         chosen = lowest(run.routed.scores(collate(kind(int(task), 3))), 2)
         assert chosen[:, order[:2]].float().mean() > 0.9

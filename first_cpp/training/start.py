@@ -62,8 +62,10 @@ def begin(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = 
             shared = find("all tasks", draw(pool, MOST_EXAMPLES, trainer.s.seed))
             say = progress.console.print
             orders = {task: _own_or_shared(trainer, task, own, shared, samples[task], say) for task, own in orders.items()}
+        prompts = draw(pool, N_TAUGHT * len(orders), trainer.s.seed)
+        bar = progress.add_task("teaching routers their orders", total=len(prompts))
+        teach_orders(trainer, orders, prompts, functools.partial(progress.advance, bar))
     trainer.objective.order = next(iter(orders.values()))
-    teach_orders(trainer, orders, draw(pool, N_TAUGHT * len(orders), trainer.s.seed))
     trainer.orders = orders
     trainer.save()  # a search takes minutes: a run killed after it goes on from here
 
@@ -139,22 +141,30 @@ def _groups(trainer: Trainer, examples: Sequence[Example]) -> list[Batch]:
     return [trainer.to_device(collate(group)) for group in groups]
 
 
-def teach_orders(trainer: Trainer, orders: dict[str, list[int]], prompts: Sequence[Example]) -> None:
+def teach_orders(
+    trainer: Trainer,
+    orders: dict[str, list[int]],
+    prompts: Sequence[Example],
+    advance: Callable[[int], object] = lambda _n: None,
+) -> None:
     """Start the routers so that prompts like a task's score the layers from 0.2 to 0.8 in its order.
 
     Ridge regression of the scores' logits on the mean input of each router; with one order for all, zero weights and the
-    logits as biases.
+    logits as biases. advance: called with the number of prompts read, for a progress bar.
     """
     bank, one = trainer.routed.bank, next(iter(orders.values()))
     if all(order == one for order in orders.values()):
         for layer, logit in enumerate(scores_in(one).logit()):
             bank.start(layer, torch.zeros_like(bank.weight[layer]), logit)
+        advance(len(prompts))
         return
     by_length = sorted(prompts, key=lambda example: len(example.prompt))
     wanted = torch.stack([scores_in(orders[example.task]).logit() for example in by_length])
-    groups = in_parts(by_length, trainer.s.part_tokens)
-    with trainer.autocast():
-        inputs = [mean_inputs(trainer.routed, trainer.to_device(collate(group))) for group in groups]
+    inputs = list[Tensor]()
+    for group in in_parts(by_length, trainer.s.part_tokens):
+        with trainer.autocast():
+            inputs.append(mean_inputs(trainer.routed, trainer.to_device(collate(group))))
+        advance(len(group))
     for layer, x in enumerate(torch.cat(inputs).unbind(1)):
         bank.start(layer, *ridge(x, wanted[:, layer]))
 
