@@ -47,6 +47,17 @@ def test_routers_start_from_an_order_for_each_kind_of_prompt(tmp_path):
         assert chosen[:, order[:2]].float().mean() > 0.9
 
 
+def test_routers_are_taught_on_prompts_of_every_task(tmp_path, monkeypatch):
+    """As many of each as N_TAUGHT says, though fewer would fill the sample that the search reads."""
+    taught = []
+    monkeypatch.setattr(start, "N_TOKENS", 1)
+    monkeypatch.setattr(start, "N_TAUGHT", 5)
+    monkeypatch.setattr(start, "teach_orders", lambda _run, _orders, prompts, _advance: taught.extend(prompts))
+    pool = [Example(task, e.prompt, e.response) for i, task in enumerate("ab") for e in examples(8, seed=i)]
+    begin(trainer(tmp_path, "run", order_on=pool), "search", False)
+    assert sorted(example.task for example in taught) == ["a"] * 5 + ["b"] * 5
+
+
 def test_ridge_is_the_textbooks():
     """Against the normal equations, written out with the intercept as a column of its own."""
     rng = np.random.default_rng(0)
