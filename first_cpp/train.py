@@ -107,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "bf16", "float32"],
         help="auto: bf16 where the hardware computes with it",
     )
+    add(
+        "--quantize",
+        choices=["Q4_0", "Q4_1", "Q5_0", "Q5_1"],
+        default="",
+        help="train for the weights that `python -m convert --merge --quantize` of this type will write: rounded, LoRA and all",
+    )
     add("--temperature", type=float, default=0.05, help="of the straight-through gradient to the routers")
     add(
         "--skip",
@@ -253,6 +259,8 @@ def _check(args: argparse.Namespace) -> None:
         raise TrainUsage("--init starts from an earlier LoRA: --rank must be that LoRA's, not 0")
     if args.start and (args.layers != "routers" or args.max_share == 0):
         raise TrainUsage("--start is where routers start: --layers must be routers and --max-share above 0")
+    if args.quantize and args.rank == 0:
+        raise TrainUsage("--quantize rounds the sum of base and LoRA: --rank must be 1 or more")
     if args.rank < 0:
         raise TrainUsage("--rank must be 0 or more")
     if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):

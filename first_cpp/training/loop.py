@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import FirstCppError
 from .data import Example, batches, in_parts
 from .objective import Objective, Settings, answer_loss
+from .rounding import Rounding
 from .rule import Batch, Routed, collate
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class Trainer:
         self.parameters = [*weights, *routed.bank.parameters()]
         self.means = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.n_averaged = 0
+        self.rounding = Rounding(lora, settings.quantize)
+        self.rounding.apply()
 
     def _factor(self, update: int) -> float:
         """Linear warm-up, then cosine to a tenth."""
@@ -174,6 +177,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.objective.order, self.orders = state["order"], state["orders"]
         self.step, self.seconds = state["step"], state["seconds"]
+        self.rounding.apply()
         if self.accelerator.is_main_process:
             self._cut_log()
 
@@ -249,6 +253,7 @@ class Trainer:
         if self.step == self.n_steps and self.n_averaged:  # after the checkpoint, which goes on from the last weights
             for parameter, mean in zip(self.parameters, self.means, strict=True):
                 parameter.data.copy_(mean)
+            self.rounding.apply()
         return self._validate(valid) if valid else {}
 
     def _learn(self) -> tuple[float, float, int]:
@@ -328,6 +333,7 @@ class Trainer:
             self.n_averaged += 1
             for parameter, mean in zip(self.parameters, self.means, strict=True):
                 mean.lerp_(parameter.detach(), 1 / self.n_averaged)
+        self.rounding.apply()
 
     def _log(self, step: int, loss: float, share: float, rate: float) -> None:
         if not self.accelerator.is_main_process:

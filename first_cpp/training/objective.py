@@ -46,6 +46,8 @@ class Settings:
     """two-step: lambda, the weight of p (1 - p), which sends each probability to a side of the border at 0.5."""
     precision: str = "float32"
     """Of the base's arithmetic: "float32" or "bf16"; routers, LoRA weights and losses are float32 in both."""
+    quantize: str = ""
+    """Type of the weights that will run, which LoRA is folded into; empty: they are not rounded."""
     prompt_gradient: str = "keys"
     """What prompt positions teach: "keys", the keys and values that answers read; "all", every weight before them too."""
     seed: int = 0

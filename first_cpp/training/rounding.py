@@ -1,0 +1,52 @@
+"""Training for the weights that will run: LoRA folded into the base and rounded to a type of llama.cpp's.
+
+A LoRA changes a weight by less than a step of a 4-bit type, so rounding the sum can undo what was learned. Here the frozen base
+carries the error of rounding: base + LoRA is at every step what `convert --merge --quantize` will write, and LoRA learns on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+KINDS = {"Q4_0": (4, False), "Q4_1": (4, True), "Q5_0": (5, False), "Q5_1": (5, True)}
+"""Bits a weight, and whether a block has a lowest value of its own. The formats are ggml's (ggml/src/ggml-quants.c)."""
+
+
+def rounded(weight: Tensor, kind: str) -> Tensor:
+    """The values that llama.cpp's quantizer gives each row's blocks of 32: float32, shaped as `weight`, [.., n * 32]."""
+    bits, has_low = KINDS[kind]
+    blocks = weight.float().reshape(-1, BLOCK)
+    if has_low:
+        low = blocks.amin(1, keepdim=True)
+        step = (blocks.amax(1, keepdim=True) - low) / (2**bits - 1)
+        zero = 0
+    else:
+        low = torch.zeros_like(blocks[:, :1])
+        step = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -(2 ** (bits - 1))
+        zero = 2 ** (bits - 1)
+    inverse = torch.where(step == 0, 0.0, 1 / step)
+    level = ((blocks - low) * inverse + (zero + 0.5)).floor().clamp(max=2**bits - 1)
+    values: Tensor = (level - zero) * step.half().float() + low.half().float()
+    return values.reshape(weight.shape)
+
+
+class Rounding:
+    """Keeps the frozen base of a peft model such that base + LoRA is rounded. kind: one of KINDS; empty for no rounding."""
+
+    def __init__(self, lora: Any, kind: str) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        found = [module for module in lora.modules() if isinstance(module, LoraLayer)] if kind else []
+        whole = [module for module in found if module.base_layer.weight.shape[-1] % BLOCK == 0]  # others llama.cpp keeps finer
+        self.kind, self._bases = kind, [(module, module.base_layer.weight.detach().clone()) for module in whole]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Round anew: the LoRA has changed."""
+        for module, base in self._bases:
+            change = module.get_delta_weight("default")
+            module.base_layer.weight.copy_(rounded(base + change, self.kind) - change)
