@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from training_parts import examples, make_routed
 
 from convert.__main__ import main
@@ -92,11 +93,9 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path):
         assert torch.equal(one, two)
 
 
-def test_rows_that_are_no_whole_blocks_stay(tmp_path):
+def test_rows_that_are_no_whole_blocks_stay():
     hf = torch.nn.Module()
     hf.one, hf.two = torch.nn.Linear(48, 8), torch.nn.Linear(64, 8)
-    from peft import LoraConfig, inject_adapter_in_model
-
     lora = inject_adapter_in_model(LoraConfig(r=2, target_modules=["one", "two"]), hf)
     before = {name: module.base_layer.weight.detach().clone() for name, module in lora.named_children()}
     Rounding(lora, "Q4_0").apply()

@@ -167,6 +167,7 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
         ["--distill", "-1"],
         ["--temperature", "0"],
         ["--recipe", "two-step", "--rank", "0"],
+        ["--quantize", "Q4_0", "--rank", "0"],
         ["--start", "influence", "--layers", "even"],
         ["--start", "search", "--max-share", "0"],
         ["--search-data", "none", "--layers", "even"],
