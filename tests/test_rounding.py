@@ -74,12 +74,12 @@ def test_training_for_rounded_weights_is_better_once_they_are(tmp_path):
     """The loss of the rounded model, trained with rounding and without."""
     losses = {}
     for kind in ("Q4_0", ""):
-        run = lora_trainer(tmp_path / f"run{kind}", quantize=kind, epochs=10.0, max_share=0.0, lr=5e-4)
+        run = lora_trainer(tmp_path / f"run{kind}", quantize=kind, epochs=4.0, max_share=0.0, lr=2e-3)
         run.run([], quiet=True)
         Rounding(run.lora, "" if kind else "Q4_0").apply()  # what was trained with rounding is rounded already
         found, _ = validate(run.objective, examples(40), 8, run.to_device)
         losses[kind] = found["mean"][0.0]
-    assert losses["Q4_0"] < losses[""] - 0.1
+    assert losses["Q4_0"] < losses[""] - 0.05
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path):
