@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import gguf
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from training_parts import examples, make_routed
 
 from convert.__main__ import main
-from first_cpp import _ext
+from first_cpp import _ext, train
 from first_cpp.synthetic import SHAPES
 from first_cpp.training.loop import Trainer, validate
 from first_cpp.training.model import add_lora, decoder_layers
@@ -34,6 +36,12 @@ def test_rounds_as_llama_cpp_does(kind):
     raw = np.frombuffer(_ext.quantize(kind.lower(), rows), np.uint8).reshape(len(rows), -1)
     wanted = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
     np.testing.assert_array_equal(rounded(torch.from_numpy(rows), kind).numpy(), wanted)
+
+
+def test_the_command_takes_every_type_that_is_rounded():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    assert next(action.choices for action in parser._actions if action.dest == "quantize") == list(KINDS)
 
 
 def lora_trainer(out, rank=4, **settings):
