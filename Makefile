@@ -5,6 +5,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard cpp_ext/*)
 CPP := $(wildcard cpp_ext/*.cpp cpp_ext/*.h tests/cpp/*.cpp tests/cpp/*.h tests/fuzz/*.cpp)
+# GCC 12 optimises away the tile configuration of ggml's AMX code, which then ends the process on CPUs that have AMX (docs/FAULTS.md):
+# llama.cpp is compiled without it.
+export CFLAGS += -U__AMX_INT8__
+export CXXFLAGS += -U__AMX_INT8__
 # Warnings in our C++ are errors here.
 INSTALL := $(PIP) install -c constraints.txt -C cmake.define.FIRST_CPP_WERROR=ON -e
 

@@ -138,6 +138,17 @@ def test_the_dial_turned_amid_an_answer_is_for_the_next_prompt(routed, load):
     assert llm.routing.skipped == (0,)
 
 
+def test_a_prompt_is_read_with_quantised_weights(tiny_q8):
+    """llama.cpp, compiled as the Makefile does, keeps clear of AMX code that GCC 12 breaks."""
+    done = survives(f"""
+        import llama_cpp
+        llm = llama_cpp.Llama({tiny_q8!r}, n_ctx=256, verbose=False)
+        llm.eval([5] * 64)
+        print(llm.n_tokens)
+    """)
+    assert done.stdout == "64\n", done.stderr
+
+
 # -- processes ----------------------------------------------------------------------------------------------------------
 
 
