@@ -107,7 +107,7 @@ def test_a_prompt_too_long_fails_plainly(routed):
 
 def test_a_closed_pipe_ends_it_quietly(routed):
     process = subprocess.Popen(
-        [*COMMAND, "-m", routed, "--raw", "--temp", "0.9", "-c", "2048", "Once"],
+        [*COMMAND, "-m", routed, "--raw", "--temp", "0.9", "-c", "2048", "--seed", "0", "Once"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.read(1)
