@@ -84,7 +84,9 @@ def rope_order(rows: Array, n_head: int) -> Array:
 def _config(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, "adapter_config.json")
     if not os.path.exists(path):
-        raise MissingFileError(f"no peft adapter in {folder}: adapter_config.json is missing")
+        run = os.path.dirname(folder)
+        what = "adapter_config.json is missing" if os.path.isdir(run) else f"there is no folder {run}"
+        raise MissingFileError(f"no peft adapter in {folder}: {what}")
     with open(path, "rb") as file:
         try:
             config = json.load(file)

@@ -1,4 +1,4 @@
-"""Print a completion script for a shell: bash, zsh or tcsh."""
+"""Print a completion script for a shell."""
 
 from __future__ import annotations
 

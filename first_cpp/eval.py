@@ -218,7 +218,8 @@ def _check_same_run(args: argparse.Namespace, rows: list[Row], questions: list[Q
         "rows": {row.name: row.identity() for row in rows},
     }
     path = os.path.join(args.out, "run.json")
-    if os.path.exists(path):
+    answered = os.path.exists(os.path.join(args.out, "answers.jsonl"))
+    if answered and os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
         kept = before.get("rows", {})

@@ -66,5 +66,5 @@ def describe(routers: Routers, path: str) -> str:
         f"unskippable  {', '.join(map(str, unskippable)) or 'none'}",
         f"written by   {routers.writer or 'unknown'}",
     ]
-    lines += [f"train.{key:<7}{value}" for key, value in sorted(routers.train.items())]
+    lines += [f"{'train.' + key:<12} {value}" for key, value in sorted(routers.train.items())]
     return "\n".join(lines)

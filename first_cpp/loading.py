@@ -31,7 +31,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--lora", metavar="FILE", help="a LoRA to apply")
     model.add_argument("--chat-format", metavar="NAME", help="a chat format of llama-cpp-python (default: the model's own)")
     model.add_argument(
-        "--skip", default="auto", metavar="SHARE", help="layers left out: auto, none, 0.3 or 7,11 (default: %(default)s)"
+        "--skip",
+        default="auto",
+        metavar="SHARE",
+        help="layers left out: auto, none, 0.3 or 7,11; one layer: 7, (default: %(default)s)",
     )
     model.add_argument(
         "-c", "--ctx", metavar="TOKENS", type=whole_number(8), help="context length (default: the model's, at most 4096)"

@@ -110,6 +110,8 @@ def check_first_shard(file: GgufFile, path: str) -> None:
 def open_model(path: str) -> list[tuple[str, GgufFile]]:
     """Open a model file, and the other parts if it is split. Raises as `open_gguf` does."""
     first = open_gguf(path)
+    if first.kind("general.type") == "str" and first.get("general.type") == b"adapter":
+        raise ModelFileError(f"{path} is an adapter (routers, a LoRA) and no model, which it goes beside (routers=FILE)")
     check_first_shard(first, path)
     check_strings(first, path)
     return [(path, first), *((shard, open_gguf(shard)) for shard in shards(path)[1:])]

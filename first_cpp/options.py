@@ -26,11 +26,11 @@ def context_length(model: str) -> int:
 
 
 def skip_from_text(text: str) -> Skip:
-    """A skip setting as typed: auto, none, a share like 0.3, or layers like 7,11 or [7]. Raises SkipError."""
+    """A skip setting as typed: auto, none, a share like 0.3, or layers like 7,11 or 7, or [7]. Raises SkipError."""
     word = text.strip().lower()
     if word in ("auto", "none"):
         return "auto" if word == "auto" else None
-    if re.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]|\d+(\s*,\s*\d+)+", word):
+    if re.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]|\d+(\s*,\s*\d+)+|\d+\s*,", word):
         return parse_skip([int(layer) for layer in re.findall(r"\d+", word)])
     try:
         share = float(word)

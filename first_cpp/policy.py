@@ -14,7 +14,7 @@ from .errors import SkipError
 Skip: TypeAlias = Literal["auto"] | float | tuple[int, ...] | None
 """A ``skip`` setting once checked: what the file recommends, nothing, a share of layers, or a fixed set."""
 
-_ALLOWED = '"auto", None, a share from 0 up to 1, or a list of layer numbers'
+_ALLOWED = '"auto", None, a share from 0 up to, not including, 1, or a list of layer numbers'
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def parse_skip(value: object) -> Skip:
         except OverflowError:
             share = math.inf
         if not math.isfinite(share) or not 0 <= share < 1:
-            raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1; for one layer write skip=[1]")
+            raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1{_one_layer(share)}")
         return share
     try:
         layers = list(value)  # type: ignore[call-overload]
@@ -109,6 +109,12 @@ def check_kv(kv: object, release_kv: bool) -> None:
         raise SkipError(f'kv={kv!r} is not "drop" or "keep"')
     if kv == "keep" and release_kv:
         raise SkipError('release_kv=True gives back the KV that kv="keep" goes on writing; choose one')
+
+
+def _one_layer(number: float) -> str:
+    """What to write for one layer, where a number could be meant as that."""
+    layer = math.isfinite(number) and number >= 1 and number == int(number)
+    return f"; for layer {number:.0f} alone write skip=[{number:.0f}]" if layer else ""
 
 
 def check_layers(layers: Sequence[int], n_layer: int) -> None:

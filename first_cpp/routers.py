@@ -17,6 +17,7 @@ from ._ext import GgufFile
 from .errors import MissingFileError, ModelFileError, RouterError, SkipError
 from .model_file import open_gguf
 from .policy import layers_for_share
+from .shipped import shipped_adapters
 
 FORMAT_VERSION = 1
 MAX_TEXT = 4096
@@ -65,6 +66,12 @@ def check_lora(path: str) -> None:
 
 def load_routers(path: str) -> Routers:
     """Read the routers of a model or side file. Raises RouterError naming the key, what was expected and found."""
+    if os.path.isdir(path) or path in shipped_adapters():
+        what = "a folder" if os.path.isdir(path) else "the name of an adapter that comes with first_cpp"
+        raise RouterError(
+            f"routers={path} is {what}; a file is needed: `python -m convert --routers {path} --model MODEL.gguf --sidecar "
+            "--out adapter.gguf` makes one, with --merge a model that has them"
+        )
     routers = read_routers(open_gguf(path), path)
     if routers is None:
         raise RouterError(f"no routers in {path}: it has no first.* metadata (make some with `python -m convert --routers`)")

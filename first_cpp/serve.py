@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     skip = parser.add_argument_group("layers")
     skip.add_argument(
-        "--skip", default="auto", help="what requests that do not say get: auto, none, 0.3 or 7,11 (default: auto)"
+        "--skip",
+        default="auto",
+        help="what requests that do not say get: auto, none, 0.3 or 7,11; one layer: 7, (default: auto)",
     )
     skip.add_argument(
         "--max-skip",

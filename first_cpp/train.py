@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--curriculum", type=float, default=0.0, help="part of the run over which the largest share grows from 0")
     add("--distill", type=float, default=1.0, help="weight of KL to the model's own dense output (default: %(default)s)")
+    add(
+        "--teacher",
+        metavar="RUN",
+        default="",
+        help="match the dense output of an earlier run, not rounded, in place of the answers: with --quantize and --init of "
+        "the same run, rounding is learned and nothing else",
+    )
     add(
         "--layers",
         type=who_chooses,
@@ -158,16 +166,17 @@ def command(args: argparse.Namespace) -> None:
     except ImportError:
         raise TrainUsage("training needs PyTorch and transformers: pip install 'first-cpp[train]'") from None
 
-    from .training.data import draw, read_examples
     from .training.loop import Trainer, native_precision
     from .training.model import add_lora, decoder_layers, load_model, start_from
     from .training.objective import Settings
     from .training.result import save_result
     from .training.rule import Routed, RouterBank
     from .training.start import begin, kind_of_order
+    from .training.teacher import Teacher
 
     if args.search_data and kind_of_order(args.layers, args.start, args.init is not None, args.max_share) is None:
         raise TrainUsage("--search-data is to order layers on, and this run orders none: with --init it needs --start")
+    _hush(args.quiet)
     torch.manual_seed(args.seed)
     started = time.time()
     model, tokenizer = load_model(args.model)
@@ -177,13 +186,7 @@ def command(args: argparse.Namespace) -> None:
     method, order = _method(args), list[int]()
     if isinstance(args.layers, tuple):
         args.layers, order = "given", _given_order(args.layers, len(layers), args.max_share)
-    train = draw(read_examples(args.data, tokenizer, args.max_prompt, args.max_response), args.limit, args.seed)
-    valid = []
-    if args.valid:
-        valid = draw(read_examples(args.valid, tokenizer, args.max_prompt, args.max_response), args.valid_limit, 0)
-    order_on = []
-    if args.search_data:
-        order_on = read_examples(args.search_data, tokenizer, args.max_prompt, args.max_response)
+    train, valid, order_on = _examples(args, tokenizer)
     config = model.config.get_text_config()
     bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5))
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
@@ -195,6 +198,8 @@ def command(args: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(args, name) for name in fields})
     os.makedirs(args.out, exist_ok=True)
     trainer = Trainer(routed, lora, train, settings, args.out, order, order_on)
+    if args.teacher:
+        trainer.objective.teacher = Teacher(load_model(args.model)[0], find_adapter(args.teacher), trainer.accelerator.device)
     if args.resume:
         trainer.resume()
     else:
@@ -203,21 +208,48 @@ def command(args: argparse.Namespace) -> None:
     losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
     if not trainer.accelerator.is_main_process:
         return
-    record = {
+    save_result(args.out, trainer, lora, _record(args, method, trainer, losses), args.skip)
+    print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({time.time() - started:.0f} s)")
+
+
+def _hush(quiet: bool) -> None:
+    """Keep what transformers and peft say to their own users from ours; quiet: their progress bars, too."""
+    from transformers.utils import logging
+
+    if quiet:
+        logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of their own next releases
+    warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)  # peft, of a base that is a GGUF
+
+
+def _examples(args: argparse.Namespace, tokenizer: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Those to train on, to validate on, and to order layers on."""
+    from .training.data import draw, read_examples
+
+    def read(paths: list[str]) -> list[Any]:
+        return read_examples(paths, tokenizer, args.max_prompt, args.max_response) if paths else []
+
+    train = draw(read(args.data), args.limit, args.seed)
+    return train, draw(read(args.valid), args.valid_limit, 0), read(args.search_data)
+
+
+def _record(args: argparse.Namespace, method: str, trainer: Any, losses: Any) -> dict[str, Any]:
+    """What train.json says of a run."""
+    import torch
+
+    return {
         "method": method,
-        "data": ", ".join(f"{os.path.basename(path)}" for path in args.data) + f" ({len(train)} examples)",
+        "data": ", ".join(f"{os.path.basename(path)}" for path in args.data) + f" ({len(trainer.train)} examples)",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "seconds": round(trainer.seconds),
         "steps": trainer.step,
         "updates": trainer.step * trainer.objective.n_passes,
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(trainer.s),
         "orders": trainer.orders,
         "valid_loss": losses,
         "torch": torch.__version__,
         "machine": ", ".join([*_gpu(trainer.accelerator.device), describe_machine()]),
     }
-    save_result(args.out, trainer, lora, record, args.skip)
-    print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({time.time() - started:.0f} s)")
 
 
 def _gpu(device: Any) -> list[str]:
@@ -261,6 +293,8 @@ def _check(args: argparse.Namespace) -> None:
         raise TrainUsage("--start is where routers start: --layers must be routers and --max-share above 0")
     if args.quantize and args.rank == 0:
         raise TrainUsage("--quantize rounds the sum of base and LoRA: --rank must be 1 or more")
+    if args.teacher and (args.recipe == "two-step" or args.distill == 0):
+        raise TrainUsage("--teacher is matched by KL: --recipe must be exact and --distill above 0")
     if args.rank < 0:
         raise TrainUsage("--rank must be 0 or more")
     if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):

@@ -28,10 +28,21 @@ def test_module_is_the_command():
 
 
 def test_inspect_prints_the_routers(tiny, tmp_path, capsys):
-    path = routed_model(tiny, tmp_path, skippable="[false, true, true, true, true, false]", **{"train.data": "a, b"})
+    path = routed_model(
+        tiny, tmp_path, skippable="[false, true, true, true, true, false]", **{"train.data": "a, b", "train.command": "c d"}
+    )
     assert main(["inspect", path]) == 0
     out = capsys.readouterr().out
-    for said in ("6 layers x 128", "linear", "llama, fingerprint", "skip=0.34", "0, 5", "first_cpp 0.1.0", "train.data   a, b"):
+    for said in (
+        "6 layers x 128",
+        "linear",
+        "llama, fingerprint",
+        "skip=0.34",
+        "0, 5",
+        "first_cpp 0.1.0",
+        "train.data   a, b",
+        "train.command c d",
+    ):
         assert said in out
     assert main(["inspect", tiny]) == 0
     assert "no routers" in capsys.readouterr().out

@@ -354,6 +354,8 @@ def test_other_models_and_layers_do_not_mix_in(routed, tiny, models, data, tmp_p
     """A file made anew under the same name, and another set of as many layers, are other rows."""
     out, file = tmp_path / "report", tmp_path / "m.gguf"
     shutil.copy(routed, file)
+    assert evaluate(str(file), data, out, "--skip", "0", "-t", "1") == 0
+    os.remove(out / "answers.jsonl")  # as a run leaves it that was killed before its first answer: nothing can be mixed
     assert evaluate(str(file), data, out, "--skip", "0", "--row", f"set={file}@1,2") == 0
     assert evaluate(str(file), data, out, "--skip", "0,0.34", "--row", f"set={file}@1,2") == 0  # rows may be added
     assert evaluate(str(file), data, out, "--skip", "0", "--row", f"set={file}@1,3") == 2

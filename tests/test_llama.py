@@ -159,6 +159,13 @@ def test_bad_skip_is_refused_before_the_file_is_read(skip):
         Llama("no-such-file.gguf", skip=skip, verbose=False)
 
 
+@pytest.mark.parametrize(("skip", "hint"), [(7, "skip=[7]"), (1.0, "skip=[1]"), (1.5, ""), (-1, ""), (float("inf"), "")])
+def test_a_number_that_is_no_share_may_be_a_layer(skip, hint):
+    with pytest.raises(SkipError) as told:
+        Llama("no-such-file.gguf", skip=skip, verbose=False)
+    assert str(told.value).partition("alone write ")[2] == hint
+
+
 @pytest.mark.parametrize(("skip", "said"), [([6], "0 to 5"), (range(6), "all 6"), (0.95, "all 6 layers")])
 def test_skip_that_does_not_fit_the_model(routed, load, skip, said):
     with pytest.raises(SkipError, match=said):

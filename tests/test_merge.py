@@ -20,6 +20,7 @@ from convert import embed, merge
 from convert.__main__ import main
 from convert.lora import rope_order
 from first_cpp import RouterError
+from first_cpp._ext import GgufFile
 from first_cpp.model_file import open_model
 from first_cpp.shipped import FOLDER, find_adapter, shipped_adapters
 from first_cpp.synthetic import SHAPES
@@ -150,6 +151,8 @@ def test_loras_that_cannot_be_folded_in(run, tmp_path, capsys, change):
 
 def test_run_without_an_adapter(run, tmp_path, capsys):
     _, base, _ = run
+    assert main(["--routers", str(tmp_path / "run"), "--model", base, "--merge", "--out", str(tmp_path / "o.gguf")]) == 2
+    assert f"there is no folder {tmp_path / 'run'}" in capsys.readouterr().err
     (tmp_path / "run").mkdir()
     assert main(["--routers", str(tmp_path / "run"), "--model", base, "--merge", "--out", str(tmp_path / "o.gguf")]) == 2
     assert "adapter_config.json is missing" in capsys.readouterr().err
@@ -259,9 +262,12 @@ def test_files_that_are_no_base(run, tmp_path, capsys):
     routers, out = os.path.join(folder, "routers.safetensors"), tmp_path / "out.gguf"
     side = str(tmp_path / "side.gguf")
     assert main(["--routers", routers, "--model", base, "--sidecar", "--out", side]) == 0
-    assert "block_count is missing, expected u32" in refused(
-        capsys, "--routers", routers, "--model", side, "--out", out, "--replace"
-    )
+    replace = ["--routers", routers, "--out", out, "--replace", "--model"]
+    assert "is an adapter (routers, a LoRA) and no model" in refused(capsys, *replace, side)
+    empty = GgufFile()
+    empty.set_str("general.architecture", "llama")
+    (tmp_path / "empty.gguf").write_bytes(empty.metadata())
+    assert "block_count is missing, expected u32" in refused(capsys, *replace, tmp_path / "empty.gguf")
     assert "is a folder" in refused(capsys, "--routers", routers, "--model", base, "--out", tmp_path)
     bad = random_routers(str(tmp_path / "bad.safetensors"), skippable="[true")
     assert "metadata skippable is '[true', expected a JSON list of 6 bools" in refused(

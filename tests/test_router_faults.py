@@ -16,7 +16,7 @@ import pytest
 from helpers import greedy, tokens
 from routers_files import routed_model
 
-from first_cpp import Llama, RouterError, SkipError
+from first_cpp import Llama, ModelFileError, RouterError, SkipError
 from first_cpp._ext import GgufFile
 from first_cpp.model_file import fingerprint, open_model
 
@@ -258,6 +258,21 @@ def test_row_24_part_of_a_split_model(tiny, tmp_path):
 def test_row_25_missing_side_file(tiny):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf"):
         Llama(tiny, routers="nowhere.gguf", verbose=False)
+
+
+@pytest.mark.parametrize("routers", ["smollm2-135m-instruct", "run"])
+def test_what_convert_makes_a_side_file_of(tiny, tmp_path, monkeypatch, routers):
+    """The name of an adapter that comes along, and a run's folder: the error says how a file is made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RouterError, match=f"python -m convert --routers {routers} --model MODEL.gguf --sidecar"):
+        Llama(tiny, routers=routers, verbose=False)
+
+
+def test_a_side_file_is_no_model(tiny, tmp_path):
+    side = routed_model(tiny, tmp_path, seed=1, sidecar=True)
+    with pytest.raises(ModelFileError, match="and no model, which it goes beside"):
+        Llama(side, verbose=False)
 
 
 def test_row_33_output_is_a_new_file(tiny, tmp_path):

@@ -180,7 +180,16 @@ def test_nothing_is_sent_to_who_has_gone():
 
 @pytest.mark.parametrize(
     ("text", "skip"),
-    [("auto", "auto"), ("None", None), ("0.3", 0.3), ("0", 0.0), ("7,11", (7, 11)), ("[4]", (4,)), (" [2, 1] ", (1, 2))],
+    [
+        ("auto", "auto"),
+        ("None", None),
+        ("0.3", 0.3),
+        ("0", 0.0),
+        ("7,11", (7, 11)),
+        ("[4]", (4,)),
+        ("7,", (7,)),
+        (" [2, 1] ", (1, 2)),
+    ],
 )
 def test_skip_as_text(text, skip):
     assert skip_from_text(text) == skip

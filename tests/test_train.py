@@ -366,6 +366,8 @@ def test_distillation_is_kl_to_the_dense_output(hf):
         assert float(found[row]) == pytest.approx(float(np.mean(entropy(p, q, axis=1))), rel=1e-3, abs=1e-6)
     same = Lesson(prompts.batch, dense, 0.5).loss(dense) - answer_loss(dense, prompts.batch)
     assert float(same.detach().abs().max()) < 1e-6
+    alone = Lesson(prompts.batch, dense, 0.5, alone=True).loss(other) / 0.5
+    torch.testing.assert_close(alone, found, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["search", "influence", "given", "even", "random", "last"])

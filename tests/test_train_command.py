@@ -75,6 +75,25 @@ def test_nothing_is_trained_in_no_epochs(tmp_path):
 
 
 @pytest.mark.usefixtures("tiny_hf")
+def test_a_teacher_is_matched_in_place_of_the_answers(tmp_path, capsys):
+    """A run that starts from its teacher has nothing to learn, but what rounding or leaving layers out costs."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
+    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--precision", "float32", "--quiet", "--out"]
+    first = str(tmp_path / "first")
+    assert main([*arguments, first, "--start", "influence", "--lr", "0.1"]) == 0
+    losses = {}
+    for name, more in (("same", ["--max-share", "0"]), ("rounded", ["--max-share", "0", "--quantize", "Q4_0"]), ("fewer", [])):
+        assert main([*arguments, str(tmp_path / name), "--init", first, "--teacher", first, "--stop-after", "1", *more]) == 0
+        losses[name] = float((tmp_path / name / "log.csv").read_text().splitlines()[1].split(",")[1])
+    assert abs(losses["same"]) < 1e-5
+    assert losses["rounded"] > 1e-4
+    assert losses["fewer"] > 1e-4
+    assert main([*arguments, str(tmp_path / "other"), "--init", first, "--teacher", str(tmp_path)]) == 2
+    assert "there is no peft adapter" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_hf")
 def test_orders_are_searched_on_data_of_their_own(tmp_path, capsys):
     data, unseen = tmp_path / "data.jsonl", tmp_path / "unseen.jsonl"
     data.write_text('{"task": "x", "prompt": "a b c", "response": "b c"}\n' * 4)
@@ -168,6 +187,8 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
         ["--temperature", "0"],
         ["--recipe", "two-step", "--rank", "0"],
         ["--quantize", "Q4_0", "--rank", "0"],
+        ["--teacher", "none", "--distill", "0"],
+        ["--teacher", "none", "--recipe", "two-step"],
         ["--start", "influence", "--layers", "even"],
         ["--start", "search", "--max-share", "0"],
         ["--search-data", "none", "--layers", "even"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,9 @@ class Settings:
     curriculum: float = 0.0
     """Part of the run over which the largest share grows from 0."""
     distill: float = 1.0
-    """Weight of KL to the model's own dense output, beside cross entropy."""
+    """Weight of KL to the model's own dense output, beside cross entropy, or to the teacher's, in place of it."""
+    teacher: str = ""
+    """Run whose dense output, not rounded, all passes are to match; empty: the answers teach, and the own dense output."""
     router_part: float = 0.3
     """two-step: part of the run in which the routers learn."""
     alpha: float = 0.1
@@ -77,10 +79,10 @@ class Lesson:
     """What a batch's answer positions are to predict: the answer's tokens and what the dense model predicts there.
 
     dense: logits of the dense model, [b, t - split, n_vocab], taken without their gradient; weight: of KL(dense || found)
-    beside the cross entropy. Both are one cross entropy with the mixed target, plus a constant.
+    beside the cross entropy. Both are one cross entropy with the mixed target, plus a constant. alone: KL only.
     """
 
-    def __init__(self, batch: Batch, dense: Tensor | None = None, weight: float = 0.0) -> None:
+    def __init__(self, batch: Batch, dense: Tensor | None = None, weight: float = 0.0, alone: bool = False) -> None:
         self.batch, self.mask = batch, batch.targets != -100
         self.mixed: Tensor | None = None
         if dense is not None and weight > 0:
@@ -88,7 +90,8 @@ class Lesson:
             probabilities = teacher.exp()
             self.constant = weight * (probabilities * teacher).sum(-1)
             tokens = batch.targets[self.mask][:, None]
-            self.mixed = (weight * probabilities).scatter_add_(1, tokens, torch.ones(tokens.shape, device=tokens.device))
+            labels = torch.full(tokens.shape, 0.0 if alone else 1.0, device=tokens.device)
+            self.mixed = (weight * probabilities).scatter_add_(1, tokens, labels)
 
     def loss(self, logits: Tensor) -> Tensor:
         """Of each row's answer, mean over its tokens: [b]."""
@@ -111,6 +114,7 @@ class Objective:
         self.routed, self.s, self.n_steps = routed, settings, n_steps
         self.n_layer = routed.bank.bias.shape[0]
         self.order = order
+        self.teacher: Callable[[Batch], Tensor] | None = None
 
     def learns(self, step: int) -> tuple[bool, bool]:
         """Whether routers and LoRA learn at a step."""
@@ -145,20 +149,21 @@ class Objective:
         return chosen
 
     def _exact(self, prompts: Prompts, shares: Sequence[float], weight: float) -> Iterator[tuple[Tensor, float]]:
-        """Exactly each share, chosen as inference chooses; the dense output teaches the others.
+        """Exactly each share, chosen as inference chooses; the dense output teaches the others, or the teacher all of them.
 
         The prompts' keys and values teach in the first pass. What all passes teach the scores goes to the routers in the last.
         """
+        taught = None if self.teacher is None else self.teacher(prompts.batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and 0.0 in shares):
-            dense = self.routed.logits(prompts) if 0.0 in shares or self.s.distill > 0 else None
-        lesson = Lesson(prompts.batch, dense, self.s.distill)
+            dense = self.routed.logits(prompts) if 0.0 in shares or (self.s.distill > 0 and taught is None) else None
+        lesson = Lesson(prompts.batch, dense if taught is None else taught, self.s.distill, alone=taught is not None)
         keep = prompts.keep if self.s.layers == "routers" else prompts.keep.detach()
         scores, last = keep.detach().requires_grad_(keep.requires_grad), len(shares) - 1
         for i, share in enumerate(shares):
             left_out = self.left_out(keep.detach(), share)
             if not bool(left_out.any()):
                 logits = dense if share == 0 and dense is not None else self.routed.logits(prompts)
-                loss = weight * answer_loss(logits, prompts.batch).mean()
+                loss = weight * (answer_loss(logits, prompts.batch) if taught is None else lesson.loss(logits)).mean()
             else:
                 run = self.routed.straight_through(keep if i == last else scores, left_out)
                 loss = weight * lesson.loss(self.routed.logits(prompts, run)).mean()
