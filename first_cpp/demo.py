@@ -67,7 +67,10 @@ def command(args: argparse.Namespace) -> None:
         answer_timed(stock, stock.tokenize(b"Warm up."), 8)
         for title, text in PROMPTS.items():
             _compare(title, text, stock, routed, shares, args.max_tokens)
-        print("TTFT: time to first token. TPOT: median time per token after it. Layers: # computed for each token, . left out.")
+        print(
+            "TTFT: time to first token. TPOT: median time per token after it; speed-up: TPOT of stock / this.\n"
+            "Layers: # computed for each token, . left out."
+        )
         stock.close()
         routed.close()
 
@@ -80,7 +83,7 @@ def _with_trained_routers(folder: str) -> tuple[str, None]:
     print(f"model    {os.path.basename(base)}")
     merge(find_adapter(DEMO_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
     print(
-        "routers  trained, with a LoRA that is folded into the weights now, on questions about a paragraph and on abstracts.\n"
+        "routers  trained, with a LoRA folded into the weights (now Q4_0), on questions about a paragraph and on abstracts.\n"
         "         A dialogue is a kind of prompt that they never saw. To keep the merged model:\n"
         f"         python -m convert --routers {DEMO_ADAPTER} --model MODEL --merge --quantize Q4_0 --out model-first.gguf\n"
     )

@@ -66,7 +66,7 @@ def check_lora(path: str) -> None:
 
 def load_routers(path: str) -> Routers:
     """Read the routers of a model or side file. Raises RouterError naming the key, what was expected and found."""
-    if os.path.isdir(path) or path in shipped_adapters():
+    if os.path.isdir(path) or (not os.path.exists(path) and path in shipped_adapters()):
         what = "a folder" if os.path.isdir(path) else "the name of an adapter that comes with first_cpp"
         raise RouterError(
             f"routers={path} is {what}; a file is needed: `python -m convert --routers {path} --model MODEL.gguf --sidecar "

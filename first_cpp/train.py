@@ -196,10 +196,10 @@ def command(args: argparse.Namespace) -> None:
     args.precision = native_precision() if args.precision == "auto" else args.precision
     fields = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
     settings = Settings(**{name: getattr(args, name) for name in fields})
+    teacher = Teacher(load_model(args.model)[0], find_adapter(args.teacher)) if args.teacher else None
     os.makedirs(args.out, exist_ok=True)
     trainer = Trainer(routed, lora, train, settings, args.out, order, order_on)
-    if args.teacher:
-        trainer.objective.teacher = Teacher(load_model(args.model)[0], find_adapter(args.teacher), trainer.accelerator.device)
+    trainer.objective.teacher = teacher and teacher.to(trainer.accelerator.device)
     if args.resume:
         trainer.resume()
     else:

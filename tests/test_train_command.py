@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import reference
 import torch
 from helpers import greedy, tokens
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_parts import Words, examples, trainer
 
 from convert.embed import write_sidecar
@@ -89,8 +90,15 @@ def test_a_teacher_is_matched_in_place_of_the_answers(tmp_path, capsys):
     assert abs(losses["same"]) < 1e-5
     assert losses["rounded"] > 1e-4
     assert losses["fewer"] > 1e-4
-    assert main([*arguments, str(tmp_path / "other"), "--init", first, "--teacher", str(tmp_path)]) == 2
-    assert "there is no peft adapter" in capsys.readouterr().err
+    for rows, said in ((None, "there is no peft adapter"), (7, "is of another model")):
+        other = tmp_path / f"other{rows}"
+        if rows:
+            shutil.copytree(first, other)
+            path = str(other / "adapter" / "adapter_model.safetensors")
+            save_file({name: tensor[:rows] for name, tensor in load_file(path).items()}, path)
+        assert main([*arguments, str(tmp_path / "refused"), "--init", first, "--teacher", str(other)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.usefixtures("tiny_hf")

@@ -8,24 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingFileError
+from ..errors import MissingFileError, ModelFileError
 from .model import decoder_layers
 from .rule import Batch, Routed, RouterBank
 
 
 class Teacher:
-    """A base model, which is changed, with the LoRA of a run's folder folded in. Raises MissingFileError."""
+    """A base model, which is changed, with the LoRA of a run's folder folded in.
 
-    def __init__(self, base: Any, run: str, device: Any) -> None:
+    Raises MissingFileError, or ModelFileError where the LoRA is of another model.
+    """
+
+    def __init__(self, base: Any, run: str) -> None:
         from peft import PeftModel
 
         adapter = os.path.join(run, "adapter")
         if not os.path.exists(os.path.join(adapter, "adapter_config.json")):
             raise MissingFileError(f"--teacher {run}: there is no peft adapter in {adapter}")
-        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload().requires_grad_(False).to(device)
+        try:
+            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload().requires_grad_(False)
+        except (RuntimeError, ValueError) as error:  # shapes and names, told by torch and peft
+            raise ModelFileError(f"--teacher {run} is of another model: {error}") from error
         layers = decoder_layers(merged)
-        bank = RouterBank(len(layers), merged.config.get_text_config().hidden_size, 1e-5).to(device)  # its scores are not used
+        bank = RouterBank(len(layers), merged.config.get_text_config().hidden_size, 1e-5)  # its scores are not used
         self._routed = Routed(merged, layers, bank)
+
+    def to(self, device: Any) -> Teacher:
+        self._routed.model.to(device)
+        self._routed.bank.to(device)
+        return self
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
