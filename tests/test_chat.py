@@ -155,7 +155,7 @@ class TestTerminal:
         import pexpect
 
         saved = tmp_path / "talk.json"
-        long = [*arguments, "-n", "1900", "--temp", "0.9"]
+        long = [*arguments, "-n", "1900", "--temp", "0.9", "--seed", "0"]
         with terminal(long, tmp_path, "--no-history") as process:
             process.send("Hello\r")
             time.sleep(1.5)
