@@ -14,7 +14,7 @@ import time
 import document
 from common import RESULTS, smollm2_q4_0
 
-from first_cpp.bench import default_cache
+from first_cpp.bench.command import default_cache
 
 BENCH = [sys.executable, "-m", "first_cpp", "bench", "-o", "json", "--no-resident"]
 LIMIT = [*BENCH, "--skip", "0,0.25", "-p", "0"]

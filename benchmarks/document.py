@@ -10,8 +10,8 @@ from typing import Any
 import llama_cpp
 from common import RESULTS
 
-from first_cpp.measuring.rows import write_random_routers
-from first_cpp.model_file import open_gguf
+from first_cpp.bench.engines import write_random_routers
+from first_cpp.gguf.model_file import open_gguf
 
 PATH = os.path.join(os.path.dirname(RESULTS), os.pardir, "docs", "BENCHMARKS.md")
 Record = dict[str, Any]

@@ -19,9 +19,9 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from texts import questions, summaries
 
 from first_cpp import Llama
-from first_cpp.bench import synthetic_model
-from first_cpp.demo import chat_prompt
-from first_cpp.evaluating.answer import generated
+from first_cpp.bench.command import synthetic_model
+from first_cpp.runtime.chat_prompt import chat_prompt
+from first_cpp.evaluate.answers import generated
 
 Row = tuple[str, int]
 """Engine, and tokens per draft."""

@@ -14,7 +14,7 @@ import llama_cpp
 from common import SETTINGS, parser, save
 
 from first_cpp import Llama
-from first_cpp.bench import synthetic_model
+from first_cpp.bench.command import synthetic_model
 
 
 def main() -> None:

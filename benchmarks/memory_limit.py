@@ -26,8 +26,8 @@ import llama_cpp
 from common import SETTINGS, parser, save
 
 from first_cpp import Llama
-from first_cpp.bench import synthetic_model
-from first_cpp.model_file import open_gguf
+from first_cpp.bench.command import synthetic_model
+from first_cpp.gguf.model_file import open_gguf
 
 BESIDE = 160 << 20  # Python, the libraries, KV cache and buffers of the process
 MADV_DONTNEED = 4

@@ -17,7 +17,7 @@ from common import SETTINGS, influence_routers, parser, save, smollm2_q4_0
 from texts import long_text
 
 from first_cpp import Llama
-from first_cpp.evaluating.answer import Logits, log_probabilities
+from first_cpp.evaluate.answers import Logits, log_probabilities
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from first_cpp.errors import FirstCppError
-from first_cpp.exit import add_debug, run
-from first_cpp.policy import parse_skip
-from first_cpp.shipped import find_adapter, shipped_adapters
+from first_cpp.cli.execute import add_debug, run
+from first_cpp.skip import parse_skip
+from first_cpp.gguf.bundled import find_adapter, shipped_adapters
 
-from .embed import embed, write_sidecar
-from .influence import write_influence
+from first_cpp.gguf.embed import embed, write_sidecar
+from .write_influence import write_influence
 
 EXAMPLES = """examples:
   python -m convert --routers routers.safetensors --model base.gguf --out model-first.gguf
@@ -78,11 +78,11 @@ def command(args: argparse.Namespace) -> None:
     elif args.merge and args.sidecar:
         raise ConvertUsage("--merge folds the LoRA into the model, --sidecar writes it beside: choose one")
     elif args.merge:
-        from .merge import merge
+        from first_cpp.gguf.merge import merge
 
         merge(routers, args.model, args.out, quantize=args.quantize, skip=args.skip, force=args.force, quiet=args.quiet)
     elif args.sidecar and os.path.isdir(os.path.join(routers, "adapter")):
-        from .merge import write_lora_sidecar
+        from first_cpp.gguf.merge import write_lora_sidecar
 
         write_lora_sidecar(routers, args.model, args.out, skip=args.skip, force=args.force)
     elif args.sidecar:

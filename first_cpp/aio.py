@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
 from .llama import Llama
-from .streaming import AnswerThread
+from .runtime.streaming import AnswerThread
 
 T = TypeVar("T")
 

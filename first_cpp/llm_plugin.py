@@ -15,13 +15,14 @@ from typing import Any
 import llm
 from pydantic import Field
 
-from .demo_model import find_demo_model
+from .gguf.bundled import find_demo_model
 from .errors import MissingFileError
 from .llama import Llama
-from .machine import physical_cores
-from .options import context_length, skip_from_text
-from .policy import Skip
-from .streaming import in_thread
+from .runtime.machine import physical_cores
+from .gguf.model_file import context_length
+from .skip import skip_from_text
+from .skip import Skip
+from .runtime.streaming import in_thread
 
 VARIABLE = "FIRST_CPP_MODEL"
 

@@ -9,8 +9,8 @@ python=${PYTHON:-python3}
 out=build/$mode
 bin=$out/venv/bin
 tools=$(cd "$(dirname "$(command -v "$python")")" && pwd)
-tests=(tests/test_llama.py tests/test_misuse.py tests/test_ending.py tests/test_convert.py tests/test_router_faults.py tests/test_layers_left_out.py
-    tests/test_second_turns.py tests/test_kv_keep.py tests/test_kv_record.py tests/test_policy.py)
+tests=(tests/llama/test_llama.py tests/llama/test_misuse.py tests/cli/test_ending.py tests/gguf/test_convert.py tests/gguf/test_router_faults.py tests/llama/test_layers_left_out.py
+    tests/llama/test_second_turns.py tests/llama/test_kv_keep.py tests/runtime/test_kv_record.py tests/runtime/test_policy.py)
 
 packages() { "$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 

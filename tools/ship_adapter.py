@@ -16,8 +16,8 @@ import shutil
 from marks import README, RESULTS, fill
 from safetensors.numpy import load_file, save_file
 
-from first_cpp.evaluating.report import markdown
-from first_cpp.shipped import FOLDER
+from first_cpp.evaluate.report import markdown
+from first_cpp.gguf.bundled import FOLDER
 
 LIMIT = 12_000_000
 

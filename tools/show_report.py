@@ -13,7 +13,7 @@ import os
 
 from marks import RESULTS, fill
 
-from first_cpp.evaluating.report import markdown
+from first_cpp.evaluate.report import markdown
 
 
 def main() -> None:

@@ -34,13 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from first_cpp import train
-from first_cpp.training import loop, objective, rule, start
-from first_cpp.training.data import Example, draw
-from first_cpp.training.loop import Trainer
-from first_cpp.training.model import decoder_layers
-from first_cpp.training.objective import Objective
-from first_cpp.training.rule import Routed, RouterBank, collate
+from first_cpp.train import command as train
+from first_cpp.train import loop, objective, rule, start
+from first_cpp.train.data import Example, draw
+from first_cpp.train.loop import Trainer
+from first_cpp.train.model import decoder_layers
+from first_cpp.train.objective import Objective
+from first_cpp.train.rule import Routed, RouterBank, collate
 
 IDEAS = [
     "alone",

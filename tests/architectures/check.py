@@ -15,7 +15,7 @@ from helpers import logits, run_tokens, tokens
 
 from first_cpp import Llama
 from first_cpp.errors import FirstCppError
-from first_cpp.pruned import write_pruned
+from first_cpp.gguf.pruned import write_pruned
 
 from .shapes import N_CTX, N_VOCAB, SETTINGS, UNPRUNABLE, hyperparameters
 from .tensors import ModelRefused

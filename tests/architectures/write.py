@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 import gguf
 import numpy as np
 
-from first_cpp.synthetic import add_vocabulary
+from first_cpp.gguf.synthetic import add_vocabulary
 
 from .shapes import Value, hyperparameters, is_absent
 from .tensors import list_tensors

@@ -1,0 +1,1 @@
+"""`first-cpp bench`: speed, the limit and memory on this machine."""

@@ -1,0 +1,1 @@
+"""`first-cpp chat`: a conversation in the terminal."""

@@ -1,0 +1,41 @@
+"""Chat with a model in the terminal: streaming, multi-turn, each answer without the layers that it can do without."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+from ..cli.execute import add_debug
+from ..cli.model_options import add_model_arguments, add_sampling_arguments, load_model, sampling_of
+
+EPILOG = """examples:
+  first-cpp chat
+  first-cpp chat -m model-first.gguf --skip 0.25
+  first-cpp chat --system "Answer in one sentence." --temp 0
+  echo "Say hello." | first-cpp chat -n 20
+
+Type /help while chatting. Ctrl-C stops an answer and keeps what was said, twice quits; Ctrl-D quits.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
+    parser.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    add_debug(parser)
+
+
+def command(args: argparse.Namespace) -> None:
+    from .conversation import Conversation
+    from .session import Session
+    from .terminal import Terminal
+
+    conversation = Conversation(args.system)
+    if args.load:
+        conversation.load(args.load)
+    llm = load_model(args)
+    with contextlib.closing(llm):
+        Session(llm, conversation, Terminal(history=not args.no_history), sampling_of(args)).run()

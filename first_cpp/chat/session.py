@@ -1,0 +1,203 @@
+"""A chat session: reads messages and commands, answers, and tells of each answer in one quiet line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import FirstCppError
+from ..llama import Llama
+from ..skip import skip_from_text
+from ..runtime.routing import Routing, picture
+from ..runtime.streaming import in_thread
+from ..cli.answer_record import Summary
+from .conversation import Conversation
+from .terminal import Terminal
+
+
+class Session:
+    """One model, one conversation, one terminal."""
+
+    def __init__(self, llm: Llama, conversation: Conversation, terminal: Terminal, sampling: dict[str, Any]) -> None:
+        self._llm, self._conversation, self._terminal, self._sampling = llm, conversation, terminal, sampling
+        self._summary = Summary(llm)
+        self._interrupted = False
+        self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
+            "/skip": ("SHARE", "layers left out from now on: auto, none, 0.3 or 7,11; without SHARE: tell", self._skip),
+            "/layers": ("", "keep scores of the last prompt, as bars", self._layers),
+            "/compare": ("", "the last prompt again, dense and routed side by side", self._compare),
+            "/reset": ("", "forget the conversation, but for the system message", self._reset),
+            "/system": ("TEXT", "set the system message; without TEXT: remove it", self._system),
+            "/save": ("FILE", "write the conversation to a file", self._save),
+            "/load": ("FILE", "go on with a saved conversation", self._load),
+            "/help": ("", "this", self._help),
+            "/quit": ("", "leave, as Ctrl-D does", self._quit),
+        }
+
+    def run(self) -> None:
+        """Until the input ends, or Ctrl-C comes twice (then KeyboardInterrupt)."""
+        if self._terminal.interactive:
+            self._terminal.quiet(f"{self._describe_model()}. /help tells the commands, Ctrl-D quits.")
+        while True:
+            try:
+                text = self._terminal.read().strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self._on_interrupt()
+                continue
+            if not text:
+                continue
+            self._interrupted = False
+            try:
+                if not self._do(text):
+                    return
+            except KeyboardInterrupt:
+                self._on_interrupt()
+
+    def _on_interrupt(self) -> None:
+        if self._interrupted or not self._terminal.interactive:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        self._terminal.quiet("Ctrl-C again, or Ctrl-D, quits.")
+
+    def _do(self, text: str) -> bool:
+        """Answer a message or follow a command; False to quit."""
+        name, _, rest = text.partition(" ")
+        try:
+            if not name.startswith("/"):
+                self._ask(text)
+            elif name in self._commands:
+                self._commands[name][2](rest.strip())
+            else:
+                self._terminal.error(f"there is no command {name}; /help tells those that there are")
+        except EOFError:
+            return False
+        except (FirstCppError, OSError, ValueError) as error:
+            self._terminal.error(str(error))
+        return True
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, text: str) -> None:
+        self._conversation.ask(text)
+        said: list[str] = []
+        try:
+            for piece in self._terminal.stream(in_thread(self._llm, self._answer_to(self._conversation.messages))):
+                said.append(piece)
+        except KeyboardInterrupt:
+            self._terminal.end_line()
+            self._keep(said)
+            raise
+        except BaseException:
+            self._conversation.take_back()
+            raise
+        self._terminal.end_line()
+        self._keep(said)
+
+    def _keep(self, said: list[str]) -> None:
+        """What was said is part of the conversation, also when it was stopped."""
+        if not said:
+            self._conversation.take_back()
+            return
+        self._conversation.answer("".join(said))
+        if (routing := self._llm.routing) is not None:
+            self._terminal.quiet(self._summary.line(routing, self._llm.timing))
+
+    def _answer_to(self, messages: list[dict[str, str]]) -> Callable[[], Iterator[str]]:
+        create: Any = self._llm.create_chat_completion
+
+        def pieces() -> Iterator[str]:
+            for chunk in create(list(messages), stream=True, **self._sampling):
+                if text := chunk["choices"][0]["delta"].get("content"):
+                    yield text
+
+        return pieces
+
+    # -- commands ---------------------------------------------------------------------------------------------------
+
+    def _skip(self, text: str) -> None:
+        if text:
+            skip = skip_from_text(text)
+            self._llm.skip = list(skip) if isinstance(skip, tuple) else skip
+        self._terminal.quiet(f"skip is {self._llm.skip!r}")
+
+    def _layers(self, _: str) -> None:
+        routing = self._llm.routing
+        if routing is None:
+            self._terminal.quiet("no prompt was read yet")
+            return
+        if routing.keep is None:
+            self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  no keep scores ({routing.why})")
+            return
+        for layer, keep in enumerate(routing.keep):
+            left_out = "  left out" if layer in routing.skipped else ""
+            self._terminal.quiet(f"{layer:3d} {keep:.3f} {'█' * round(keep * 40):40s}{left_out}")
+        self._terminal.quiet(routing.why)
+
+    def _compare(self, _: str) -> None:
+        messages = self._conversation.last_question()
+        if not messages:
+            self._terminal.quiet("nothing was asked yet")
+            return
+        skip = self._llm.skip
+        columns = []
+        try:
+            for title, setting in (("dense", None), (f"skip {skip!r}", skip)):
+                self._llm.skip = list(setting) if isinstance(setting, tuple) else setting
+                self._terminal.quiet(f"answering: {title} ...")
+                text = "".join(in_thread(self._llm, self._answer_to(messages)))
+                columns.append((title, text, self._llm.routing, self._summary_lines()))
+        finally:
+            self._llm.skip = list(skip) if isinstance(skip, tuple) else skip
+        self._terminal.show(_side_by_side(columns))
+
+    def _summary_lines(self) -> str:
+        routing = self._llm.routing
+        return self._summary.line(routing, self._llm.timing).replace(" · ", "\n") if routing is not None else ""
+
+    def _reset(self, _: str) -> None:
+        self._conversation.clear()
+        self._terminal.quiet("forgotten")
+
+    def _system(self, text: str) -> None:
+        self._conversation.system = text or None
+        self._terminal.quiet("the system message is set" if text else "no system message")
+
+    def _save(self, path: str) -> None:
+        if not path:
+            raise ValueError("/save needs a file name")
+        self._conversation.save(path)
+        self._terminal.quiet(f"{len(self._conversation.messages)} messages saved in {path}")
+
+    def _load(self, path: str) -> None:
+        if not path:
+            raise ValueError("/load needs a file name")
+        self._conversation.load(path)
+        self._terminal.quiet(f"{len(self._conversation.messages)} messages read from {path}")
+
+    def _help(self, _: str) -> None:
+        lines = [f"{name + ' ' + value:15s} {words}" for name, (value, words, _) in self._commands.items()]
+        lines.append('Alt-Enter begins a new line; a text between """ and """ may have many.')
+        lines.append("Ctrl-C stops an answer and keeps what was said, twice quits; Ctrl-D quits.")
+        self._terminal.quiet("\n".join(lines))
+
+    def _quit(self, _: str) -> None:
+        raise EOFError
+
+    def _describe_model(self) -> str:
+        routers = "with routers" if self._llm.routers else "without routers"
+        return f"{self._llm.metadata.get('general.name', self._llm.model_path)}, {routers}, skip {self._llm.skip!r}"
+
+
+def _side_by_side(columns: list[tuple[str, str, Routing | None, str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True)
+    for title, *_ in columns:
+        table.add_column(title, ratio=1)
+    table.add_row(*(Text(text.strip()) for _, text, _, _ in columns))
+    table.add_section()
+    table.add_row(*(Text(lines, style="dim") for _, _, _, lines in columns))
+    return table

@@ -1,0 +1,70 @@
+"""Print the routers of a GGUF file: sizes, base model, recommended share, unskippable layers, training record.
+
+With --check also whether layers of the model can be left out, before it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+from .execute import add_debug
+from ..llama import Llama
+from ..gguf.model_file import normal_path, open_gguf
+from ..gguf.routers import Routers, read_routers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a GGUF model or side file")
+    parser.add_argument(
+        "--check", action="store_true", help="load the model and say which of its layers can be left out; exit code 1 if none"
+    )
+    add_debug(parser)
+
+
+def command(args: argparse.Namespace) -> None:
+    path = normal_path(args.file)
+    routers = read_routers(open_gguf(path), path)
+    print(f"{path}: no routers" if routers is None else describe(routers, path))
+    if args.check:
+        check(path)
+
+
+def check(path: str) -> None:
+    """Print which layers of a model can be left out. Raises RuntimeError when none can."""
+    with contextlib.closing(Llama(path, skip=None, n_ctx=256, verbose=False)) as llm:
+        trouble, unsupported = llm.unskippable, llm.dense_because
+    if unsupported:
+        raise RuntimeError(f"{path}: no layer can be left out, it would run dense: {unsupported}")
+    skippable = [layer for layer, why in enumerate(trouble) if not why]
+    print(f"skippable    {ranges(skippable)} ({len(skippable)} of {len(trouble)} layers)")
+    for why in dict.fromkeys(filter(None, trouble)):
+        print(f"not          {ranges([layer for layer, because in enumerate(trouble) if because == why])}: {why}")
+
+
+def ranges(numbers: list[int]) -> str:
+    """Ascending numbers, neighbours joined: "0-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def describe(routers: Routers, path: str) -> str:
+    """What `inspect` prints, a fact a line."""
+    n_layer, n_embd = routers.weight.shape
+    unskippable = [layer for layer, ok in enumerate(routers.skippable) if not ok]
+    kind = "linear" if routers.weight.any() else "input-blind (all weights are zero)"
+    lines = [
+        f"{path}",
+        f"routers      {n_layer} layers x {n_embd} values, {kind}, norm_eps {routers.norm_eps:g}",
+        f"base         {routers.base.architecture}, fingerprint {routers.base.fingerprint[:16]}...",
+        f"recommended  skip={routers.skip:g}",
+        f"unskippable  {', '.join(map(str, unskippable)) or 'none'}",
+        f"written by   {routers.writer or 'unknown'}",
+    ]
+    lines += [f"{'train.' + key:<12} {value}" for key, value in sorted(routers.train.items())]
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""JSON Lines files, checked line by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import FirstCppError, MissingFileError
+
+
+class DataError(FirstCppError, ValueError):
+    """A data file that cannot be used; the message names the file and line."""
+
+
+def lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """FILE:LINE and the object of every line. Raises DataError for what is not JSON, not UTF-8 or no object."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}:{number}"
+                try:
+                    record = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                if not isinstance(record, dict):
+                    raise DataError(f"{where}: expected an object with prompt and response, found {type(record).__name__}")
+                yield where, record
+    except FileNotFoundError:
+        raise MissingFileError(f"data file does not exist: {path}") from None
+
+
+def field(record: dict[str, Any], name: str, where: str) -> str:
+    """A text field of a line. Raises DataError when it is missing, empty or no text."""
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        found = "missing" if name not in record else "empty" if value == "" or isinstance(value, str) else repr(value)
+        raise DataError(f"{where}: {name} is {found}, expected text")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise DataError(f"{where}: {name} has half of a surrogate pair (\\ud800 to \\udfff), which is no text")
+    return value

@@ -1,0 +1,81 @@
+"""What command lines share: defaults for threads and context, settings as text, checks."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import ipaddress
+import math
+import re
+from collections.abc import Callable
+
+from ..errors import OptionError
+from ..gguf.model_file import normal_path, open_gguf
+from ..skip import Skip, parse_skip
+
+def shares_from_text(text: str) -> list[float]:
+    """Shares of layers as typed, 0,0.1,0.25, ascending and each once. Raises OptionError."""
+    shares = set()
+    for part in text.split(","):
+        try:
+            share = parse_skip(float(part))
+        except ValueError as error:
+            raise OptionError(f"--skip: {part!r} is no share of layers ({error})") from None
+        assert isinstance(share, float)
+        shares.add(share)
+    return sorted(shares)
+
+
+def whole_number(at_least: int, at_most: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: a whole number that is at least, and at most, so large."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?\d+", text) or int(text) < at_least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
+        if int(text) > at_most:
+            raise argparse.ArgumentTypeError(f"{text} is above {at_most}")
+        return int(text)
+
+    return parse
+
+
+def number(at_least: float, at_most: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite number in a range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and at_least <= value <= at_most):
+            upper = f" to {at_most:g}" if math.isfinite(at_most) else " or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {at_least:g}{upper}")
+        return value
+
+    return parse
+
+
+def not_empty(text: str) -> str:
+    """An argparse type: text of at least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def is_local(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_chat_format(name: str) -> None:
+    """Raise OptionError for a chat format that llama-cpp-python does not have."""
+    from llama_cpp.llama_chat_format import LlamaChatCompletionHandlerRegistry
+
+    known = sorted(LlamaChatCompletionHandlerRegistry()._chat_handlers)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise OptionError(f"--chat-format {name} does not exist; {hint}")

@@ -1,0 +1,1 @@
+"""`first-cpp eval`: the quality that skipping keeps."""

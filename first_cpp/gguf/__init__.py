@@ -1,0 +1,1 @@
+"""Files: models, routers in their metadata, LoRA, merging, pruned and synthetic models."""

@@ -1,1 +1,0 @@
-"""What `first-cpp bench` measures with."""

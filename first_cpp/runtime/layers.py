@@ -1,0 +1,127 @@
+"""The hook of one llama context: leaves layers out, reads the residual stream, gives KV pages back."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import llama_cpp
+
+from .. import _ext
+from ..errors import RoutingError
+from .kv_record import NOTHING
+
+
+class Layers:
+    """The layers of one llama context and what can be done with them. One per context; it must outlive it.
+
+    keep_kv: layers left out still write their KV cache or recurrent state; those whose cache another layer reads always do.
+    """
+
+    def __init__(self, keep_kv: bool = False) -> None:
+        self._keep_kv = keep_kv
+        self._hook = _ext.EvalHook()
+        # ctypes objects that the context goes on using
+        self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(_ext.EvalHook.callback)
+        self._abort = llama_cpp.llama_cpp.ggml_abort_callback(_ext.EvalHook.abort_callback)
+        self.trouble: tuple[str, ...] = ()
+        """For each layer why it cannot be left out of this model's graphs; empty where it can."""
+        self.cache: list[_ext.CacheTensor] = []
+        """The KV cache tensors (and recurrent states) that the layers write."""
+        self._inputs: list[str] = []
+        self._output = ""
+        self._found: list[str] = []  # the outputs of layers from the first on, as far as they are known by name
+        self._kept: frozenset[int] = NOTHING
+        self._left_out: frozenset[int] = NOTHING
+        self._sink: _ext.ResidualSink | None = None
+
+    def attach(self, params: Any) -> None:
+        """Set the callbacks in `llama_context_params`, before the context is created."""
+        params.cb_eval = self._callback
+        params.abort_callback = self._abort
+        params.cb_eval_user_data = params.abort_callback_data = self._hook.user_data
+
+    @contextlib.contextmanager
+    def probing(self, n_layer: int) -> Iterator[None]:
+        """Learn the layout from the graph that is evaluated inside; nothing of it is computed.
+
+        A layer that cannot be left out of one of the graphs looked at can be left out of none.
+        """
+        self._hook.probe_begin(n_layer)
+        try:
+            yield
+        finally:
+            layout = self._hook.probe_finish()
+        layers = layout.layers
+        first = not self.trouble
+        self.cache = layout.cache
+        self._inputs = [layer.input for layer in layers]
+        self._output = layers[-1].output
+        self._kept |= {il for il, layer in enumerate(layers) if self._keep_kv or layer.cache_is_shared}
+        trouble = (layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
+        self.trouble = tuple(trouble) if first else tuple(a or b for a, b in zip(self.trouble, trouble, strict=True))
+        found = list(itertools.takewhile(bool, (layer.output for layer in layers)))
+        if not first and found != self._found:
+            self.declare_unsupported(n_layer, "its graphs name the outputs of layers differently")
+        self._found = found
+        self._hook.set_outputs(found)
+
+    def declare_unsupported(self, n_layer: int, why: str) -> None:
+        """No layer of this model can be left out; instead of probing."""
+        self.trouble = (why,) * n_layer
+
+    @property
+    def unsupported(self) -> str:
+        """Why no layer at all can be left out; empty when some can."""
+        return self.trouble[0] if all(self.trouble) else ""
+
+    def leave_out(self, layers: frozenset[int]) -> None:
+        """Evaluate the next micro-batch without `layers`."""
+        if layers != self._left_out:
+            self._hook.set_fates([self._fate(il, layers) for il in range(len(self._found))])
+            self._left_out = layers
+        self._hook.start_leaving_out()
+
+    def _fate(self, layer: int, left_out: frozenset[int]) -> _ext.Fate:
+        if layer not in left_out:
+            return _ext.Fate.RUN
+        return _ext.Fate.LEAVE_OUT_KEEP_CACHE if layer in self._kept else _ext.Fate.LEAVE_OUT
+
+    @property
+    def readable(self) -> bool:
+        """Whether the hidden states entering every layer, and leaving the last, are known by name."""
+        return bool(self._output) and all(self._inputs)
+
+    def lacking(self, left_out: frozenset[int]) -> frozenset[int]:
+        """The layers whose KV a position lacks that was evaluated without `left_out`."""
+        return left_out - self._kept if self._kept else left_out
+
+    def read(self, sink: _ext.ResidualSink, final: bool = False) -> None:
+        """Hand the hidden states entering every layer to `sink` until `stop`; with `final` also what leaves the last."""
+        names = self._inputs + ([self._output] if final else [])
+        self._sink = sink  # the hook keeps a bare pointer
+        self._hook.read(sink, names)
+
+    def stop(self) -> None:
+        """All layers run again, and nobody reads; graphs are as llama.cpp built them."""
+        self._hook.stop()
+        self._sink = None
+
+    def abort(self, on: bool) -> None:
+        """While on, evaluations end between two graph nodes with status 2. From any thread."""
+        self._hook.abort(on)
+
+    def check(self) -> None:
+        """Raise RoutingError if a graph did not allow what was asked since the last check."""
+        if error := self._hook.take_error():
+            raise RoutingError(error)
+
+    def kv_bytes(self, layers: Collection[int] | None = None) -> int:
+        """Bytes of the KV cache, of `layers` or of all: every cell, used or not."""
+        return sum(t.n_bytes for t in self.cache if layers is None or t.layer in layers)
+
+    def release(self, layers: Collection[int]) -> int:
+        """Give the KV pages of `layers` back to the system; what they held is lost. Returns the bytes given back."""
+        return sum(_ext.release_pages(t.address, t.n_bytes) for t in self.cache if t.layer in layers)

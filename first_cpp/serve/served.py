@@ -1,0 +1,69 @@
+"""The model that is served, under its name, with what requests may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+
+from ..errors import SkipError
+from ..llama import Llama
+from ..skip import Skip, check_layers, layers_for_share, parse_skip
+from .api_errors import unknown_model
+
+
+@dataclass(frozen=True)
+class Served:
+    """name: of the model in requests and answers. max_skip: the largest skip share. max_prompt: tokens.
+
+    Calling it and iterating over it is what llama_cpp.server's routes do with their LlamaProxy.
+    """
+
+    llm: Llama
+    name: str
+    skip: Skip
+    max_skip: float
+    max_prompt: int
+    logits_all: bool = False
+    embeddings: bool = False
+
+    def __call__(self, model: str | None = None) -> Llama:
+        """The model by its name; no name means the only one. Raises ApiError for another."""
+        if model not in (None, self.name):
+            raise unknown_model(str(model), self.name)
+        return self.llm
+
+    def __iter__(self) -> Iterator[str]:
+        yield self.name
+
+    @property
+    def n_layer(self) -> int:
+        return int(llama_cpp.llama_model_n_layer(self.llm.model))
+
+    @property
+    def dial(self) -> float:
+        """The largest share of layers that a request can ask the routers for; 0 without routers."""
+        return min(self.max_skip, (self.n_layer - 1) / self.n_layer) if self.llm.routers else 0.0
+
+    def check_skip(self, value: Any) -> Skip:
+        """A request's skip setting. Raises SkipError that tells what is wrong and what is allowed."""
+        skip = parse_skip(value if not isinstance(value, dict) else str(value))
+        if isinstance(skip, tuple):
+            check_layers(skip, self.n_layer)
+        elif isinstance(skip, float):
+            layers_for_share(skip, self.n_layer)
+            if skip > 0 and self.llm.routers is None:
+                raise SkipError(f"skip={value!r} needs routers, and this model has none; a list of layers needs none")
+        if self._share(skip) > self.max_skip + 1e-7:
+            asked = f"skip={value!r}" + ("" if isinstance(skip, float) else f", a share of {self._share(skip):.3g},")
+            raise SkipError(f"{asked} is above the maximum of this server, {self.max_skip:g}")
+        return skip
+
+    def _share(self, skip: Skip) -> float:
+        if skip == "auto":
+            return self.llm.routers.skip if self.llm.routers else 0.0
+        if isinstance(skip, tuple):
+            return len(skip) / self.n_layer
+        return skip if isinstance(skip, float) else 0.0

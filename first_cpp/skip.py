@@ -1,0 +1,149 @@
+"""The `skip` setting: from what a user gives to a checked value, and from a share of layers to a set of them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from .errors import SkipError
+
+Skip: TypeAlias = Literal["auto"] | float | tuple[int, ...] | None
+"""A ``skip`` setting once checked: what the file recommends, nothing, a share of layers, or a fixed set."""
+
+_ALLOWED = '"auto", None, a share from 0 up to, not including, 1, or a list of layer numbers'
+
+
+def parse_skip(value: object) -> Skip:
+    """Check the form of a ``skip`` setting; layer numbers are checked against a model by `check_layers`.
+
+    Raises SkipError naming the value and what is allowed.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    if isinstance(value, (bool, str, bytes)):
+        raise SkipError(f"skip={value!r} is not {_ALLOWED}")
+    if isinstance(value, numbers.Real):
+        try:
+            share = float(value)
+        except OverflowError:
+            share = math.inf
+        if not math.isfinite(share) or not 0 <= share < 1:
+            raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1{_one_layer(share)}")
+        return share
+    try:
+        layers = list(value)  # type: ignore[call-overload]
+    except TypeError:  # numpy's arrays without a dimension say they are iterable
+        raise SkipError(f"skip={value!r} is not {_ALLOWED}") from None
+    return _parse_layers(layers)
+
+
+def _parse_layers(value: Iterable[object]) -> tuple[int, ...]:
+    layers = []
+    for layer in value:
+        if isinstance(layer, bool) or not isinstance(layer, numbers.Integral):
+            raise SkipError(f"skip: {layer!r} is not a layer number; allowed: {_ALLOWED}")
+        layers.append(int(layer))
+    for layer in layers:
+        if layer < 0:
+            raise SkipError(f"skip: layer {layer} is below 0; layers count from 0")
+        if layers.count(layer) > 1:
+            raise SkipError(f"skip: layer {layer} is given more than once")
+    return tuple(sorted(layers))
+
+
+def skip_from_text(text: str) -> Skip:
+    """A skip setting as typed: auto, none, a share like 0.3, or layers like 7,11 or 7, or [7]. Raises SkipError."""
+    word = text.strip().lower()
+    if word in ("auto", "none"):
+        return "auto" if word == "auto" else None
+    if re.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]|\d+(\s*,\s*\d+)+|\d+\s*,", word):
+        return parse_skip([int(layer) for layer in re.findall(r"\d+", word)])
+    try:
+        share = float(word)
+    except ValueError:
+        return parse_skip(text)
+    return parse_skip(share)
+
+
+def check_prefill(prefill: object, route_tokens: object) -> None:
+    """Raise SkipError for a ``prefill`` or ``route_tokens`` setting that is none."""
+    if prefill not in ("full", "routed"):
+        raise SkipError(f'prefill={prefill!r} is not "full" or "routed"')
+    if route_tokens is None:
+        return
+    if isinstance(route_tokens, bool) or not isinstance(route_tokens, int) or route_tokens < 1:
+        raise SkipError(f"route_tokens={route_tokens!r}: a number of prompt tokens, 1 or more")
+    if prefill != "routed":
+        raise SkipError(f'route_tokens={route_tokens} needs prefill="routed"; with "full" the whole prompt decides')
+
+
+def check_kv(kv: object, release_kv: bool) -> None:
+    """Raise SkipError for a ``kv`` setting that is none, or that contradicts ``release_kv``."""
+    if kv not in ("drop", "keep"):
+        raise SkipError(f'kv={kv!r} is not "drop" or "keep"')
+    if kv == "keep" and release_kv:
+        raise SkipError('release_kv=True gives back the KV that kv="keep" goes on writing; choose one')
+
+
+def _one_layer(number: float) -> str:
+    """What to write for one layer, where a number could be meant as that."""
+    layer = math.isfinite(number) and number >= 1 and number == int(number)
+    return f"; for layer {number:.0f} alone write skip=[{number:.0f}]" if layer else ""
+
+
+def check_layers(layers: Sequence[int], n_layer: int) -> None:
+    """Raise SkipError unless `layers` are some, but not all, of a model's `n_layer` layers."""
+    for layer in layers:
+        if layer >= n_layer:
+            raise SkipError(f"skip: layer {layer} does not exist; this model has layers 0 to {n_layer - 1}")
+    if layers and len(set(layers)) >= n_layer:
+        raise SkipError(f"skip: all {n_layer} layers would be left out; at least one must stay")
+
+
+def layers_for_share(share: float, n_layer: int) -> int:
+    """Number of layers that a share means, to the nearest whole one. Raises SkipError if none would stay."""
+    # a share stored as float32, off by up to 3e-8, means what was written
+    count = math.floor((share + 1e-7) * n_layer + 0.5)
+    if count >= n_layer:
+        raise SkipError(f"skip={share:g} would leave out all {n_layer} layers; at most {(n_layer - 1) / n_layer:.4g}")
+    return count
+
+
+def choose_layers(keep: Sequence[float], share: float, skippable: Sequence[bool]) -> tuple[int, ...]:
+    """The layers with the lowest keep scores, as many as the share asks, unskippable ones spared.
+
+    Equal scores go by layer number. Fewer layers than asked come back when too few are skippable.
+    """
+    count = layers_for_share(share, len(keep))
+    candidates = sorted((layer for layer in range(len(keep)) if skippable[layer]), key=lambda layer: (keep[layer], layer))
+    return tuple(sorted(candidates[:count]))
+
+
+FIXED = ("influence", "even", "random", "last")
+"""Sets of layers that do not look at the prompt."""
+
+
+def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (), seed: int = 0) -> tuple[int, ...]:
+    """The layers that an input-blind choice leaves out.
+
+    influence, search, given: the first of `order`, all layers from the least block influence up, as a search found them, or
+    as somebody gave them.
+    even: spread over the depth, first and last layer spared ("unified"). random: drawn by `seed`. last: the deepest ones
+    (early exit). Raises SkipError for another kind.
+    """
+    count = layers_for_share(share, n_layer)
+    if kind in ("influence", "search", "given"):
+        return tuple(sorted(order[:count]))
+    if kind == "even":
+        return tuple(sorted({round((i + 1) * (n_layer - 1) / (count + 1)) for i in range(count)}))
+    if kind == "random":
+        return tuple(sorted(random.Random(seed).sample(range(n_layer), count)))
+    if kind == "last":
+        return tuple(range(n_layer - count, n_layer))
+    raise SkipError(f"layers {kind!r} is unknown; allowed: {', '.join(FIXED)}")

@@ -1,0 +1,93 @@
+"""Task data: JSON Lines with `prompt` and `response`, checked before training starts."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..cli.jsonl import DataError, field, lines
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt in the model's chat template and the tokens of its answer, the end token included."""
+
+    task: str
+    prompt: list[int]
+    response: list[int]
+
+
+def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
+    """Read, check and tokenise all lines of `paths`.
+
+    Raises DataError naming file and line for what is not JSON, not UTF-8, lacks a field, has an empty response, or whose
+    prompt or response has more tokens than allowed; MissingFileError for a file that is not there.
+    """
+    examples = []
+    for path in paths:
+        for where, record in lines(path):
+            prompt = encode_prompt(tokenizer, field(record, "prompt", where))
+            response = tokenizer(field(record, "response", where), add_special_tokens=False)["input_ids"]
+            for name, tokens, limit in (("prompt", prompt, max_prompt), ("response", response, max_response - 1)):
+                if len(tokens) > limit:
+                    raise DataError(f"{where}: the {name} has {len(tokens)} tokens, at most {limit} are allowed (--max-{name})")
+            examples.append(Example(str(record.get("task", "")), prompt, [*response, tokenizer.eos_token_id]))
+    if not examples:
+        raise DataError(f"no examples in {', '.join(paths)}")
+    return examples
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a user's turn, up to where the answer begins; plain text for a tokenizer without a chat template."""
+    if tokenizer.chat_template is None:
+        return list(tokenizer(text)["input_ids"])
+    turn = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+
+def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` examples drawn at random, of every task equally many as far as it has them."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    shuffled = random.Random(seed).sample(list(examples), len(examples))
+    seen: dict[str, int] = defaultdict(int)
+    turns = []
+    for i, example in enumerate(shuffled):
+        turns.append((seen[example.task], i))
+        seen[example.task] += 1
+    return [shuffled[i] for _, i in sorted(turns)[:limit]]
+
+
+def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:
+    """One epoch in batches of examples of similar length, in an order that seed and epoch alone decide."""
+    rng = random.Random(f"{seed}-{epoch}")
+    order = list(range(len(examples)))
+    rng.shuffle(order)
+    bucket = size * 32  # sorted by length within a bucket: little padding, still random
+    found = []
+    for start in range(0, len(order), bucket):
+        part = sorted(order[start : start + bucket], key=lambda i: cost(examples[i]))
+        found += [[examples[i] for i in part[j : j + size]] for j in range(0, len(part), size)]
+    rng.shuffle(found)
+    return found
+
+
+def cost(example: Example) -> int:
+    """What padding to this example's length costs: answers are read several times, with gradients, prompts once."""
+    return len(example.prompt) + 8 * len(example.response)
+
+
+def in_parts(examples: Sequence[Example], n_tokens: int) -> list[list[Example]]:
+    """The examples in groups of at most `n_tokens` tokens, padding included, or of one example."""
+    parts: list[list[Example]] = []
+    for example in examples:
+        grown = [*parts[-1], example] if parts else []
+        longest = max((len(e.prompt) for e in grown), default=0) + max((len(e.response) for e in grown), default=0)
+        if grown and len(grown) * longest <= n_tokens:
+            parts[-1] = grown
+        else:
+            parts.append([example])
+    return parts

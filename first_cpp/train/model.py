@@ -1,0 +1,113 @@
+"""The model to train: a Hugging Face folder or a GGUF, its decoder layers, LoRA on their linear layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MissingFileError, ModelFileError
+from ..gguf.model_file import open_gguf
+
+
+def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
+
+    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF with scaled
+    rotary embeddings: transformers leaves a GGUF's scaling out, and it would train another model than the one that runs.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not os.path.exists(path):
+        raise MissingFileError(f"model does not exist: {path}")
+    if not os.path.isdir(path):
+        check_rotary(path)
+    folder, file = (path, {}) if os.path.isdir(path) else (os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **file)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise ModelFileError(f"transformers cannot read {path}: {error}") from error
+    return model, tokenizer
+
+
+def check_rotary(path: str) -> None:
+    """Raise ModelFileError for a GGUF whose rotary embeddings are scaled (llama3, linear, yarn, longrope)."""
+    file = open_gguf(path)
+    key = f"{file.get('general.architecture').decode()}.rope.scaling.type"
+    kind = file.get(key).decode() if file.kind(key) == "str" else "none"
+    factors = [tensor.name for tensor in file.tensors() if tensor.name.startswith("rope_f")]
+    if factors or kind != "none":
+        why = f"tensor {factors[0]}" if factors else f"{key} = {kind}"
+        raise ModelFileError(
+            f"{path} scales its rotary embeddings ({why}), and a GGUF's scaling is lost on the way into PyTorch: "
+            "train from the model's Hugging Face folder, and convert with this file"
+        )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers. Raises ModelFileError if there is no list as long as the config says."""
+    n_layer = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layer:
+            return module
+    raise ModelFileError(f"{type(model).__name__} has no list of {n_layer} decoder layers")
+
+
+def linear_names(layers: nn.ModuleList) -> list[str]:
+    """The last names of the linear layers inside the decoder layers, for LoRA."""
+    names = {name.rsplit(".", 1)[-1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names)
+
+
+def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> Any:
+    """Freeze the model and put LoRA of `rank` on all linear layers inside the decoder layers (peft)."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=linear_names(layers), task_type="CAUSAL_LM"
+    )
+    lora = get_peft_model(model, config)
+    for module in lora.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # autocast does, and once is enough
+    return lora
+
+
+@torch.no_grad()
+def start_from(runs: Sequence[str], lora: Any, bank: nn.Module) -> None:
+    """Load the mean of the LoRA of earlier runs' folders, and the routers of the last.
+
+    Raises MissingFileError, or ModelFileError where they are of another model or rank.
+    """
+    weights = [p for p in lora.parameters() if p.requires_grad]
+    found = list[list[Tensor]]()
+    for run in runs:
+        _load_run(run, lora, bank)
+        found.append([weight.clone() for weight in weights])
+    for weight, of_runs in zip(weights, zip(*found, strict=True), strict=True):
+        weight.copy_(torch.stack(of_runs).mean(0))
+
+
+def _load_run(run: str, lora: Any, bank: nn.Module) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    routers, adapter = os.path.join(run, "routers.safetensors"), os.path.join(run, "adapter", "adapter_model.safetensors")
+    for path in (routers, adapter):
+        if not os.path.exists(path):
+            raise MissingFileError(f"--init {run}: there is no {path}")
+    try:
+        bank.load_state_dict(load_file(routers))
+        found = set_peft_model_state_dict(lora, load_file(adapter))
+    except RuntimeError as error:  # shapes, told by torch
+        raise ModelFileError(f"--init {run} is of another model or LoRA rank: {error}") from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if missing or found.unexpected_keys:
+        raise ModelFileError(
+            f"--init {run} is of another model: its adapter lacks {missing[:2]}, has {found.unexpected_keys[:2]}"
+        )

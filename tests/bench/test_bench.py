@@ -1,0 +1,339 @@
+"""`first-cpp bench`: what it measures, how it reports, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import io
+import json
+import os
+import sqlite3
+
+import llama_cpp
+import numpy as np
+import pytest
+from helpers import tokens
+from routers_files import routed_model
+
+from first_cpp import Llama
+from first_cpp._ext import GgufFile
+from first_cpp.bench.command import BenchError, numbers
+from first_cpp.cli.main import main
+from first_cpp.runtime.machine import physical_cores
+from first_cpp.bench.depth import filled_state
+from first_cpp.bench.interleaved import call_times, decode_times, ratio
+from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
+from first_cpp.gguf.pruned import quiet_llama_cpp, write_pruned
+from first_cpp.gguf.synthetic import FILE_TYPES, SHAPES, Shape, SyntheticError, write_random
+
+SMALL = ["-p", "16", "-n", "4", "-r", "2", "--no-resident", "-t", "2"]
+
+
+def bench(capsys, *args):
+    """What `first-cpp bench` prints."""
+    assert main(["bench", *SMALL, *args]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def records(tiny_q8):
+    """Records of stock, dense, skipping and pruned in pp, tg and pg."""
+    import contextlib
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["bench", *SMALL[:-3], "-t", "2", "-m", tiny_q8, "--skip", "0,0.34", "-pg", "8,4", "-o", "json"]) == 0
+    return json.loads(out.getvalue())
+
+
+# -- rows and records ----------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_every_test(records):
+    rows = [(one["test"], one["engine"], one["skip"]) for one in records]
+    engines = [("stock", 0.0), ("first_cpp", 0.0), ("first_cpp", 0.34), ("pruned", 0.34)]
+    assert rows == [(test, *engine) for test in ("pp16", "tg4", "pp8+tg4") for engine in engines]
+    for one in records:
+        assert one["n_layer"] == 6
+        assert one["layers_skipped"] == len(one["left_out"]) == (2 if one["skip"] else 0)
+        assert len(one["samples_ns"]) == 2
+        assert one["avg_ns"] == pytest.approx(np.mean(one["samples_ns"]), abs=1)
+        assert one["avg_ts"] == pytest.approx(
+            np.mean([(one["n_prompt"] + one["n_gen"]) / ns * 1e9 for ns in one["samples_ns"]])
+        )
+        assert one["resident_bytes"] > 2**25
+        assert (one["ttft_ms"] is None) == (one["test"] == "tg4")
+        assert (one["tpot_p50_ms"] is None) == (one["test"] == "pp16")
+
+
+def test_ratios_stand_where_they_mean_something(records):
+    by_row = {(one["test"], one["engine"], one["skip"]): one for one in records}
+    decoding = by_row["tg4", "first_cpp", 0.34]
+    assert by_row["tg4", "stock", 0.0]["speedup"] == 1
+    assert decoding["over_pruned"] > 0.5
+    assert decoding["limit_reached"] == pytest.approx(decoding["speedup"] / decoding["byte_limit"])
+    assert decoding["kv_bytes"] == 6 * 256 * 2 * 64 * 2  # layers x cells x (k and v) x values x f16
+    assert 0 < decoding["kv_bytes_used"] < decoding["kv_bytes"]
+    for row in (by_row["pp16", "first_cpp", 0.34], by_row["tg4", "stock", 0.0], by_row["tg4", "pruned", 0.34]):
+        assert row["over_pruned"] is row["byte_limit"] is None
+
+
+def test_routers_choose_the_layers(tiny, models, capsys, monkeypatch):
+    model = routed_model(tiny, models, seed=3)
+    read = []
+    original = Llama._read_prompt
+    monkeypatch.setattr(Llama, "_read_prompt", lambda self, *a: (original(self, *a), read.append(self.routing))[0])
+    shown = json.loads(bench(capsys, "-m", model, "--skip", "0.34", "-o", "json", "--engines", "first_cpp"))
+    scored = [routing for routing in read if routing.keep is not None]
+    assert scored, "no prompt was scored"
+    assert {tuple(one["left_out"]) for one in shown} == {scored[0].skipped}
+
+
+def test_depth_with_routers_in_the_model(tiny, models, capsys):
+    model = routed_model(tiny, models, seed=5)
+    assert "d64" in bench(capsys, "-m", model, "-p", "0", "-d", "64", "--skip", "0.34")
+
+
+def test_released_kv_is_reported(tiny, capsys):
+    one = json.loads(bench(capsys, "-m", tiny, "--skip", "0.34", "-o", "json", "--engines", "first_cpp", "--release-kv"))[-1]
+    assert 0 < one["kv_bytes_released"] <= one["kv_bytes"] / 3
+
+
+def test_another_file_and_drafts(tiny, tiny_q8, capsys):
+    args = ["--vs", tiny_q8, "--skip", "0,0.34", "--draft", "3", "-o", "json", "--engines", "stock,first_cpp"]
+    shown = json.loads(bench(capsys, "-m", tiny, *args))
+    rows = {(one["engine"], one["skip"], one["draft"]): one for one in shown if one["n_gen"]}
+    engines = (("stock", 0), ("first_cpp", 0), ("first_cpp", 0.34))
+    assert set(rows) == {("other", 0, 0), *((*engine, draft) for engine in engines for draft in (0, 3))}
+    assert rows["other", 0, 0]["model_size"] < rows["stock", 0, 0]["model_size"]
+
+
+def test_combinations_of_settings(tiny, capsys):
+    args = ["--skip", "0", "--engines", "first_cpp", "-t", "1,2", "-ub", "8-16*2", "-d", "0,32", "-o", "jsonl"]
+    shown = [json.loads(line) for line in bench(capsys, "-m", tiny, *args).splitlines()]
+    found = {(one["n_threads"], one["n_ubatch"], one["n_depth"], one["n_gen"]) for one in shown}
+    assert found == {(t, u, d, n) for t in (1, 2) for u in (8, 16) for d in (0, 32) for n in (0, 4)}
+
+
+def test_prompts_from_a_text(tiny, capsys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark night. " * 4)
+    assert "pp16" in bench(capsys, "-m", tiny, "--skip", "0", "--engines", "stock", "-f", str(text))
+    assert main(["bench", "-m", tiny, "-p", "500", "-n", "1", "-f", str(text)]) == 2
+    assert "tokens, the longest prompt needs 500" in capsys.readouterr().err
+
+
+# -- formats -------------------------------------------------------------------------------------------------------
+
+
+def test_formats_hold_the_same(tiny, capsys):
+    args = ["-m", tiny, "--skip", "0,0.34", "--engines", "first_cpp"]
+    as_json = json.loads(bench(capsys, *args, "-o", "json"))
+    keys = [key for key in as_json[0] if not key.startswith("samples_")]
+    rows = list(csv.DictReader(io.StringIO(bench(capsys, *args, "-o", "csv"))))
+    assert [list(row) for row in rows] == [keys] * 4
+    assert [(row["test"], row["left_out"]) for row in rows] == [
+        (one["test"], " ".join(map(str, one["left_out"]))) for one in as_json
+    ]
+    database = sqlite3.connect(":memory:")
+    database.executescript(bench(capsys, *args, "-o", "sql"))
+    query = "SELECT test, skip, n_gen, random_weights FROM llama_bench"
+    assert database.execute(query).fetchall() == [(o["test"], o["skip"], o["n_gen"], 0) for o in as_json]
+    table = bench(capsys, *args, "-o", "md").splitlines()
+    assert len({line.count("|") for line in table[:6]}) == 1
+    assert "2 of 6" in table[3]
+
+
+def test_llama_bench_fields_come_first(records):
+    expected = [
+        *("build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename", "model_type", "model_size"),
+        *("model_n_params", "n_batch", "n_ubatch", "n_threads", "cpu_mask", "cpu_strict", "poll", "type_k", "type_v"),
+    ]
+    assert list(records[0])[: len(expected)] == expected
+    assert {"n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts"} <= set(records[0])
+
+
+def test_the_other_format_goes_to_stderr_and_the_plot_to_its_file(tiny, capsys, tmp_path):
+    plot = tmp_path / "plot.png"
+    main(["bench", *SMALL, "-m", tiny, "--skip", "0,0.34", "-oe", "jsonl", "--plot", str(plot)])
+    assert json.loads(capsys.readouterr().err.splitlines()[0])["engine"] == "stock"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+# -- synthetic models ----------------------------------------------------------------------------------------------
+
+
+def test_random_weights_are_said_on_every_line(capsys, tmp_path):
+    out = bench(capsys, "--synthetic", "tiny", "--type", "q8_0,q4_0", "--cache", str(tmp_path), "--skip", "0.34")
+    lines = [line for line in out.splitlines() if line.startswith("| tiny")]
+    assert len(lines) == 2 * 2 * 3
+    assert all("(random weights)" in line for line in lines)
+    kept = {name: os.stat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)}
+    bench(capsys, "--synthetic", "tiny", "--type", "q8_0", "--cache", str(tmp_path), "--skip", "0")
+    assert {name: os.stat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)} == kept
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+def test_every_file_type_loads(load, tmp_path, file_type):
+    path = tmp_path / "model.gguf"
+    write_random(path, Shape(2, 512, 4, 2, 512, 320, architecture="qwen3", head_dim=64), file_type)
+    llm = load(path, skip=[0])
+    llm.eval(tokens(8))
+    assert np.isfinite(llama_cpp.llama_get_logits_ith(llm.ctx, -1)[:320]).all()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("file_type", sorted(set(FILE_TYPES) - {"f32", "f16", "bf16"}))
+def test_types_are_mixed_as_llama_cpps_quantizer_mixes_them(tmp_path, file_type, tied):
+    shape = Shape(16, 256, 4, 2, 512, 320, tied=tied)
+    ours, full, theirs = (str(tmp_path / name) for name in ("ours.gguf", "full.gguf", "theirs.gguf"))
+    write_random(ours, shape, file_type)
+    write_random(full, shape, "f16")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type.upper()}")
+    with quiet_llama_cpp():
+        assert llama_cpp.llama_model_quantize(full.encode(), theirs.encode(), ctypes.byref(params)) == 0
+    types = [{t.name: t.type for t in GgufFile(path).tensors() if len(t.shape) > 1} for path in (ours, theirs)]
+    assert types[0] == types[1]
+
+
+def test_unknown_file_type(tmp_path):
+    with pytest.raises(SyntheticError, match="'q9_9' cannot be written; allowed: f32"):
+        write_random(tmp_path / "x.gguf", SHAPES["tiny"], "q9_9")
+
+
+# -- the limit -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_bytes_read_are_those_of_the_tensors(tmp_path, load, tied):
+    path, pruned = tmp_path / "m.gguf", tmp_path / "p.gguf"
+    shape = Shape(4, 512, 4, 2, 512, 1024, tied=tied)
+    write_random(path, shape, "q8_0")
+    reads = weight_reads(str(path))
+    sizes = {tensor.name: tensor.n_bytes for tensor in GgufFile(str(path)).tensors()}
+    lookup = 0 if tied else sizes["token_embd.weight"]
+    assert reads.weights() == sum(sizes.values()) - lookup
+    write_pruned(str(path), str(pruned), [1, 2])
+    assert reads.weights([1, 2]) == sum(tensor.n_bytes for tensor in GgufFile(str(pruned)).tensors()) - lookup
+    llm = load(path, n_ctx=1024)
+    cell = 2 * 2 * 128 * 2  # k and v, heads, values, f16
+    assert kv_reads(llm._layers.cache, 1024, 0) == 4 * 256 * cell
+    assert kv_reads(llm._layers.cache, 1024, 300, [0]) == 3 * 512 * cell
+    expected = (reads.weights() + 4 * 512 * cell) / (reads.weights([0]) + 3 * 512 * cell)
+    assert byte_limit(reads, llm._layers.cache, 1024, 300, [0]) == pytest.approx(expected)
+
+
+def test_of_experts_only_those_in_use_are_read(tmp_path):
+    import gguf
+
+    path = tmp_path / "moe.gguf"
+    writer = gguf.GGUFWriter(str(path), "qwen3moe")
+    writer.add_expert_count(8)
+    writer.add_expert_used_count(2)
+    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((8, 32, 32), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((32, 32), np.float32))
+    writer.add_tensor("output.weight", np.zeros((64, 32), np.float32))
+    writer.add_tensor("token_embd.weight", np.zeros((64, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reads = weight_reads(str(path))
+    assert (reads.layers, reads.rest) == ((2 * 4096 + 4096,), 64 * 32 * 4)
+
+
+# -- depth, turns --------------------------------------------------------------------------------------------------
+
+
+def test_a_filled_state_has_values_in_every_cell(tiny, load):
+    held = tokens(300)
+    settings = {"n_ctx": 512, "n_threads": 2, "verbose": False}
+    state = filled_state(tiny, lambda n_vocab: held, settings)
+    llm = load(tiny, skip=[2])
+    llm.load_state(state)
+    assert llm.n_tokens == 300
+    for tensor in llm._layers.cache:
+        cells = np.frombuffer(ctypes.string_at(tensor.address, tensor.n_bytes), np.float16)
+        assert np.isfinite(cells).all()
+        assert np.count_nonzero(cells) >= 300 * 64 * 0.99
+    stock = load(tiny, llama_cpp.Llama)
+    stock.load_state(state)
+    answer = stock.generate([*held, 5], temp=0.0)
+    next(answer)
+    assert stock.n_tokens == 301
+
+
+def test_turns_are_shared_out_evenly(tiny, load):
+    models = {"a": load(tiny, llama_cpp.Llama), "b": load(tiny)}
+    times = decode_times(models, tokens(8), 5)
+    assert {name: len(steps) for name, steps in times.items()} == {"a": 5, "b": 5}
+    called = []
+    times = call_times(models, called.append, 4)
+    assert [called.count(llm) for llm in models.values()] == [4, 4]
+    assert ratio({"a": [2.0, 4.0, 9.0], "b": [1.0, 1.0, 3.0]}, "a", "b") == 3
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_llama_benchs():
+    assert numbers("1,2", "-p") == [1, 2]
+    assert numbers("1-4", "-p") == [1, 2, 3, 4]
+    assert numbers("10-30+10,1-8*2", "-p") == [10, 20, 30, 1, 2, 4, 8]
+    for text in ("", "a", "1,", "4-1", "0-8*2", "1-8*1", "1-8+0", "-1"):
+        with pytest.raises(BenchError, match="-p"):
+            numbers(text, "-p")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no model: give -m FILE or --synthetic SHAPE"),
+        (["-m", "nowhere.gguf"], "there is no file nowhere.gguf"),
+        (["--synthetic", "llama-9"], "'llama-9' is unknown; allowed: tiny"),
+        (["--synthetic", "tiny", "--type", "q9"], "'q9' is unknown; allowed: f32"),
+        (["--synthetic", "tiny", "--skip", "1.5"], "'1.5' is no share"),
+        (["--synthetic", "tiny", "--skip", "x"], "'x' is no share"),
+        (["--synthetic", "tiny", "--skip", "0.95"], "would leave out all 6 layers"),
+        (["--synthetic", "tiny", "--engines", "stock,mlx"], "mlx unknown"),
+        (["--synthetic", "tiny", "-p", "0", "-n", "0"], "nothing to measure"),
+        (["--synthetic", "tiny", "-pg", "5"], "is not PP,TG"),
+        (["--synthetic", "tiny", "-r", "0"], "--repetitions: 0 is below 1"),
+        (["--synthetic", "tiny", "-ctk", "q9"], "'q9' is no type of a KV cache"),
+        (["--synthetic", "tiny", "-ctv", "q8_0"], "add -fa 1"),
+        (["--synthetic", "tiny", "-t", "5000"], "-t: 5000 is above 512"),
+        (["--synthetic", "tiny", "--skip", "0", "--engines", "pruned"], "no rows"),
+        (["--synthetic", "tiny", "-t", "0"], "-t: 0 is below 1"),
+        (["--synthetic", "tiny", "-n", "0", "--plot", "x.png"], "--plot draws decoding"),
+        (["--synthetic", "tiny", "--plot", "no/such/x.png"], "the folder of"),
+    ],
+)
+def test_what_cannot_be_measured(args, message, capsys, tmp_path):
+    assert main(["bench", "--cache", str(tmp_path), *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_too_many_threads_are_warned_of(tiny, capsys):
+    assert (
+        main(
+            [
+                "bench",
+                *SMALL[:-2],
+                "-t",
+                str(physical_cores() + 1),
+                "-m",
+                tiny,
+                "--skip",
+                "0",
+                "--engines",
+                "stock",
+                "-n",
+                "1",
+                "-p",
+                "0",
+            ]
+        )
+        == 0
+    )
+    assert "more threads than the" in capsys.readouterr().err

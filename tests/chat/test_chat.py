@@ -1,0 +1,233 @@
+"""`first-cpp chat`: a pipe of messages, the commands, and a person at a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from routers_files import routed_model
+
+from first_cpp.errors import OptionError
+from first_cpp.chat.conversation import Conversation
+
+COMMAND = [sys.executable, "-m", "first_cpp", "chat"]
+LINE = r"\d tokens · [\d.]+ tokens/s · TTFT [\d.]+ s · 4 of 6 layers [#.]{6} · 1\.\d\dx expected over dense"
+
+
+@pytest.fixture(scope="module")
+def routed(tiny, models):
+    return routed_model(tiny, models, seed=43)
+
+
+@pytest.fixture
+def arguments(routed):
+    return ["-m", routed, "--skip", "0.34", "-n", "8", "--temp", "0", "-c", "2048", "--chat-format", "chatml"]
+
+
+def chat(arguments, *lines, **kwargs):
+    text = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run([*COMMAND, *arguments], input=text, capture_output=True, text=True, check=False, **kwargs)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout  # no terminal, no escapes
+    return done.stdout
+
+
+# -- through a pipe ------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_create_chat_completions(arguments, routed, load):
+    out = chat(arguments, "Hello", "And you?")
+    llm = load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")
+    messages = []
+    for text in ("Hello", "And you?"):
+        messages.append({"role": "user", "content": text})
+        answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0)["choices"][0]["message"]
+        messages.append(answer)
+        assert answer["content"] in out
+    assert len(re.findall(LINE, out)) == 2
+
+
+def test_empty_lines_and_load_without_a_name(arguments):
+    out = chat(arguments, "", "/load", "Hello")
+    assert "/load needs a file name" in out
+    assert len(re.findall(LINE, out)) == 1
+
+
+def test_many_lines_between_fences(arguments, tmp_path):
+    saved = tmp_path / "talk.json"
+    chat(arguments, '"""First', "second", 'third"""', f"/save {saved}")
+    assert json.loads(saved.read_text())["messages"][0]["content"] == "First\nsecond\nthird"
+
+
+def test_dial_and_layers(arguments):
+    out = chat(arguments, "/layers", "/skip 0.5", "Hello", "/layers", "/skip 1,2", "/skip", "Again", "/layers", "/skip 7")
+    assert "no prompt was read yet" in out
+    assert "skip is 0.5" in out
+    assert out.count("left out\n") == 3
+    assert "share 0.5 asks for 3 of 6 layers" in out
+    assert "skip is (1, 2)" in out
+    assert "#..###  no keep scores (fixed set)" in out
+    assert "7" in out.splitlines()[-1]
+
+
+def test_system_reset_save_load(arguments, tmp_path):
+    saved = tmp_path / "talk.json"
+    out = chat(arguments, "/system Be brief.", "Hello", f"/save {saved}", "/reset", f"/save {saved}2", f"/load {saved}", "More")
+    assert "3 messages saved" in out
+    assert [m["role"] for m in json.loads(saved.read_text())["messages"]] == ["system", "user", "assistant"]
+    assert [m["role"] for m in json.loads((tmp_path / "talk.json2").read_text())["messages"]] == ["system"]
+    assert "3 messages read" in out
+    assert sorted(os.listdir(tmp_path)) == ["talk.json", "talk.json2"]  # nothing half written is left
+    assert "Hello" not in chat([*arguments, "--load", str(saved)], "/system", "/quit", "never read")
+
+
+def test_compare_shows_both(arguments):
+    out = chat(arguments, "/compare", "Hello", "/compare", "/skip")
+    assert "nothing was asked yet" in out
+    assert "dense" in out
+    assert "6 of 6 layers" in out
+    assert "4 of 6 layers" in out
+    assert "skip is 0.34" in out
+
+
+def test_help_and_mistakes(arguments, tmp_path):
+    out = chat(arguments, "/help", "/hlep", "/save", f"/load {tmp_path}/none", "/skip x", "Hello")
+    for words in ("/compare", "there is no command /hlep", "/save needs a file name", "No such file", "skip='x'", "8 tokens"):
+        assert words in out
+
+
+def test_a_question_too_long_is_taken_back(arguments):
+    out = chat([*arguments, "-c", "256"], "word " * 400, "Hello")
+    assert "exceed context window" in out
+    assert "8 tokens" in out
+
+
+def test_bad_arguments_before_the_model_is_loaded(tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"messages": [{"role": "pope", "content": "x"}]}')
+    done = subprocess.run([*COMMAND, "-m", "nowhere.gguf", "--load", str(bad)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is no saved conversation: message 0 has role 'pope'" in done.stderr
+
+
+# -- at a terminal -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def terminal(arguments, tmp_path, *more):
+    pexpect = pytest.importorskip("pexpect")
+    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
+    environment.pop("XDG_STATE_HOME", None)
+    words = [*COMMAND[1:], *arguments, *more]
+    process = pexpect.spawn(COMMAND[0], words, env=environment, encoding="utf-8", timeout=30, dimensions=(40, 120))
+    try:
+        process.expect("Ctrl-D quits")
+        yield process
+    finally:
+        process.close(force=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+class TestTerminal:
+    def test_answers_and_leaves_on_ctrl_d(self, arguments, tmp_path):
+        import pexpect
+
+        with terminal(arguments, tmp_path) as process:
+            process.send("Hello\r")
+            process.expect("expected over dense")
+            process.expect(">")
+            time.sleep(0.5)  # the prompt takes the terminal over
+            process.sendeof()
+            process.expect(pexpect.EOF)
+            process.wait()
+            assert process.exitstatus == 0
+        history = tmp_path / ".local" / "state" / "first_cpp" / "chat_history"
+        assert "+Hello" in history.read_text()
+        assert history.stat().st_mode & 0o077 == 0
+
+    def test_ctrl_c_keeps_what_was_said_and_twice_quits(self, arguments, tmp_path):
+        import pexpect
+
+        saved = tmp_path / "talk.json"
+        long = [*arguments, "-n", "1900", "--temp", "0.9", "--seed", "0"]
+        with terminal(long, tmp_path, "--no-history") as process:
+            process.send("Hello\r")
+            time.sleep(1.5)
+            process.sendintr()
+            process.expect("Ctrl-C again")
+            process.send(f"/save {saved}\r")
+            process.expect("2 messages saved")
+            process.sendintr()
+            process.expect("Ctrl-C again")
+            for _ in range(5):  # amid the drawing of the prompt one may get lost
+                process.sendintr()
+                if process.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=3) == 0:
+                    break
+            else:
+                pytest.fail("it did not quit")
+            process.wait()
+            assert process.exitstatus == 130
+        said = json.loads(saved.read_text())["messages"][1]
+        assert said["role"] == "assistant"
+        assert said["content"]
+        assert not (tmp_path / ".local").exists()
+
+    def test_alt_enter_begins_a_new_line(self, arguments, tmp_path):
+        saved = tmp_path / "talk.json"
+        with terminal(arguments, tmp_path) as process:
+            process.send("First\x1b\rsecond\r")
+            process.expect("expected over dense")
+            process.send(f"/save {saved}\r")
+            process.expect("messages saved")
+        assert json.loads(saved.read_text())["messages"][0]["content"] == "First\nsecond"
+
+
+# -- the conversation ----------------------------------------------------------------------------------------------
+
+
+def test_system_message_stands_first():
+    talk = Conversation()
+    talk.ask("a")
+    talk.system = "s"
+    assert [m["role"] for m in talk.messages] == ["system", "user"]
+    talk.system = None
+    assert [m["role"] for m in talk.messages] == ["user"]
+
+
+def test_last_question():
+    talk = Conversation("s")
+    assert talk.last_question() == []
+    talk.ask("a")
+    talk.answer("b")
+    assert [m["content"] for m in talk.last_question()] == ["s", "a"]
+    talk.take_back()  # the last is an answer: nothing to take back
+    assert len(talk.messages) == 3
+
+
+def test_saving_where_one_cannot_write_loses_nothing(tmp_path):
+    path = tmp_path / "talk.json"
+    talk = Conversation("s")
+    talk.save(str(path))
+    with pytest.raises(OSError, match="nowhere"):
+        talk.save(str(tmp_path / "nowhere" / "talk.json"))
+    talk.messages.append({"role": "user", "content": {1, 2}})  # JSON cannot hold a set
+    with pytest.raises(TypeError):
+        talk.save(str(path))
+    again = Conversation()
+    again.load(str(path))
+    assert again.system == "s"
+    assert os.listdir(tmp_path) == ["talk.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"messages": 3}', '{"messages": [{"role": "user"}]}', '{"messages": [3]}'])
+def test_files_that_are_no_conversation(tmp_path, text):
+    path = tmp_path / "talk.json"
+    path.write_text(text)
+    with pytest.raises(OptionError, match="is no saved conversation"):
+        Conversation().load(str(path))

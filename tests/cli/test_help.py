@@ -1,0 +1,81 @@
+"""Help pages: each verb has one, and every example in them runs as written."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from routers_files import routed_model
+
+from first_cpp.cli.main import VERBS, setup_arg_parser
+
+
+def verb_parsers():
+    actions = setup_arg_parser()._subparsers._group_actions
+    return actions[0].choices
+
+
+def examples():
+    for verb, parser in verb_parsers().items():
+        for line in (parser.epilog or "").splitlines():
+            if line.startswith("  ") and "first-cpp " in line:
+                yield pytest.param(line.strip(), id=f"{verb}: {line.strip()[:50]}")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb):
+    text = verb_parsers()[verb].format_help()
+    assert "usage: first-cpp" in text or "usage: " in text
+    assert len(text.splitlines()) > 4
+
+
+@pytest.mark.parametrize("verb", ["bench", "chat", "completion", "run", "serve"])
+def test_verbs_for_people_show_examples(verb):
+    assert verb_parsers()[verb].epilog.count("first-cpp ") >= 2
+
+
+@pytest.mark.slow  # loads SmolLM2 for each
+@pytest.mark.parametrize("example", list(examples()))
+def test_examples_run(example, smollm2, tmp_path, monkeypatch):
+    """In an empty folder with the files that the examples name; what would take minutes is shortened."""
+    for name in ("model.gguf", "dense.gguf"):
+        shutil.copy(smollm2, tmp_path / name)
+    (tmp_path / "test.jsonl").write_text('{"task": "qa", "prompt": "How long is it?", "response": "three metres"}\n')
+    os.rename(routed_model(smollm2, tmp_path, n_layer=30, n_embd=576), tmp_path / "model-first.gguf")
+    for folder in (".local/share/bash-completion/completions", ".zfunc"):
+        (tmp_path / folder).mkdir(parents=True)
+    command = example.replace("first-cpp", f"{shlex.quote(sys.executable)} -m first_cpp", 1)
+    for verb in ("run", "chat"):
+        if f"first_cpp {verb}" in command and " -n " not in command:
+            command = command.replace(f"first_cpp {verb}", f"first_cpp {verb} -n 24")
+    if "first_cpp bench" in command:
+        shorter = {"llama-3.2-1b": "tiny", "llama-3.2-3b": "tiny", "--type q4_0": "--type q8_0", "0,8192": "0,64"}
+        for long, short in shorter.items():
+            command = command.replace(long, short)
+        command += " -p 16 -n 4 -r 1 --no-resident"
+    if "first_cpp serve" in command:
+        command = f"timeout --preserve-status --signal=TERM 6 {command} --port 0"
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("XDG_STATE_HOME", None)
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment, input="Say hello.\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or ">" in example
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_scripts(shell, capsys):
+    from first_cpp.cli.main import main
+
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    options = () if shell == "tcsh" else ("--synthetic", "--max-skip")  # shtab completes verbs alone for tcsh
+    for word in ("first-cpp", "serve", "chat", *options):
+        assert word in script
+    if shell == "bash":
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

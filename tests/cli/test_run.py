@@ -1,0 +1,159 @@
+"""`first-cpp run`: text to stdout, the rest to stderr, and every way it can end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from routers_files import routed_model
+
+from first_cpp import Llama
+from first_cpp.cli.model_options import watched
+
+COMMAND = [sys.executable, "-m", "first_cpp", "run"]
+
+
+@pytest.fixture(scope="module")
+def routed(tiny, models):
+    return routed_model(tiny, models, seed=42)
+
+
+def run(*args, stdin="", **kwargs):
+    return subprocess.run([*COMMAND, *args], input=stdin, capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_bytes_that_are_no_text_are_refused(tiny):
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*COMMAND, "-m", tiny], input=b"caf\xe9", capture_output=True, check=False, env=strict)
+    assert done.returncode == 2
+    assert b"stdin is not text" in done.stderr
+
+
+def test_the_text_is_create_completions(routed, load):
+    done = run("-m", routed, "--skip", "0.34", "--raw", "-n", "12", "--temp", "0", "Once upon")
+    expected = load(routed, skip=0.34, n_ctx=2048).create_completion("Once upon", max_tokens=12, temperature=0)
+    assert done.returncode == 0
+    assert done.stdout == expected["choices"][0]["text"] + "\n"
+    assert done.stderr == ""
+
+
+def test_one_json_object(routed):
+    done = run("-m", routed, "--skip", "0.34", "--raw", "-n", "8", "--temp", "0", "--json", "Once upon")
+    found = json.loads(done.stdout)
+    assert found["finish_reason"] == "length"
+    assert found["model"] == routed
+    told = found["first_cpp"]
+    assert len(told["skipped_layers"]) == 2
+    assert len(told["keep"]) == told["n_layer"] == 6
+    assert (told["tokens"], told["expected_speedup"] > 1, told["ttft_ms"] > 0, told["tpot_ms"] > 0) == (8, True, True, True)
+
+
+def test_chat_template_system_message_and_stop(smollm2):
+    args = ["-m", smollm2, "--temp", "0", "-n", "24"]
+    plain = run(*args, "Say hello.").stdout
+    assert plain.strip()
+    assert run(*args, "--system", "You are a pirate.", "Say hello.").stdout != plain
+    word = plain.split()[2]
+    stopped = run(*args, "--stop", word, "Say hello.").stdout
+    assert plain.startswith(stopped.rstrip("\n"))
+    assert word not in stopped
+
+
+def test_prompt_from_stdin_and_beside_it(routed):
+    args = ["-m", routed, "--raw", "-n", "8", "--temp", "0"]
+    given = run(*args, "Once upon").stdout
+    assert run(*args, stdin="Once upon").stdout == given
+    assert run(*args, "-", stdin="Once upon").stdout == given
+    assert run(*args, "Summarize", stdin="a text").stdout == run(*args, "Summarize\n\na text").stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the prompt is empty"),
+        (["  "], "the prompt is empty"),
+        (["-m", "nowhere.gguf", "x"], "nowhere.gguf"),
+        (["-m", "x.gguf", "--hf-repo", "a/b", "x"], "name two models"),
+        (["--hf-file", "b.gguf", "x"], "needs --hf-repo"),
+        (["--skip", "2", "x"], "skip=2"),
+        (["--raw", "--system", "s", "x"], "--system is part of a chat"),
+        (["-t", "0", "x"], "at least 1"),
+        (["-t", "5000", "x"], "above 512"),
+        (["--temp", "nan", "x"], "not a number of 0 or more"),
+        (["--stop", "", "x"], "it is empty"),
+        (["--chat-format", "foo", "x"], "--chat-format foo does not exist"),
+        (["-m", "", "x"], "does not exist"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(args, message):
+    done = run(*args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_prompt_too_long_fails_plainly(routed):
+    done = run("-m", routed, "--raw", "-c", "64", "word " * 200)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: Requested tokens \(\d+\) exceed context window of \d+\n", done.stderr)
+
+
+def test_a_closed_pipe_ends_it_quietly(routed):
+    process = subprocess.Popen(
+        [*COMMAND, "-m", routed, "--raw", "--temp", "0.9", "-c", "2048", "--seed", "0", "Once"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_ctrl_c_ends_with_130_and_keeps_the_text(routed):
+    process = subprocess.Popen(
+        [*COMMAND, "-m", routed, "--raw", "--temp", "0", "-c", "2048", "Once"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert err == ""
+    assert len(first + out) < 1500  # it was stopped
+
+
+def test_a_repository_goes_through_from_pretrained(monkeypatch, routed, capsys):
+    from first_cpp.cli.main import main
+
+    asked = []
+
+    def from_pretrained(cls, repo_id, filename, **kwargs):
+        asked.append((repo_id, filename))
+        return cls(routed, **kwargs)
+
+    monkeypatch.setattr(Llama, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(["run", "--hf-repo", "me/model", "--hf-file", "*q4_0.gguf", "-c", "256", "--raw", "-n", "2", "Once"]) == 0
+    assert asked == [("me/model", "*q4_0.gguf")]
+
+
+def test_loading_is_watched(routed, monkeypatch):
+    from rich.progress import Progress
+
+    seen = []
+    monkeypatch.setattr(Progress, "update", lambda self, task, completed: seen.append(completed))
+    llm = watched(routed, 1000)(routed, verbose=False)
+    try:
+        assert llm("Once", max_tokens=2)["usage"]["completion_tokens"] == 2
+    finally:
+        llm.close()
+    assert seen[-1] == 1000
+    assert seen == sorted(seen)

@@ -1,0 +1,162 @@
+"""AsyncLlama: the same answers awaited, calls in order, and a cancelled task that frees the model at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from helpers import greedy, tokens
+from routers_files import routed_model
+
+from first_cpp import AsyncLlama
+
+ASK = {"max_tokens": 16, "temperature": 0}
+CHAT = [{"role": "user", "content": "Hello there"}]
+
+
+@pytest.fixture(scope="module")
+def routed(tiny, models):
+    return routed_model(tiny, models, seed=41)
+
+
+@pytest.fixture
+def llm(routed, load):
+    return load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")
+
+
+def test_awaited_answers_are_the_same(llm):
+    expected = llm("Once", **ASK)["choices"], llm.create_chat_completion(CHAT, **ASK)["choices"]
+
+    async def main():
+        model = AsyncLlama(llama=llm)
+        return (await model("Once", **ASK))["choices"], (await model.create_chat_completion(CHAT, **ASK))["choices"]
+
+    assert asyncio.run(main()) == expected
+
+
+def test_streams(llm):
+    expected = [chunk["choices"] for chunk in llm("Once", stream=True, **ASK)]
+    prompt = tokens(20)
+    expected_tokens = greedy(llm, prompt, 6)
+
+    async def main():
+        model = AsyncLlama(llama=llm)
+        chunks = [chunk["choices"] async for chunk in await model.create_completion("Once", stream=True, **ASK)]
+        found = []
+        async with contextlib.aclosing(model.generate(prompt, temp=0.0)) as answer:
+            async for token in answer:
+                found.append(token)
+                if len(found) == 6:
+                    break
+        return chunks, found
+
+    assert asyncio.run(main()) == (expected, expected_tokens)
+
+
+def test_calls_wait_for_each_other_in_order(llm):
+    alone = [llm(text, **ASK)["choices"] for text in ("One", "Two", "Three")]
+
+    async def main():
+        model = AsyncLlama(llama=llm)
+        return await asyncio.gather(*(model(text, **ASK) for text in ("One", "Two", "Three")))
+
+    assert [one["choices"] for one in asyncio.run(main())] == alone
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_cancelled_task_frees_the_model(llm, stream):
+    expected = llm("Once", **ASK)["choices"]
+
+    async def main():
+        model = AsyncLlama(llama=llm)
+
+        async def answer():
+            found = await model("A long one", max_tokens=1900, temperature=0.9, stream=stream)
+            if stream:
+                async for _ in found:
+                    pass
+
+        task = asyncio.create_task(answer())
+        while llm.timing.n_tokens < 3 or llm._answer is None:
+            await asyncio.sleep(0.002)
+        start = time.perf_counter()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return time.perf_counter() - start, await model("Once", **ASK)
+
+    seconds, after = asyncio.run(main())
+    assert seconds < 0.5
+    assert after["choices"] == expected
+
+
+def test_a_task_cancelled_amid_prefill(llm):
+    long = tokens(2000, seed=5)
+    start = time.perf_counter()
+    greedy(llm, long, 1)
+    whole = time.perf_counter() - start
+
+    async def main():
+        model = AsyncLlama(llama=llm)
+        llm.reset()
+        start = time.perf_counter()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(model(long, **ASK), timeout=whole / 4)
+        return time.perf_counter() - start
+
+    assert asyncio.run(main()) < whole * 0.8
+
+
+def test_a_task_cancelled_at_its_end_is_cancelled(llm, monkeypatch):
+    from first_cpp.runtime.streaming import AnswerThread
+
+    stop = AnswerThread.stop
+    monkeypatch.setattr(AnswerThread, "stop", lambda self: (time.sleep(0.3), stop(self))[1])
+
+    async def main():
+        task = asyncio.create_task(AsyncLlama(llama=llm)("Once", **ASK))
+        await asyncio.sleep(0.15)  # the answer is there, its thread is being ended
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_embed_keeps_its_turn(routed, load):
+    embedder = load(routed, embedding=True, n_ctx=2048, pooling_type=1)
+
+    async def main():
+        model = AsyncLlama(llama=embedder)
+        task = asyncio.create_task(model.embed(["word " * 200] * 8))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        after = await model.embed("one")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return after
+
+    assert len(asyncio.run(main())) == 128
+
+
+def test_errors_come_through(llm):
+    async def main():
+        model = AsyncLlama(llama=llm)
+        with pytest.raises(ValueError, match="exceed context window"):
+            await model(tokens(4000), **ASK)
+        return await model("Once", **ASK)
+
+    assert asyncio.run(main())["choices"]
+
+
+def test_it_loads_and_closes(routed):
+    async def main():
+        async with AsyncLlama(routed, skip=0.34, verbose=False) as model:
+            found = await model("Once", **ASK)
+        with pytest.raises(RuntimeError, match="closed"):
+            await model("Once", **ASK)
+        return found
+
+    assert asyncio.run(main())["choices"]

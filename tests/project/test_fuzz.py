@@ -1,0 +1,63 @@
+"""The fuzzers of tests/fuzz, for a moment each; `make fuzz` runs them for long."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+FUZZ = pathlib.Path(__file__).parents[1] / "fuzz"
+ROOT = FUZZ.parent.parent
+
+
+@pytest.mark.parametrize("name", ["convert", "policy"])
+def test_python_fuzzers(name):
+    # a process of its own: what ggml's reader says goes to stderr, and a crash would be the fuzzer's alone
+    done = subprocess.run(
+        [sys.executable, str(FUZZ / f"fuzz_{name}.py"), "--seconds", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(FUZZ)},  # PYTHONSAFEPATH keeps the script's own folder out
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 20
+
+
+@pytest.fixture(scope="module")
+def native() -> pathlib.Path:
+    """The libFuzzer targets under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    if shutil.which("clang++") is None or shutil.which("cmake") is None:
+        pytest.skip("needs clang++ and cmake")
+    build = ROOT / "build" / "fuzz"
+    options = {
+        "CMAKE_CXX_COMPILER": "clang++",
+        "CMAKE_BUILD_TYPE": "RelWithDebInfo",
+        "FIRST_CPP_EXTENSION": "OFF",
+        "FIRST_CPP_FUZZ": "ON",
+        "FIRST_CPP_SANITIZE": "address,undefined",
+        "Python_EXECUTABLE": sys.executable,
+    }
+    # a generator other than the one the folder was made with is refused: keep what is there
+    subprocess.run(
+        ["cmake", "-B", build, *(f"-D{k}={v}" for k, v in options.items())], cwd=ROOT, check=True, capture_output=True
+    )
+    subprocess.run(["cmake", "--build", build, "--parallel", "2"], check=True, capture_output=True)
+    return build / "tests" / "fuzz"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gguf", "patch", "scores"])
+def test_native_fuzzers(native, name, tmp_path):
+    done = subprocess.run(
+        [native / f"fuzz_{name}", "-max_total_time=5", f"-artifact_prefix={tmp_path}/", tmp_path, FUZZ / "seeds" / name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

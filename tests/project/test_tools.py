@@ -1,0 +1,140 @@
+"""What tools/ writes into documents is what runs left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+TOOLS = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "tools")
+
+
+def leave_run(folder, command, losses, seconds=90):
+    folder.mkdir()
+    record = {
+        "command": f"first-cpp train --model m.gguf --data a.jsonl b.jsonl --out {folder.name} {command}".strip(),
+        "data": "a.jsonl (4 examples)",
+        "settings": {"seed": 3},
+        "machine": "a machine",
+        "torch": "2.9",
+        "steps": 30,
+        "updates": 90,
+        "seconds": seconds,
+        "valid_loss": {"mean": dict(zip(("0.0", "0.25"), losses, strict=False))} if losses else {},
+    }
+    (folder / "train.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def compare(document, *runs):
+    command = [sys.executable, os.path.join(TOOLS, "compare_runs.py"), *runs, "--document", str(document)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_runs_are_a_table_of_what_differs(tmp_path):
+    document = tmp_path / "RESULTS.md"
+    other = "<!-- written by tools/compare_runs.py other -->\nother\n<!-- end -->\n"
+    document.write_text(f"before\n{other}<!-- written by tools/compare_runs.py -->\nold\n<!-- end -->\nafter\n")
+    runs = [
+        leave_run(tmp_path / "base", "--lr 8e-4 --quiet", (1.5, 2.25)),
+        leave_run(tmp_path / "set", "--lr 8e-4 --layers search", (1.25, 2.125), 120),
+        leave_run(tmp_path / "slow", "--distill 0", (1.0, 2.0)),
+        leave_run(tmp_path / "dense", "--lr 1e-2 --max-share 0 --lr 8e-4", (1.0,)),
+    ]
+    for _ in range(2):
+        done = compare(document, *runs)
+        assert done.returncode == 0, done.stderr
+    text = document.read_text()
+    assert text.startswith("before\n" + other)
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "| as it is | 1.500 | 2.250 | 30 | 90 | 1.5 |",
+        "| `--layers search` | 1.250 | 2.125 | 30 | 90 | 2.0 |",
+        "| `--distill 0`, no `--lr 8e-4` | 1.000 | 2.000 | 30 | 90 | 1.5 |",
+        "| `--max-share 0` | 1.000 |  | 30 | 90 | 1.5 |",
+    ]
+
+
+def test_runs_without_validation_show_the_end_of_their_log(tmp_path):
+    document = tmp_path / "RESULTS.md"
+    document.write_text("<!-- written by tools/compare_runs.py -->\n<!-- end -->\n")
+    run = leave_run(tmp_path / "base", "", ())
+    (tmp_path / "base" / "log.csv").write_text(
+        "step,loss\n" + "".join(f"{i},{2 if 10 < i <= 30 else 9}\n" for i in range(1, 41))
+    )
+    assert compare(document, run).returncode == 0
+    assert "Training loss" in document.read_text()
+    assert "| as it is | 2.000 | 30 | 90 | 1.5 |" in document.read_text()
+
+
+@pytest.mark.parametrize("text", ["nothing", "<!-- written by tools/compare_runs.py -->\n"])
+def test_a_document_without_marks_stays(tmp_path, text):
+    document = tmp_path / "RESULTS.md"
+    document.write_text(text)
+    assert compare(document, leave_run(tmp_path / "base", "", (1, 2))).returncode != 0
+    assert document.read_text() == text
+
+
+def test_a_report_is_shown_in_its_part(tmp_path):
+    record = {
+        "command": "first-cpp eval --model m.gguf",
+        "machine": "a machine",
+        "first_cpp": "1",
+        "llama_cpp_python": "2",
+        "tasks": {"qa": 3},
+        "reference": "tuned",
+        "bootstrap": {"draws": 10},
+        "rows": [
+            {
+                "row": "tuned",
+                "share_skipped": 0.25,
+                "ratio": [1, 0.5, 1.5],
+                "scores": {"qa": {"F1": 50.25}},
+                "kl": None,
+                "tpot_ms": 2.5,
+                "cut_off": {"qa": 4},
+                "failed": {},
+            }
+        ],
+        "leads": [{"share": 0.25, "over": "even", "lead": [0.5, 0.25, 0.75], "by_task": {"qa": [0.5, 0.25, 0.75]}}],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    document = tmp_path / "RESULTS.md"
+    document.write_text("## Two\n<!-- written by tools/show_report.py two -->\nold\n<!-- end -->\nafter\n")
+    command = [sys.executable, os.path.join(TOOLS, "show_report.py"), str(tmp_path), "--part", "two"]
+    subprocess.run([*command, "--document", str(document)], check=True)
+    lines = document.read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
+    assert "| tuned | 0.250 | 1.000 (0.500 to 1.500) | 50.2 |  | 2.50 | 4 | 0 |" in lines
+    assert lines[-1] == "after"
+
+
+def test_the_readme_says_what_routing_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    from ship_adapter import brief
+
+    scores = [
+        {"qa": {"F1": 60.0, "EM": 50.0}, "tldr": {"ROUGE-L": 35.0}},
+        {"qa": {"F1": 54.0, "EM": 9.0}, "tldr": {"ROUGE-L": 28.0}},
+    ]
+    rows = [
+        {"system": system, "share_skipped": share, "ratio": [ratio, 0.8, 0.9], "scores": some}
+        for system, share, ratio, some in (
+            ("dense", 0, 1, scores[0]),
+            ("routed", 0.26666, 0.85, scores[1]),
+            ("set", 0.2, 1, scores[0]),
+        )
+    ]
+    assert brief({"rows": rows, "tasks": {"qa": 3, "tldr": 4}}).split("\n") == [
+        "| left out | score / dense | qa F1 | tldr ROUGE-L |",
+        "| --- | --- | --- | --- |",
+        "| 0.000 | 1.000 (0.800 to 0.900) | 60.0 | 35.0 |",
+        "| 0.267 | 0.850 (0.800 to 0.900) | 54.0 | 28.0 |",
+        "",
+        "Questions: qa 3, tldr 4.",
+    ]

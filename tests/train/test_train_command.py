@@ -1,0 +1,208 @@
+"""`first-cpp train`: its options, what it refuses before expensive work, what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import reference
+import torch
+from helpers import greedy, tokens
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from training_parts import Words, examples, trainer
+
+from first_cpp.gguf.embed import write_sidecar
+from first_cpp.cli.main import main
+from first_cpp.gguf.synthetic import SHAPES
+from first_cpp.train.loop import Trainer
+from first_cpp.train.model import add_lora, decoder_layers
+from first_cpp.train.objective import Settings
+from first_cpp.train.result import save_result
+from first_cpp.train.rule import Routed, RouterBank
+
+
+@pytest.fixture
+def tiny_hf(monkeypatch):
+    """What --model loads, whatever its name."""
+
+    def load(_path):
+        return reference.make_model(SHAPES["tiny"], seed=2), Words()
+
+    monkeypatch.setattr("first_cpp.training.model.load_model", load)
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_layers_as_given(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
+    arguments = ["train", "--model", "m", "--data", str(data), "--out", str(tmp_path / "run"), "--rank", "2", "--quiet"]
+    for layers, said in (
+        ("4,6", "layer 6 does not exist"),
+        ("4,1", "--layers names 2 of 6 layers: --max-share is 0.5, allowed: up to 0.333"),
+    ):
+        assert main([*arguments, "--layers", layers]) == 2
+        assert said in capsys.readouterr().err
+    for layers in ("4,4", "4;1", "some"):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--layers", layers])
+        assert "no list of layers" in capsys.readouterr().err
+    assert main([*arguments, "--layers", "4,1,3"]) == 0
+    with safe_open(tmp_path / "run" / "routers.safetensors", "numpy") as file:
+        assert file.metadata()["train.order"] == "4,1,3,0,2,5"
+        assert file.metadata()["train.layers"] == "given"
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert "the layers '4,1,3' for all prompts" in record["method"]
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_nothing_is_trained_in_no_epochs(tmp_path):
+    """What is left is the mean of the runs that it starts from."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
+    a, b, mean = (str(tmp_path / name) for name in ("a", "b", "mean"))
+    arguments = ["train", "--model", "m", "--data", str(data), "--valid", str(data), "--rank", "2", "--lr", "0.1", "--quiet"]
+    for out, more in ((a, ["--start", "influence"]), (b, ["--init", a]), (mean, ["--init", a, b, "--epochs", "0"])):
+        assert main([*arguments, "--out", out, *more]) == 0
+    weights = [load_file(os.path.join(run, "adapter", "adapter_model.safetensors")) for run in (a, b, mean)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for name, found in weights[2].items():
+        torch.testing.assert_close(found, (weights[0][name] + weights[1][name]) / 2)
+    record = json.loads((tmp_path / "mean" / "train.json").read_text())
+    assert (record["steps"], record["updates"]) == (0, 0)
+    assert 0 < record["valid_loss"]["mean"]["0.25"] < 100
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_a_teacher_is_matched_in_place_of_the_answers(tmp_path, capsys):
+    """A run that starts from its teacher has nothing to learn, but what rounding or leaving layers out costs."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
+    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--precision", "float32", "--quiet", "--out"]
+    first = str(tmp_path / "first")
+    assert main([*arguments, first, "--start", "influence", "--lr", "0.1"]) == 0
+    losses = {}
+    for name, more in (("same", ["--max-share", "0"]), ("rounded", ["--max-share", "0", "--quantize", "Q4_0"]), ("fewer", [])):
+        assert main([*arguments, str(tmp_path / name), "--init", first, "--teacher", first, "--stop-after", "1", *more]) == 0
+        losses[name] = float((tmp_path / name / "log.csv").read_text().splitlines()[1].split(",")[1])
+    assert abs(losses["same"]) < 1e-5
+    assert losses["rounded"] > 1e-4
+    assert losses["fewer"] > 1e-4
+    for rows, said in ((None, "there is no peft adapter"), (7, "is of another model")):
+        other = tmp_path / f"other{rows}"
+        if rows:
+            shutil.copytree(first, other)
+            path = str(other / "adapter" / "adapter_model.safetensors")
+            save_file({name: tensor[:rows] for name, tensor in load_file(path).items()}, path)
+        assert main([*arguments, str(tmp_path / "refused"), "--init", first, "--teacher", str(other)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_orders_are_searched_on_data_of_their_own(tmp_path, capsys):
+    data, unseen = tmp_path / "data.jsonl", tmp_path / "unseen.jsonl"
+    data.write_text('{"task": "x", "prompt": "a b c", "response": "b c"}\n' * 4)
+    unseen.write_text("".join(f'{{"task": "{task}", "prompt": "a bb c", "response": "ccc b"}}\n' for task in "yz"))
+    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--quiet", "--epochs", "0"]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--search-data", str(unseen)]) == 0
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert sorted(record["orders"]) == ["y", "z"]
+    assert main([*arguments, "--out", str(tmp_path / "other"), "--search-data", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["--max-share", "--skip"])
+@pytest.mark.usefixtures("tiny_hf")
+def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, capsys, share):
+    assert main(["train", "--model", "m", "--data", "nowhere.jsonl", "--out", str(tmp_path / "run"), share, "0.95"]) == 2
+    assert "would leave out all 6 layers" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "skip", "order"),
+    [
+        ({}, 0.25, None),
+        ({"max_share": 0.0}, 0.0, None),
+        ({"layers": "random", "seed": 3}, 0.0, ""),
+        ({"layers": "search"}, 0.0, "5,2,0,1,3,4"),
+    ],
+    ids=str,
+)
+def test_what_a_run_leaves_behind(tmp_path, settings, skip, order):
+    """Where routers did not learn nothing is left out unasked, and a fixed set is named, for eval to compare."""
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    layers = decoder_layers(hf)
+    lora = add_lora(hf, layers, 2, 4)
+    run = Trainer(Routed(lora, layers, RouterBank(6, 128, 1e-5)), lora, examples(4), Settings(**settings), str(tmp_path))
+    run.objective.order = [5, 2, 0, 1, 3, 4] if order else []
+    save_result(str(tmp_path), run, lora, {"command": "first-cpp train --data " + "ä" * 5000}, None)
+    with safe_open(tmp_path / "routers.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    assert float(metadata["skip"]) == skip
+    assert len(metadata["train.command"].encode()) <= 4096
+    assert metadata["train.command"].endswith("ä...")
+    assert metadata.get("train.layers") == settings.get("layers")
+    assert metadata.get("train.order", "") == (order or "")
+    assert (metadata["train.seed"] == str(run.s.seed)) if order is not None else ("train.seed" not in metadata)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"]) != []
+
+
+def test_a_run_without_lora_leaves_no_adapter(tmp_path):
+    run = trainer(tmp_path, "run")
+    save_result(run.out, run, run.lora, {}, None)
+    assert sorted(os.listdir(run.out)) == ["layers.png", "routers.safetensors", "train.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
+    data, run, side = tmp_path / "data.jsonl", tmp_path / "run", str(tmp_path / "side.gguf")
+    records = [{"task": f"t{i % 2}", "prompt": f"Say the number {i}.", "response": f"The number is {i}."} for i in range(8)]
+    data.write_text("\n".join(map(json.dumps, records)))
+    arguments = ["train", "--model", smollm2, "--data", str(data), "--valid", str(data), "--out", str(run), "--rank", "4",
+                 "--batch-size", "4", "--quiet"]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert {p.name for p in run.iterdir()} >= {"routers.safetensors", "adapter", "train.json", "log.csv", "layers.png"}
+    assert load_file(run / "routers.safetensors")["weight"].shape == (30, 576)
+    record = json.loads((run / "train.json").read_text())
+    assert set(record["valid_loss"]) == {"mean", "t0", "t1"}
+    assert set(record["valid_loss"]["mean"]) == {"0.0", "0.1", "0.25", "0.4"}
+    write_sidecar(str(run), smollm2, side)
+    llm = load(smollm2, routers=side)
+    greedy(llm, tokens(20), 2)
+    assert len(llm.routing.skipped) == 8
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--max-share", "1"],
+        ["--skip", "-0.1"],
+        ["--batch-size", "0"],
+        ["--rank", "-1"],
+        ["--epochs", "-1"],
+        ["--epochs", "nan"],
+        ["--average", "1.5"],
+        ["--passes", "0"],
+        ["--distill", "-1"],
+        ["--temperature", "0"],
+        ["--recipe", "two-step", "--rank", "0"],
+        ["--quantize", "Q4_0", "--rank", "0"],
+        ["--teacher", "none", "--distill", "0"],
+        ["--teacher", "none", "--recipe", "two-step"],
+        ["--start", "influence", "--layers", "even"],
+        ["--start", "search", "--max-share", "0"],
+        ["--search-data", "none", "--layers", "even"],
+        ["--search-data", "none", "--init", "none"],
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, capsys, change):
+    assert main(["train", "--model", "none.gguf", "--data", "none", "--out", str(tmp_path), *change]) == 2
+    assert change[0] in capsys.readouterr().err

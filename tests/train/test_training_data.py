@@ -1,0 +1,104 @@
+"""Training data: bad lines are refused by file and line; epochs, limits and tokens are what they should be."""
+
+from __future__ import annotations
+
+import os
+
+import gguf
+import numpy as np
+import pytest
+from training_parts import Words, examples
+
+from first_cpp.errors import MissingFileError, ModelFileError
+from first_cpp.train.data import DataError, Example, batches, draw, encode_prompt, in_parts, read_examples
+from first_cpp.train.model import check_rotary, load_model
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"prompt": "a b"}', "2: response is missing"),
+        (b'{"prompt": "a", "response": ""}', "2: response is empty"),
+        (b'{"prompt": "a", "response": "  "}', "2: response is empty"),
+        (b'{"prompt": 3, "response": "b"}', "2: prompt is 3"),
+        (b'["a", "b"]', "2: expected an object"),
+        (b'{"prompt": "a", ', "2: not JSON"),
+        (b'{"prompt": "\xff", "response": "b"}', "2: not UTF-8"),
+        (b'{"prompt": "a a a a a a a a a a a", "response": "b"}', "2: the prompt has 11 tokens, at most 10"),
+        (b'{"prompt": "a", "response": "b b b b b b"}', "2: the response has 6 tokens, at most 5"),
+        (b"", "2: not JSON"),
+        (b'{"prompt": "a \\ud800", "response": "b"}', "2: prompt has half of a surrogate pair"),
+    ],
+)
+def test_bad_data_names_file_and_line(tmp_path, line, said):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"prompt": "a", "response": "b"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=rf"data\.jsonl:{said}"):
+        read_examples([str(path)], Words(), 10, 6)
+
+
+def test_missing_and_empty_data(tmp_path):
+    with pytest.raises(MissingFileError, match=r"none\.jsonl"):
+        read_examples(["none.jsonl"], Words(), 10, 6)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="no examples"):
+        read_examples([str(tmp_path / "empty.jsonl")], Words(), 10, 6)
+
+
+def test_every_epoch_has_every_example_once():
+    group = examples(50)
+    found = [example for batch in batches(group, 4, 0, 1) for example in batch]
+    assert sorted(map(id, found)) == sorted(map(id, group))
+    assert [b[0].prompt for b in batches(group, 4, 0, 1)] != [b[0].prompt for b in batches(group, 4, 0, 2)]
+
+
+@pytest.mark.smollm2
+def test_tokens_are_llama_cpps(smollm2, load):
+    from transformers import AutoTokenizer
+
+    from first_cpp.cli.demo import chat_prompt
+
+    folder, name = os.path.split(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    text = "Translate: Hello  wörld\n\nagain 😀 12345"
+    assert encode_prompt(tokenizer, text) == chat_prompt(load(smollm2), text)
+
+
+def test_parts_are_as_large_as_allowed():
+    group = [Example("t", [1] * n, [1] * 2) for n in (2, 3, 4, 9, 30, 1)]
+    assert [[len(e.prompt) for e in part] for part in in_parts(group, 18)] == [[2, 3, 4], [9], [30], [1]]
+
+
+def test_a_limit_draws_tasks_in_equal_parts():
+    group = [Example("many" if i % 5 else "few", [i], [0]) for i in range(50)]
+    found = draw(group, 30, 3)
+    assert [sum(one.task == task for one in found) for task in ("few", "many")] == [10, 20]
+    assert found == draw(group, 30, 3) != draw(group, 30, 4)
+    assert draw(group, None, 0) == draw(group, 50, 0) == group
+
+
+@pytest.mark.parametrize(
+    ("scaling", "tensor", "said"),
+    [
+        (gguf.RopeScalingType.LINEAR, "x", "llama.rope.scaling.type = linear"),
+        (gguf.RopeScalingType.NONE, "rope_freqs.weight", "tensor rope_freqs.weight"),
+        (None, "rope_factors_long.weight", "tensor rope_factors_long.weight"),
+        (gguf.RopeScalingType.NONE, "x", None),
+        (None, "x", None),
+    ],
+)
+def test_a_gguf_with_scaled_rotary_embeddings_is_not_trained(tmp_path, scaling, tensor, said):
+    path = str(tmp_path / "m.gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    if scaling is not None:
+        writer.add_rope_scaling_type(scaling)
+    writer.add_tensor(tensor, np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if said is None:
+        check_rotary(path)
+        return
+    with pytest.raises(ModelFileError, match=f"{said}.*Hugging Face folder"):
+        load_model(path)
