@@ -11,13 +11,13 @@ from typing import Any
 
 import llama_cpp
 
-from first_cpp.gguf.embed import write_sidecar
 from convert.write_influence import write_influence
 from first_cpp import __version__
 from first_cpp.cli.demo import CALIBRATION
 from first_cpp.gguf.bundled import find_demo_model
-from first_cpp.runtime.machine import describe_machine, physical_cores
+from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.pruned import quiet_llama_cpp
+from first_cpp.runtime.machine import describe_machine, physical_cores
 
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
 THREADS = physical_cores()

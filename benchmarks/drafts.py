@@ -20,8 +20,8 @@ from texts import questions, summaries
 
 from first_cpp import Llama
 from first_cpp.bench.command import synthetic_model
-from first_cpp.runtime.chat_prompt import chat_prompt
 from first_cpp.evaluate.answers import generated
+from first_cpp.runtime.chat_prompt import chat_prompt
 
 Row = tuple[str, int]
 """Engine, and tokens per draft."""

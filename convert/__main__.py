@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from first_cpp.errors import FirstCppError
 from first_cpp.cli.execute import add_debug, run
-from first_cpp.skip import parse_skip
+from first_cpp.errors import FirstCppError
 from first_cpp.gguf.bundled import find_adapter, shipped_adapters
-
 from first_cpp.gguf.embed import embed, write_sidecar
+from first_cpp.skip import parse_skip
+
 from .write_influence import write_influence
 
 EXAMPLES = """examples:

@@ -8,11 +8,25 @@ from ._version import __version__, check_versions
 check_versions()
 
 from .aio import AsyncLlama  # noqa: E402
-from .runtime.answer import Timing  # noqa: E402
-from .errors import AnswerCancelled, BusyError, ClosedError, ContextFull, FirstCppError, ForkedError, MissingFileError, ModelFileError, OffloadError, OptionError, RouterError, RoutingError, SkipError
-from .llama import Llama  # noqa: E402
-from .runtime.routing import Routing  # noqa: E402
+from .errors import (  # noqa: E402
+    AnswerCancelled,
+    BusyError,
+    ClosedError,
+    ContextFull,
+    FirstCppError,
+    ForkedError,
+    MissingFileError,
+    ModelFileError,
+    OffloadError,
+    OptionError,
+    RouterError,
+    RoutingError,
+    SkipError,
+)
 from .gguf.routers import Routers, load_routers  # noqa: E402
+from .llama import Llama  # noqa: E402
+from .runtime.answer import Timing  # noqa: E402
+from .runtime.routing import Routing  # noqa: E402
 from .runtime.state import LlamaState  # noqa: E402
 
 __all__ = [

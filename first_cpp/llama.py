@@ -22,21 +22,21 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _ext
-from .runtime.answer import Answer, ContextEnd, Timing
-from .runtime.choice import Choice, asked_share, choose
 from .errors import AnswerCancelled, BusyError, ContextFull, OffloadError, OptionError, RoutingError, SkipError
-from .runtime.grammar import check_grammar
-from .runtime.one_thread import CLOSED, OneThread
+from .gguf.model_file import fingerprint, normal_path, open_model
+from .gguf.routers import Base, Routers, check_base, find_lora, load_routers, read_routers
+from .runtime.answer import Answer, ContextEnd, Timing
 from .runtime.arguments import check_keywords, check_sizes, why_no_context
+from .runtime.choice import Choice, asked_share, choose
+from .runtime.grammar import check_grammar
 from .runtime.hidden_states import read_hidden_states
 from .runtime.kv_record import NOTHING, KvRecord
 from .runtime.layers import Layers
-from .gguf.model_file import fingerprint, normal_path, open_model
-from .runtime.token_text import Pieces
+from .runtime.one_thread import CLOSED, OneThread
 from .runtime.routing import Routing
-from .skip import Skip, check_kv, check_layers, check_prefill, layers_for_share, parse_skip
-from .gguf.routers import Base, Routers, check_base, find_lora, load_routers, read_routers
 from .runtime.state import LlamaState
+from .runtime.token_text import Pieces
+from .skip import Skip, check_kv, check_layers, check_prefill, layers_for_share, parse_skip
 
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
 _BASE_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)

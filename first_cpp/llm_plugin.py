@@ -15,14 +15,13 @@ from typing import Any
 import llm
 from pydantic import Field
 
-from .gguf.bundled import find_demo_model
 from .errors import MissingFileError
+from .gguf.bundled import find_demo_model
+from .gguf.model_file import context_length
 from .llama import Llama
 from .runtime.machine import physical_cores
-from .gguf.model_file import context_length
-from .skip import skip_from_text
-from .skip import Skip
 from .runtime.streaming import in_thread
+from .skip import Skip, skip_from_text
 
 VARIABLE = "FIRST_CPP_MODEL"
 

@@ -10,8 +10,8 @@ import pytest
 
 from first_cpp import Llama
 from first_cpp._version import describe
-from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.errors import MissingFileError
+from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.gguf.synthetic import SHAPES, write_random
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background; children inherit it

@@ -19,16 +19,16 @@ from typing import Any
 import llama_cpp
 
 from .._version import __version__
-from ..errors import FirstCppError, MissingFileError
 from ..cli.execute import add_debug
-from ..runtime.arguments import MOST_THREADS
-from ..runtime.machine import cpu_name, describe_machine, physical_cores
-from .records import FORMATS, Record, record, write
-from .engines import OTHER, OURS, PRUNED, STOCK, Files, Row, layers_by_share, prepared, write_random_routers
-from .measure import Measured, Plan, Test, run
 from ..cli.options import shares_from_text
+from ..errors import FirstCppError, MissingFileError
 from ..gguf.pruned import quiet_llama_cpp
 from ..gguf.synthetic import FILE_TYPES, SHAPES, write_random
+from ..runtime.arguments import MOST_THREADS
+from ..runtime.machine import cpu_name, describe_machine, physical_cores
+from .engines import OTHER, OURS, PRUNED, STOCK, Files, Row, layers_by_share, prepared, write_random_routers
+from .measure import Measured, Plan, Test, run
+from .records import FORMATS, Record, record, write
 
 EPILOG = """examples:
   first-cpp bench -m model.gguf --skip 0,0.1,0.25 -p 512 -n 128 -r 5 -t 2

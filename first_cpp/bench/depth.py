@@ -8,8 +8,8 @@ from typing import Any
 
 import llama_cpp
 
-from ..runtime.layers import Layers
 from ..llama import Llama
+from ..runtime.layers import Layers
 
 
 def filled_state(model: str, tokens_for: Callable[[int], list[int]], settings: dict[str, Any]) -> llama_cpp.LlamaState:

@@ -12,8 +12,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..llama import Llama
 from ..gguf.pruned import write_pruned
+from ..llama import Llama
 
 STOCK, OURS, PRUNED, OTHER = "stock", "first_cpp", "pruned", "other"
 

@@ -12,11 +12,11 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from ..gguf.byte_limit import byte_limit, weight_reads
 from ..llama import Llama
 from .depth import filled_state
-from .interleaved import Times, call_times, decode_times, ratio
-from ..gguf.byte_limit import byte_limit, weight_reads
 from .engines import OURS, PRUNED, STOCK, Row
+from .interleaved import Times, call_times, decode_times, ratio
 
 
 @dataclass(frozen=True)

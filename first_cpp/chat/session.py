@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..cli.answer_record import Summary
 from ..errors import FirstCppError
 from ..llama import Llama
-from ..skip import skip_from_text
 from ..runtime.routing import Routing, picture
 from ..runtime.streaming import in_thread
-from ..cli.answer_record import Summary
+from ..skip import skip_from_text
 from .conversation import Conversation
 from .terminal import Terminal
 

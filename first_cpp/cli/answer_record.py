@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime.answer import Timing
-from ..llama import Llama
 from ..gguf.byte_limit import Reads, byte_limit, weight_reads
+from ..llama import Llama
+from ..runtime.answer import Timing
 from ..runtime.routing import Routing, picture
 
 

@@ -8,13 +8,12 @@ import tempfile
 
 import llama_cpp
 
-from ..gguf.bundled import DEMO_ADAPTER, find_demo_model
-from .execute import add_debug
-from .options import shares_from_text
-from ..runtime.routing import picture
-from ..gguf.bundled import find_adapter
+from ..gguf.bundled import DEMO_ADAPTER, find_adapter, find_demo_model
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.greedy import TimedAnswer, answer_timed
+from ..runtime.routing import picture
+from .execute import add_debug
+from .options import shares_from_text
 
 PROMPTS = {
     "a question on a paragraph": (
@@ -93,8 +92,9 @@ def _with_trained_routers(folder: str) -> tuple[str, None]:
 
 def _with_influence(model: str, folder: str) -> tuple[str, str]:
     """A model without trained routers, and input-blind ones measured here."""
-    from ..gguf.embed import write_sidecar
     from convert.write_influence import write_influence
+
+    from ..gguf.embed import write_sidecar
 
     text, routers, adapter = (os.path.join(folder, name) for name in ("text.txt", "r.safetensors", "adapter.gguf"))
     with open(text, "w", encoding="utf-8") as file:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 
-from .execute import add_debug
-from ..llama import Llama
 from ..gguf.model_file import normal_path, open_gguf
 from ..gguf.routers import Routers, read_routers
+from ..llama import Llama
+from .execute import add_debug
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,15 +11,14 @@ from typing import Any
 
 import llama_cpp
 
-from ..gguf.bundled import find_demo_model
 from ..errors import MissingExtraError, MissingFileError, OptionError
-from ..runtime.arguments import MOST_THREADS
+from ..gguf.bundled import find_demo_model
+from ..gguf.model_file import context_length, normal_path
 from ..llama import Llama
+from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
-from ..gguf.model_file import normal_path
-from .options import check_chat_format, not_empty, number, whole_number
-from ..gguf.model_file import context_length
 from ..skip import skip_from_text
+from .options import check_chat_format, not_empty, number, whole_number
 
 _LARGE = 1 << 30  # bytes of a file that is worth a progress bar
 

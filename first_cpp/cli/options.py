@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 
 from ..errors import OptionError
-from ..gguf.model_file import normal_path, open_gguf
-from ..skip import Skip, parse_skip
+from ..skip import parse_skip
+
 
 def shares_from_text(text: str) -> list[float]:
     """Shares of layers as typed, 0,0.1,0.25, ascending and each once. Raises OptionError."""

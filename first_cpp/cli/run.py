@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OptionError
+from ..runtime.streaming import in_thread
 from .execute import add_debug
 from .model_options import add_model_arguments, add_sampling_arguments, load_model, sampling_of
-from ..runtime.streaming import in_thread
 
 EPILOG = """examples:
   first-cpp run "Who built the first lighthouse?"

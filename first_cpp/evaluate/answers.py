@@ -12,11 +12,11 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.chat_prompt import chat_prompt
 from ..errors import FirstCppError
 from ..llama import Llama
-from .rows import Row
+from ..runtime.chat_prompt import chat_prompt
 from .questions import Question
+from .rows import Row
 
 Logits = npt.NDArray[np.float64]
 

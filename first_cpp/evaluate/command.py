@@ -14,17 +14,17 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..errors import FirstCppError, MissingExtraError, MissingFileError
 from ..cli.execute import add_debug
+from ..cli.options import shares_from_text, whole_number
+from ..errors import FirstCppError, MissingExtraError, MissingFileError
+from ..gguf.model_file import context_length
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import describe_machine, physical_cores
-from ..gguf.model_file import context_length
-from ..cli.options import shares_from_text, whole_number
 from ..skip import FIXED, fixed_layers, layers_for_share
 
 if TYPE_CHECKING:
-    from .rows import Row
     from .questions import Question
+    from .rows import Row
 
 EPILOG = """examples:
   first-cpp eval --model model-first.gguf --data test.jsonl --skip 0,0.25 --baselines even,last --out report/ -n 16
@@ -80,8 +80,8 @@ def command(args: argparse.Namespace) -> None:
         import sacrebleu  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(f'eval needs more packages ({error}): pip install "first-cpp[eval]"') from error
-    from .report import draw, summarise, write
     from .questions import read_questions
+    from .report import draw, summarise, write
 
     questions = read_questions(args.data, args.limit)
     kinds = _kinds(args, questions)
@@ -127,9 +127,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """dense, the routed rows, the baselines at the same shares, and the rows given."""
-    from .rows import Row, parse_row
     from ..gguf.model_file import open_gguf
     from ..gguf.routers import load_routers
+    from .rows import Row, parse_row
 
     shares = shares_from_text(args.skip)
     file = open_gguf(args.model)
@@ -174,8 +174,8 @@ def _influence_order(args: argparse.Namespace) -> list[int]:
 def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from .answers import Answers, answer_all
     from ..llama import Llama
+    from .answers import Answers, answer_all
 
     os.makedirs(args.out, exist_ok=True)
     _check_same_run(args, rows, questions, settings)

@@ -11,8 +11,8 @@ from typing import Any
 from .answers import Answers
 from .bootstrap import Interval, Scores, numbers_by_task
 from .metrics import metrics_of
-from .rows import Row
 from .questions import Question
+from .rows import Row
 
 Record = dict[str, Any]
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from ..errors import FirstCppError, MissingFileError
 from ..gguf.model_file import open_gguf
-from ..skip import skip_from_text
-from ..skip import check_layers, fixed_layers
 from ..gguf.routers import read_routers
+from ..skip import check_layers, fixed_layers, skip_from_text
 
 
 class RowError(FirstCppError, ValueError):

@@ -8,10 +8,9 @@ from typing import BinaryIO
 from .._ext import GgufFile
 from ..errors import ModelFileError, RouterError
 from .model_file import fingerprint, normal_path, open_model
-from .routers import FORMAT_VERSION, MAX_LAYERS, Base, Routers
-
 from .new_file import check_output, new_file
 from .read_safetensors import read_safetensors, routers_file
+from .routers import FORMAT_VERSION, MAX_LAYERS, Base, Routers
 
 CHUNK = 4 << 20
 

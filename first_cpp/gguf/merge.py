@@ -11,12 +11,11 @@ import numpy as np
 
 from .._ext import GgufFile
 from ..errors import FirstCppError
-from .model_file import normal_path, open_gguf, open_model
-from .pruned import quiet_llama_cpp
-
 from .embed import adapter_file, base_of, embed, read_routers_for
 from .lora import LoraError, LoraPair, read_lora
+from .model_file import normal_path, open_gguf, open_model
 from .new_file import check_output, new_file
+from .pruned import quiet_llama_cpp
 from .read_safetensors import routers_file
 
 MAX_HEADS = 65536

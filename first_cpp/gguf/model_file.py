@@ -14,6 +14,8 @@ from ..errors import MissingFileError, ModelFileError
 
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _NEWEST_GGUF = 3
+MOST_CONTEXT = 4096
+"""Tokens: a longer context is taken only where it is asked for."""
 
 
 def normal_path(path: str | bytes | os.PathLike[str]) -> str:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from .._ext import GgufFile
 from ..errors import MissingFileError, ModelFileError, RouterError, SkipError
-from .model_file import open_gguf
 from ..skip import layers_for_share
 from .bundled import shipped_adapters
+from .model_file import open_gguf
 
 FORMAT_VERSION = 1
 MAX_TEXT = 4096

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .layers import Layers
-from ..skip import Skip, choose_layers, layers_for_share
 from ..gguf.routers import Routers
+from ..skip import Skip, choose_layers, layers_for_share
+from .layers import Layers
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 import llama_cpp
 
 MAX_BYTES = 1 << 20

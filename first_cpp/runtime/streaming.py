@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-
 T = TypeVar("T")
 _WAIT = 0.1  # seconds; a wait without end would not hear Ctrl-C on Windows
 

@@ -16,14 +16,14 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..runtime.answer import Timing
 from ..errors import AnswerCancelled, SkipError
 from ..llama import Llama
+from ..runtime.answer import Timing
 from ..runtime.routing import Routing
 from .api_errors import ApiError, line_full, stopping
 from .line import Line, LineClosed, LineFull
-from .prometheus import Metrics
 from .prepare import Work
+from .prometheus import Metrics
 
 PING_SECONDS = 10.0
 

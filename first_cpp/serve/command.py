@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..gguf.bundled import find_demo_model
-from ..errors import MissingExtraError, OptionError
 from ..cli.execute import add_debug
+from ..cli.options import check_chat_format, is_local, number, whole_number
+from ..errors import MissingExtraError, OptionError
+from ..gguf.bundled import find_demo_model
+from ..gguf.model_file import context_length
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
-from ..cli.options import check_chat_format, is_local, number, whole_number
-from ..gguf.model_file import context_length
-from ..skip import skip_from_text
-from ..skip import Skip
+from ..skip import Skip, skip_from_text
 
 if TYPE_CHECKING:
     from ..llama import Llama
@@ -98,8 +97,8 @@ def command(args: argparse.Namespace) -> None:
         from .app import build
         from .guard import Rules
         from .line import Line
-        from .prometheus import Metrics
         from .process import Process, listen_on
+        from .prometheus import Metrics
         from .served import Served
     except ImportError as error:
         raise MissingExtraError(f'serve needs more packages ({error}): pip install "first-cpp[server]"') from error

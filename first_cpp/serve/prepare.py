@@ -14,8 +14,8 @@ from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.server.app import prepare_request_resources
 
 from ..errors import SkipError
-from ..runtime.grammar import check_grammar
 from ..llama import Llama
+from ..runtime.grammar import check_grammar
 from ..skip import Skip
 from .api_errors import ApiError, too_long
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest

@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import FirstCppError
 from ..cli.execute import add_debug
+from ..errors import FirstCppError
+from ..gguf.bundled import find_adapter
 from ..runtime.machine import describe_machine
 from ..skip import FIXED, check_layers, layers_for_share
-from ..gguf.bundled import find_adapter
 
 
 class TrainUsage(FirstCppError, ValueError):

@@ -18,13 +18,13 @@ from routers_files import routed_model
 from first_cpp import Llama
 from first_cpp._ext import GgufFile
 from first_cpp.bench.command import BenchError, numbers
-from first_cpp.cli.main import main
-from first_cpp.runtime.machine import physical_cores
 from first_cpp.bench.depth import filled_state
 from first_cpp.bench.interleaved import call_times, decode_times, ratio
+from first_cpp.cli.main import main
 from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
 from first_cpp.gguf.pruned import quiet_llama_cpp, write_pruned
 from first_cpp.gguf.synthetic import FILE_TYPES, SHAPES, Shape, SyntheticError, write_random
+from first_cpp.runtime.machine import physical_cores
 
 SMALL = ["-p", "16", "-n", "4", "-r", "2", "--no-resident", "-t", "2"]
 

@@ -13,8 +13,8 @@ import time
 import pytest
 from routers_files import routed_model
 
-from first_cpp.errors import OptionError
 from first_cpp.chat.conversation import Conversation
+from first_cpp.errors import OptionError
 
 COMMAND = [sys.executable, "-m", "first_cpp", "chat"]
 LINE = r"\d tokens · [\d.]+ tokens/s · TTFT [\d.]+ s · 4 of 6 layers [#.]{6} · 1\.\d\dx expected over dense"

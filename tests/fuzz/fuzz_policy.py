@@ -10,8 +10,7 @@ import numpy as np
 from mutate import main
 
 from first_cpp.errors import FirstCppError, SkipError
-from first_cpp.skip import skip_from_text
-from first_cpp.skip import check_layers, choose_layers, layers_for_share, parse_skip
+from first_cpp.skip import check_layers, choose_layers, layers_for_share, parse_skip, skip_from_text
 
 ODD = [None, "auto", "AUTO", b"auto", True, False, float("nan"), float("inf"), -0.0, 10**400, 1j, {}, {"a": 1}, object(),
        [[]], [None], "0.3", np.float32(0.3), np.float64("nan"), np.int8(-1), np.array([1, 2]), np.array(0.5), np.array([0.5]),

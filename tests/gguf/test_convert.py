@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import pathlib
 import shutil
@@ -19,14 +18,14 @@ from routers_files import random_routers, routed_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from first_cpp.gguf import embed as embedding
 from convert.__main__ import main
-from first_cpp.runtime.block_influence import bias_of
-from first_cpp.gguf.new_file import OutputError, check_output
 from first_cpp import load_routers
 from first_cpp._ext import GgufFile
-from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.errors import MissingFileError
+from first_cpp.gguf import embed as embedding
+from first_cpp.gguf.bundled import find_demo_model
+from first_cpp.gguf.new_file import OutputError, check_output
+from first_cpp.runtime.block_influence import bias_of
 
 
 @pytest.fixture
@@ -325,7 +324,9 @@ def test_killed_at_any_time_leaves_no_file_under_the_final_name(tmp_path):
     routers = random_routers(str(tmp_path / "r.safetensors"), 30, 576)
     out = tmp_path / "out.gguf"
     code = f"import sys; sys.argv[1:] = ['--routers', {routers!r}, '--model', {base!r}, '--out', {str(out)!r}, '--quiet']\n"
-    code += "import first_cpp.gguf.embed, os\nold = os.replace\nos.replace = lambda *a: (print('written', flush=True), input())\n"
+    code += (
+        "import first_cpp.gguf.embed, os\nold = os.replace\nos.replace = lambda *a: (print('written', flush=True), input())\n"
+    )
     code += "from convert.__main__ import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from first_cpp.gguf.lora import LoraError, read_lora
 from first_cpp.errors import MissingFileError
+from first_cpp.gguf.lora import LoraError, read_lora
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 

@@ -16,13 +16,13 @@ from helpers import greedy, logits, tokens
 from routers_files import random_routers
 from safetensors.numpy import load_file, save_file
 
-from first_cpp.gguf import embed, merge
 from convert.__main__ import main
-from first_cpp.gguf.lora import rope_order
 from first_cpp import RouterError
 from first_cpp._ext import GgufFile
-from first_cpp.gguf.model_file import open_model
+from first_cpp.gguf import embed, merge
 from first_cpp.gguf.bundled import FOLDER, find_adapter, shipped_adapters
+from first_cpp.gguf.lora import rope_order
+from first_cpp.gguf.model_file import open_model
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train.model import add_lora, decoder_layers
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from routers_files import routed_model
 from first_cpp import Llama, ModelFileError, RouterError, SkipError
 from first_cpp._ext import GgufFile
 from first_cpp.gguf.model_file import fingerprint, open_model
+
 
 def good(model: str) -> dict[str, bytes]:
     return {

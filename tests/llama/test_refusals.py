@@ -14,15 +14,16 @@ from helpers import greedy, tokens
 from routers_files import routed_model
 
 from first_cpp import RoutingError, SkipError
-from first_cpp.runtime.choice import choose
+from first_cpp.bench import plot
+from first_cpp.bench import records as report
 from first_cpp.cli.main import main as first_cpp_main
-from first_cpp.runtime.grammar import MAX_BYTES, check_grammar
-from first_cpp.runtime.layers import Layers
-from first_cpp.bench import plot, records as report
-from first_cpp.gguf.model_file import normal_path
 from first_cpp.cli.options import number
+from first_cpp.gguf.model_file import normal_path
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.gguf.synthetic import SHAPES
+from first_cpp.runtime.choice import choose
+from first_cpp.runtime.grammar import MAX_BYTES, check_grammar
+from first_cpp.runtime.layers import Layers
 from first_cpp.train.model import decoder_layers
 
 # -- a model's answers ---------------------------------------------------------------------------------------------

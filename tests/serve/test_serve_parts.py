@@ -11,16 +11,16 @@ import pytest
 from server import serving
 
 from first_cpp import SkipError, Timing
-from first_cpp.runtime.machine import physical_cores
-from first_cpp.gguf.model_file import context_length
 from first_cpp.cli.options import is_local, number, whole_number
-from first_cpp.skip import skip_from_text
+from first_cpp.gguf.model_file import context_length
+from first_cpp.runtime.machine import physical_cores
 from first_cpp.serve import answering
 from first_cpp.serve.answering import AnswerResponse, Desk
 from first_cpp.serve.guard import Guard, Rules
 from first_cpp.serve.line import Line, LineClosed, LineFull
-from first_cpp.serve.prometheus import Metrics
 from first_cpp.serve.prepare import Work
+from first_cpp.serve.prometheus import Metrics
+from first_cpp.skip import skip_from_text
 
 
 def run(coroutine):

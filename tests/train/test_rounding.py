@@ -14,8 +14,8 @@ from training_parts import examples, make_routed
 
 from convert.__main__ import main
 from first_cpp import _ext
-from first_cpp.train import command as train
 from first_cpp.gguf.synthetic import SHAPES
+from first_cpp.train import command as train
 from first_cpp.train.loop import Trainer, validate
 from first_cpp.train.model import add_lora, decoder_layers
 from first_cpp.train.objective import Settings

@@ -18,8 +18,8 @@ from helpers import tokens
 from training_parts import answer, examples, make_routed, trainer
 
 from first_cpp.errors import MissingFileError, ModelFileError
-from first_cpp.skip import fixed_layers
 from first_cpp.gguf.synthetic import SHAPES
+from first_cpp.skip import fixed_layers
 from first_cpp.train.data import Example
 from first_cpp.train.loop import Trainer, TrainingError, native_precision, read_scores, validate
 from first_cpp.train.model import add_lora, decoder_layers, linear_names, start_from

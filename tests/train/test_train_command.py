@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_parts import Words, examples, trainer
 
-from first_cpp.gguf.embed import write_sidecar
 from first_cpp.cli.main import main
+from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train.loop import Trainer
 from first_cpp.train.model import add_lora, decoder_layers
