@@ -21,6 +21,7 @@ from .errors import (  # noqa: E402
     OptionError,
     RouterError,
     RoutingError,
+    SettingError,
     SkipError,
 )
 from .gguf.routers import Routers, load_routers  # noqa: E402
@@ -47,6 +48,7 @@ __all__ = [
     "Routers",
     "Routing",
     "RoutingError",
+    "SettingError",
     "SkipError",
     "Timing",
     "__version__",

@@ -47,6 +47,10 @@ class AnswerCancelled(FirstCppError, RuntimeError):
     """The answer was ended by ``Llama.cancel()``."""
 
 
+class SettingError(FirstCppError, ValueError):
+    """An argument of ``Llama`` that cannot be used, alone or together with another."""
+
+
 class OptionError(FirstCppError, ValueError):
     """An option of a command that cannot be used, alone or together with another."""
 
