@@ -49,7 +49,8 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            found |= {f"{source}.{name.name}" if f"{source}.{name.name}" in MODULES else source for name in node.names}
+            names = [name.name for name in node.names if name.name != "_ext"]  # compiled, below all
+            found |= {f"{source}.{name}" if f"{source}.{name}" in MODULES else source for name in names}
     return {name for name in found if name in MODULES and name != module}
 
 
