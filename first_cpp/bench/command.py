@@ -389,7 +389,7 @@ def _fields(measured: Measured, model: str, synthetic: str, configuration: dict[
 
 _RESIDENT = """
 import json, sys, psutil
-from first_cpp.measuring.rows import Row
+from first_cpp.bench.engines import Row
 row, settings, own, n_prompt = json.load(sys.stdin)
 llm = Row(**{**row, "left_out": tuple(row["left_out"])}).load(settings, own)
 answer = llm.generate([40 + i % 200 for i in range(n_prompt)], temp=0.0)

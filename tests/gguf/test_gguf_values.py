@@ -26,7 +26,7 @@ KINDS = [
 
 @pytest.fixture
 def pack(monkeypatch):
-    monkeypatch.setattr("test_router_faults.PACK", {number: character for number, character, *_ in KINDS})
+    monkeypatch.setattr("raw_gguf.PACK", {number: character for number, character, *_ in KINDS})
 
 
 @pytest.mark.parametrize(("number", "name", "dtype", "values"), [(n, *rest) for n, _, *rest in KINDS])

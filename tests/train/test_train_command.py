@@ -31,7 +31,7 @@ def tiny_hf(monkeypatch):
     def load(_path):
         return reference.make_model(SHAPES["tiny"], seed=2), Words()
 
-    monkeypatch.setattr("first_cpp.training.model.load_model", load)
+    monkeypatch.setattr("first_cpp.train.model.load_model", load)
 
 
 @pytest.mark.usefixtures("tiny_hf")
