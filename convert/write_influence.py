@@ -38,7 +38,7 @@ def write_influence(
     with_llama = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
     try:
         influence, n_tokens = block_influence(with_llama, prompts, quiet)
-        skippable = [not why for why in with_llama._layers.trouble]
+        skippable = [not why for why in with_llama.unskippable]
     finally:
         with_llama.close()
     metadata = {

@@ -20,9 +20,9 @@ def filled_state(model: str, tokens_for: Callable[[int], list[int]], settings: d
     llm = _Donor(model, skip=None, **settings)
     tokens = tokens_for(llm.n_vocab())
     n_layer = llama_cpp.llama_model_n_layer(llm.model)
-    possible = [layer for layer in range(n_layer) if not llm._layers.trouble[layer]]
+    possible = [layer for layer in range(n_layer) if not llm.unskippable[layer]]
     if len(possible) == n_layer > 1:
-        with llm.leaving_out(range(1, n_layer)):
+        with llm.skipping(range(1, n_layer)):
             llm.eval(tokens)
         _copy_cells(llm._layers)
     else:

@@ -21,8 +21,8 @@ def read_hidden_states(llm: llama_cpp.Llama, layers: Layers, tokens: Sequence[in
     """
     if not 0 < len(tokens) <= llm.n_ctx():
         raise ValueError(f"hidden_states takes 1 to n_ctx={llm.n_ctx()} tokens, got {len(tokens)}")
-    if layers.unsupported or not layers.readable:
-        why = layers.unsupported or "its graph does not name them all"
+    if layers.dense_because or not layers.readable:
+        why = layers.dense_because or "its graph does not name them all"
         raise RoutingError(f"the hidden states of this model cannot be read: {why}")
     n_points = len(layers.trouble) + 1
     reader = _ext.HiddenStates(n_points)

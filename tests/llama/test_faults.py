@@ -14,7 +14,7 @@ import pytest
 from helpers import greedy, logits, survives, tokens
 from routers_files import routed_model
 
-from first_cpp import Llama, OptionError
+from first_cpp import Llama, SettingError
 from first_cpp._ext import GgufFile
 from first_cpp.gguf.model_file import fingerprint, open_model
 
@@ -32,14 +32,14 @@ def routed(tiny, models):
 @pytest.mark.parametrize("name", ["n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch"])
 @pytest.mark.parametrize("value", [-1, -(2**40), 2**31, 12.5, "12", True, float("nan")], ids=repr)
 def test_sizes_that_llama_cpp_does_not_survive(name, value):
-    with pytest.raises(OptionError, match=rf"{name}={value!r} is not a whole number from . to \d+"):
+    with pytest.raises(SettingError, match=rf"{name}={value!r} is not a whole number from . to \d+"):
         Llama("there is no such file", **{name: value})
 
 
 def test_other_sizes_that_are_none():
-    with pytest.raises(OptionError, match="n_batch=0"):
+    with pytest.raises(SettingError, match="n_batch=0"):
         Llama("there is no such file", n_batch=0)
-    with pytest.raises(OptionError, match="n_threads=513"):
+    with pytest.raises(SettingError, match="n_threads=513"):
         Llama("there is no such file", n_threads=513)
 
 
@@ -341,7 +341,7 @@ def test_hidden_states_that_are_not_finite_keep_their_layers(routed, tmp_path, l
     made.close()
     assert llm.routing.keep[4:] == (1.0, 1.0)
     assert set(llm.routing.skipped) <= {0, 1, 2, 3}
-    assert llm._scores_read.not_finite == 2 * len(PROMPT)
+    assert llm._read._scores.not_finite == 2 * len(PROMPT)
 
 
 def test_empty_prompt_of_a_vocabulary_without_a_first_token(tmp_path, load, monkeypatch):

@@ -46,13 +46,13 @@ def test_grammars(tiny, load, grammar, said):
 
 def test_layers_of_graphs_that_do_not_fit(tiny, load, monkeypatch):
     llm = load(tiny)
-    llm._layers.trouble = ("", "", "its KV", "", "", "")
+    llm.unskippable = ("", "", "its KV", "", "", "")
     with pytest.raises(SkipError, match="layer 2 of this model cannot be left out: its KV"):
         llm.skip = [1, 2]
     monkeypatch.setattr(Layers, "readable", False)
     with pytest.raises(RoutingError, match="does not name them all"):
         llm.hidden_states([1, 2])
-    llm._layers.trouble = ("odd graph",) * 6
+    llm.unskippable = ("odd graph",) * 6
     assert choose((1, 2), None, llm._layers, 3, None).why == "dense: odd graph"
 
 

@@ -40,7 +40,7 @@ def test_it_is_the_first_tokens_dense_and_the_rest_without(routed, load, skip, c
     left_out = llm.routing.skipped
     assert llm.routing.prompt_tokens == 16
     by_hand.eval(PROMPT[:16])
-    with by_hand.leaving_out(left_out):
+    with by_hand.skipping(left_out):
         by_hand.eval(PROMPT[16:])
         np.testing.assert_array_equal(row, logits(by_hand))
         for token in found[:-1]:

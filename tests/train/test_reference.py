@@ -46,7 +46,7 @@ def test_prefill_whole_decode_with_layers_left_out(hf, gguf, load, layers):
     llm = load(gguf)
     llm.eval(PROMPT)
     rows = [logits(llm)[0]]
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         # the prompt has been read with all layers: its KV rows serve every later set
         for token in ANSWER:
             llm.eval([token])
