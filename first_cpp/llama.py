@@ -22,7 +22,7 @@ from .errors import ContextFull, SkipError
 from .gguf.model_file import fingerprint, normal_path, open_model
 from .gguf.routers import Base, Routers, check_base, find_lora, load_routers, read_routers
 from .runtime.answer import Answer, ContextEnd, CurrentAnswer, Timing
-from .runtime.arguments import Arguments, check_keywords, wants_gpu
+from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
 from .runtime.guarded import GuardedLlama
 from .runtime.hidden_states import read_hidden_states
@@ -76,7 +76,7 @@ class Llama(GuardedLlama):
         strict: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_keywords(kwargs)
+        check_base_arguments(kwargs)
         own = self._arguments = Arguments(skip, routers, release_kv, prefill, route_tokens, kv, strict)
         path = normal_path(model_path)
         parts = open_model(path)

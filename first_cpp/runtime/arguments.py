@@ -63,8 +63,8 @@ class Arguments:
         return {**self.__dict__, "skip": list(skip) if isinstance(skip, tuple) else skip}
 
 
-def check_keywords(given: Mapping[str, Any]) -> None:
-    """Raise TypeError for a keyword that neither class knows; the base class would ignore it."""
+def check_base_arguments(given: Mapping[str, Any]) -> None:
+    """Raise TypeError for a keyword that the base class does not know and would ignore, and as `check_sizes` does."""
     known = [name for name, p in _BASE_INIT.parameters.items() if p.kind is p.KEYWORD_ONLY]
     known += ["model_path", *Arguments.__dataclass_fields__]
     for name in given:
@@ -72,6 +72,7 @@ def check_keywords(given: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"Llama() got an unexpected keyword argument {name!r}{hint}")
+    check_sizes(given)
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:

@@ -16,6 +16,8 @@ from .kv_record import NOTHING, KvRecord
 from .layers import Layers
 from .state import LlamaState
 
+_BASE = llama_cpp.Llama  # programs put our class in its place
+
 
 class ReadContext:
     """The positions read so far, in step with the base class, which keeps their tokens and their number.
@@ -90,7 +92,7 @@ class ReadContext:
             for part in parts:  # Ctrl-C is heard between two
                 if skipped:
                     self._layers.skip(skipped)
-                llama_cpp.Llama.eval(self._llm, part)
+                _BASE.eval(self._llm, part)
                 if skipped or scores is not None:
                     self._layers.check()
         except BaseException as error:
@@ -130,7 +132,7 @@ class ReadContext:
         if n_positions < self.n_image:
             raise RoutingError("images would have to be read again for this prompt; reset() and give them again")
         if n_positions == 0:
-            llama_cpp.Llama.reset(self._llm)
+            _BASE.reset(self._llm)
         self._llm.n_tokens = n_positions
         self._forget_logits()
         self.sync()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import SettingError
 from .answer import ContextEnd
-from .arguments import check_sizes, why_no_context
+from .arguments import why_no_context
 from .grammar import check_grammar
 from .one_thread import CLOSED, OneThread, exclusive
 from .token_text import TokenText
@@ -24,7 +24,7 @@ _BASE_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
 class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     """The base of `first_cpp.Llama`; what it guards against is in docs/internals/faults.md.
 
-    Raises SettingError for sizes that llama.cpp does not survive or has no memory for.
+    Raises SettingError for sizes that llama.cpp has no memory for.
     """
 
     # of the base class, which has no annotations
@@ -35,7 +35,6 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
-        check_sizes(kwargs)
         try:
             super().__init__(model_path=model_path, **kwargs)
         except ValueError as error:

@@ -24,7 +24,7 @@ def read_hidden_states(llm: llama_cpp.Llama, layers: Layers, tokens: Sequence[in
     if layers.dense_because or not layers.readable:
         why = layers.dense_because or "its graph does not name them all"
         raise RoutingError(f"the hidden states of this model cannot be read: {why}")
-    n_points = len(layers.trouble) + 1
+    n_points = len(layers.unskippable) + 1
     reader = _ext.HiddenStates(n_points)
     with empty_memory(llm), layers.reading(reader, final=True):
         for start in range(0, len(tokens), llm.n_batch):

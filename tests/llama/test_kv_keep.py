@@ -13,7 +13,7 @@ from gguf import GGUFReader
 from helpers import greedy, logits, run_tokens, tokens
 from routers_files import routed_model
 
-from first_cpp import SkipError
+from first_cpp import SettingError
 
 PROMPT, ANSWER, MORE = tokens(40, seed=1), tokens(6, seed=2), tokens(9, seed=3)
 
@@ -98,5 +98,5 @@ def test_is_pickled_with_the_model(tiny, load):
 
 @pytest.mark.parametrize(("settings", "says"), [({"kv": "kept"}, "'kept'"), ({"kv": "keep", "release_kv": True}, "choose one")])
 def test_settings_that_are_none(tiny, load, settings, says):
-    with pytest.raises(SkipError, match=says):
+    with pytest.raises(SettingError, match=says):
         load(tiny, **settings)

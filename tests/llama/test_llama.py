@@ -218,7 +218,7 @@ def test_strict_makes_that_an_error(routed, tiny, load, monkeypatch):
     load(tiny, strict=True).skip = None  # nothing asked, nothing refused
     monkeypatch.setattr(first_cpp.llama, "learn_layout", lambda llm, layers, *rest: layers.declare_dense(6, "no names"))
     for skip in (0.25, [1], "auto"):
-        with pytest.raises(first_cpp.RoutingError, match=r"no layer of .* can be left out: no names; strict=False"):
+        with pytest.raises(first_cpp.RoutingError, match=r"no layer of .* can be skipped: no names; strict=False"):
             load(routed, skip=skip, strict=True)
     llm = load(routed, skip=None, strict=True)
     assert llm.dense_because == "no names"

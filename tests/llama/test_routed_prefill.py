@@ -10,7 +10,7 @@ import pytest
 from helpers import greedy, logits, tokens
 from routers_files import routed_model
 
-from first_cpp import SkipError
+from first_cpp import SettingError
 
 PROMPT, MORE = tokens(60, seed=1), tokens(25, seed=2)
 CLOSE = 0.03  # as in test_second_turns.py
@@ -130,5 +130,5 @@ def test_settings_survive_pickling(routed, load):
     ],
 )
 def test_settings_that_are_none(routed, load, settings, message):
-    with pytest.raises(SkipError, match=message):
+    with pytest.raises(SettingError, match=message):
         load(routed, **settings)

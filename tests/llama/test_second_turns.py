@@ -348,7 +348,7 @@ def test_the_text_around_an_image_decides(routed, load):
     llm.eval(MORE[5:])
     answer = greedy(llm, llm.input_ids[: llm.n_tokens].tolist(), 6)  # as a handler asks, with nothing left to evaluate
     greedy(plain, MORE[:5] + PROMPT + MORE[5:], 1)
-    scores = plain._scores_read.scores()
+    scores = plain._read._scores.scores()
     text = np.concatenate([scores[:5], scores[65:85]]).mean(axis=0)
     np.testing.assert_allclose(llm.routing.keep, text, rtol=0, atol=1e-3)
     assert set(llm.routing.skipped) == set(np.argsort(text, kind="stable")[:3].tolist())
