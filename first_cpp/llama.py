@@ -80,7 +80,7 @@ class Llama(GuardedLlama):
         own = self._arguments = Arguments(skip, routers, release_kv, prefill, route_tokens, kv, strict)
         path = normal_path(model_path)
         parts = open_model(path)
-        self._routers = _find_routers(own, parts[0][1], path)
+        self._routers = self._find_routers(parts[0][1], path)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
         self._offload = wants_gpu(own, self._routers, kwargs)
         self._layers = Layers(keep_kv=kv == "keep")
@@ -98,6 +98,19 @@ class Llama(GuardedLlama):
         self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload)
         learn_layout(self, self._layers, self._n_layer, self._read.micro_batch, self._offload)
         self.skip = own.skip
+
+    def _find_routers(self, file: GgufFile, path: str) -> Routers | None:
+        """The routers given, those of the file named, or the model's own. Raises SkipError where a share needs some."""
+        own = self._arguments
+        if isinstance(own.routers, Routers):
+            return own.routers
+        found = load_routers(own.routers_path) if own.routers_path else read_routers(file, path)
+        if found is None and isinstance(own.skip, float) and own.skip > 0:
+            raise SkipError(
+                f"skip={own.skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
+                "with `python -m convert --routers`"
+            )
+        return found
 
     # -- settings and facts -----------------------------------------------------------------------------------------
 
@@ -286,16 +299,3 @@ class Llama(GuardedLlama):
         if self._arguments.routers_path and state["lora_path"] == self._arguments.routers_path:
             state["lora_path"] = None  # found in the side file again
         return state
-
-
-def _find_routers(own: Arguments, file: GgufFile, path: str) -> Routers | None:
-    """The routers given, those of the file named, or the model's own. Raises SkipError where a share needs some."""
-    if isinstance(own.routers, Routers):
-        return own.routers
-    found = load_routers(own.routers_path) if own.routers_path else read_routers(file, path)
-    if found is None and isinstance(own.skip, float) and own.skip > 0:
-        raise SkipError(
-            f"skip={own.skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
-            "with `python -m convert --routers`"
-        )
-    return found

@@ -32,6 +32,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     input_ids: npt.NDArray[np.intc]
     scores: npt.NDArray[np.single]
     tokenizer_: Any
+    _model: Any
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
