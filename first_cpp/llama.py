@@ -101,14 +101,13 @@ class Llama(GuardedLlama):
 
     def _find_routers(self, file: GgufFile, path: str) -> Routers | None:
         """The routers given, those of the file named, or the model's own. Raises SkipError where a share needs some."""
-        own = self._arguments
-        if isinstance(own.routers, Routers):
+        if isinstance((own := self._arguments).routers, Routers):
             return own.routers
         found = load_routers(own.routers_path) if own.routers_path else read_routers(file, path)
         if found is None and isinstance(own.skip, float) and own.skip > 0:
             raise SkipError(
-                f"skip={own.skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
-                "with `python -m convert --routers`"
+                f"skip={own.skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make "
+                "some with `python -m convert --routers`"
             )
         return found
 

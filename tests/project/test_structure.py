@@ -74,7 +74,7 @@ def test_imports_run_downwards(module):
             assert room(module) > room("first_cpp"), f"{module} imports the whole package"
             continue
         assert room(other) <= room(module), f"{module} imports {other}, which stands above it"
-        here, there = module.split(".")[1], other.split(".")[1]
+        here, there = f"{module}.".split(".")[1], other.split(".")[1]
         assert here == there or not {here, there} <= VERBS, f"the verb {here} knows the verb {there}"
 
 
@@ -102,7 +102,7 @@ def test_no_module_shadows_pythons_own():
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_reaches_into_another_objects_underscore(module):
     """`self._x`, `cls._x` and llama_cpp's own are fine; another object's are not."""
-    allowed = ALLOWED_UNDERSCORES.get(module, set())
+    allowed = ALLOWED_UNDERSCORES.get(module, set()) | LLAMA_CPP
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = node.value
@@ -114,4 +114,9 @@ def _is_super(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
 
 
-ALLOWED_UNDERSCORES: dict[str, set[str]] = {}
+LLAMA_CPP = {"_grammar", "_root", "_lib", "_chat_handlers"}  # of llama-cpp-python, which has no public way
+ALLOWED_UNDERSCORES = {
+    "first_cpp.runtime.kv_record": {"_runs"},  # of a copy that is being made
+    "first_cpp.runtime.one_thread": {"_exclusive"},  # of the methods that it decorates
+    "first_cpp.evaluate.metrics": {"_compute_score_from_stats", "_extract_corpus_statistics"},  # sacrebleu's
+}
