@@ -23,8 +23,10 @@ import numpy.typing as npt
 
 from . import _ext
 from .errors import AnswerCancelled, BusyError, ContextFull, OffloadError, OptionError, RoutingError, SkipError
-from .gguf.model_file import fingerprint, normal_path, open_model
-from .gguf.routers import Base, Routers, check_base, find_lora, load_routers, read_routers
+from .gguf.lora_file import find_lora
+from .gguf.model_file import ModelFile, normal_path
+from .gguf.router_format import load_routers, read_routers
+from .gguf.routers import Routers, check_base
 from .runtime.answer import Answer, ContextEnd, Timing
 from .runtime.arguments import check_keywords, check_sizes, why_no_context
 from .runtime.choice import Choice, asked_share, choose
@@ -90,10 +92,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         check_prefill(prefill, route_tokens)
         check_kv(kv, release_kv)
         parsed = parse_skip(skip)
-        path = normal_path(model_path)
-        parts = open_model(path)
+        file = ModelFile.open(model_path)
+        path = file.path
         self._routers_path = None if routers is None else normal_path(routers)
-        found = self._find_routers(parts[0][1], path)
+        found = self._find_routers(file.first, path)
         if isinstance(parsed, float) and parsed > 0 and found is None:
             raise SkipError(
                 f"skip={skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make some "
@@ -126,12 +128,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
         self._load(path, kwargs)
 
-        self._n_layer = int(llama_cpp.llama_model_n_layer(self._model.model))
+        self._n_layer = file.n_layer
         self._pieces = Pieces(self._model) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
         if found is not None:
-            architecture = self.metadata.get("general.architecture", "")
-            model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
-            check_base(found, model, self._routers_path or path)
+            check_base(found, file.base, self._routers_path or path)
         self._micro_batch = min(self.n_batch, self.context_params.n_ubatch or self.n_batch)
         self._route_tokens = (route_tokens or self._micro_batch) if prefill == "routed" else self._n_ctx
         self._fit_to_context()
