@@ -265,7 +265,7 @@ def test_files_that_are_no_base(run, tmp_path, capsys):
     side = str(tmp_path / "side.gguf")
     assert main(["--routers", routers, "--model", base, "--sidecar", "--out", side]) == 0
     replace = ["--routers", routers, "--out", out, "--replace", "--model"]
-    assert "is an adapter (routers, a LoRA) and no model" in refused(capsys, *replace, side)
+    assert "is an adapter (routers, a LoRA), not a model" in refused(capsys, *replace, side)
     empty = GgufFile()
     empty.set_str("general.architecture", "llama")
     (tmp_path / "empty.gguf").write_bytes(empty.metadata())

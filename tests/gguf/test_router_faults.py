@@ -251,7 +251,7 @@ def test_what_convert_makes_a_side_file_of(tiny, tmp_path, monkeypatch, routers)
 
 def test_a_side_file_is_no_model(tiny, tmp_path):
     side = routed_model(tiny, tmp_path, seed=1, sidecar=True)
-    with pytest.raises(ModelFileError, match="and no model, which it goes beside"):
+    with pytest.raises(ModelFileError, match="not a model: give it beside one"):
         Llama(side, verbose=False)
 
 
