@@ -17,10 +17,12 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ._ext import CacheTensor, GgufFile
+from ._ext import CacheTensor
 from .errors import ContextFull, SkipError
-from .gguf.model_file import fingerprint, normal_path, open_model
-from .gguf.routers import Base, Routers, check_base, find_lora, load_routers, read_routers
+from .gguf.lora_file import find_lora
+from .gguf.model_file import ModelFile
+from .gguf.router_format import load_routers, read_routers
+from .gguf.routers import Routers, check_base
 from .runtime.answer import Answer, ContextEnd, CurrentAnswer, Timing
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
@@ -78,36 +80,31 @@ class Llama(GuardedLlama):
     ) -> None:
         check_base_arguments(kwargs)
         own = self._arguments = Arguments(skip, routers, release_kv, prefill, route_tokens, kv, strict)
-        path = normal_path(model_path)
-        parts = open_model(path)
-        self._routers = self._find_routers(parts[0][1], path)
+        file = ModelFile.open(model_path)
+        self._routers = self._find_routers(file)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
         self._offload = wants_gpu(own, self._routers, kwargs)
         self._layers = Layers(keep_kv=kv == "keep")
         self._current = CurrentAnswer(self._layers.abort)
         self._routing: Routing | None = None
-        super().__init__(path, **kwargs)
-
-        self._n_layer = int(llama_cpp.llama_model_n_layer(self.model))
+        super().__init__(file.path, **kwargs)
         if self._routers is not None:
-            architecture = self.metadata.get("general.architecture", "")
-            model = Base(architecture, self._n_layer, self.n_embd(), fingerprint(parts))
-            check_base(self._routers, model, own.routers_path or path)
+            check_base(self._routers, file.base, own.routers_path or file.path)
         self._read = ReadContext(self, self._layers, self._routers, self.forget_logits)
         deciding = (route_tokens or self._read.micro_batch) if prefill == "routed" else self._n_ctx
+        learn_layout(self, self._layers, file.n_layer, self._read.micro_batch, self._offload)
         self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload)
-        learn_layout(self, self._layers, self._n_layer, self._read.micro_batch, self._offload)
         self.skip = own.skip
 
-    def _find_routers(self, file: GgufFile, path: str) -> Routers | None:
+    def _find_routers(self, file: ModelFile) -> Routers | None:
         """The routers given, those of the file named, or the model's own. Raises SkipError where a share needs some."""
         if isinstance((own := self._arguments).routers, Routers):
             return own.routers
-        found = load_routers(own.routers_path) if own.routers_path else read_routers(file, path)
+        found = load_routers(own.routers_path) if own.routers_path else read_routers(file.first, file.path)
         if found is None and isinstance(own.skip, float) and own.skip > 0:
             raise SkipError(
-                f"skip={own.skip!r} needs routers and there are none in {path}; give routers=FILE, a list of layers, or make "
-                "some with `python -m convert --routers`"
+                f"skip={own.skip!r} needs routers and there are none in {file.path}; give routers=FILE, a list of layers, or "
+                "make some with `python -m convert --routers`"
             )
         return found
 

@@ -37,7 +37,7 @@ class RoutingPolicy:
         offload: bool,
     ) -> None:
         self._layers, self._read, self._routers = layers, read, routers
-        self._path, self._n_ctx, self._n_layer = llm.model_path, llm.n_ctx(), llama_cpp.llama_model_n_layer(llm.model)
+        self._path, self._n_ctx, self._n_layer = llm.model_path, llm.n_ctx(), len(layers.unskippable)
         self._own, self._offload, self._warned = own, offload, False
         self.route_tokens = route_tokens
         self.skip: Skip = None

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..gguf.routers import MAX_TEXT
+from ..gguf.router_format import WRITER, set_record, write_safetensors
+from ..gguf.routers import Base, Routers
 from .loop import Scores, Trainer
 from .objective import below_half
 
@@ -19,8 +20,6 @@ def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], s
     skip: the share to recommend; None for what the recipe comes to, nothing where routers did not learn. A fixed set of layers
     is named in the metadata, for `first-cpp eval`.
     """
-    from safetensors.torch import save_file
-
     bank, scores = trainer.routed.bank, trainer.scores()
     s = trainer.s
     if skip is None:
@@ -28,14 +27,13 @@ def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], s
             share_below_half(scores) if s.recipe == "two-step" else 0.25 if s.layers == "routers" and s.max_share > 0 else 0.0
         )
     layers = {task: trainer.objective.left_out(keep, skip).float().mean(0).tolist() for task, keep in sorted(scores.items())}
-    metadata = {"norm_eps": repr(bank.norm_eps), "skip": repr(skip)}
-    metadata |= {f"train.{key}": _cut(str(record[key])) for key in ("method", "data", "command", "seconds") if key in record}
+    train: dict[str, Any] = {key: record[key] for key in ("method", "data", "command", "seconds") if key in record}
     if s.layers != "routers":
-        metadata |= {"train.layers": s.layers, "train.seed": str(s.seed)}
-        if trainer.objective.order:
-            metadata["train.order"] = ",".join(map(str, trainer.objective.order))
-    tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
-    save_file(tensors, os.path.join(out, "routers.safetensors"), metadata=metadata)
+        train |= set_record(str(s.layers), trainer.objective.order, s.seed)
+    weight, bias = (getattr(bank, name).detach().float().cpu().numpy() for name in ("weight", "bias"))
+    base = Base("", weight.shape[0], weight.shape[1], "")  # which GGUF they go with is found by `python -m convert`
+    routers = Routers(base, weight, bias, bank.norm_eps, (True,) * len(bias), skip, WRITER, train)
+    write_safetensors(out, routers)
     if trainer.weights:
         config = lora.peft_config["default"]
         config.target_modules = sorted(config.target_modules)  # peft keeps a set: the file would differ from run to run
@@ -44,12 +42,6 @@ def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], s
     with open(os.path.join(out, "train.json"), "w", encoding="utf-8") as file:
         json.dump(record | {"skip": skip}, file, indent=1)
         file.write("\n")
-
-
-def _cut(text: str) -> str:
-    """As much of a text as metadata may hold."""
-    raw = text.encode()
-    return text if len(raw) <= MAX_TEXT else raw[: MAX_TEXT - 3].decode("utf-8", "ignore") + "..."
 
 
 def share_below_half(scores: Scores) -> float:

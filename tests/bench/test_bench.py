@@ -22,7 +22,8 @@ from first_cpp.bench.depth import filled_state
 from first_cpp.bench.interleaved import call_times, decode_times, ratio
 from first_cpp.cli.main import main
 from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
-from first_cpp.gguf.pruned import quiet_llama_cpp, write_pruned
+from first_cpp.gguf.pruned import write_pruned
+from first_cpp.gguf.quantise import quiet_llama_cpp
 from first_cpp.gguf.synthetic import FILE_TYPES, SHAPES, Shape, SyntheticError, write_random
 from first_cpp.runtime.machine import physical_cores
 

@@ -16,7 +16,7 @@ from routers_files import routed_model
 
 from first_cpp import Llama, SettingError
 from first_cpp._ext import GgufFile
-from first_cpp.gguf.model_file import fingerprint, open_model
+from first_cpp.gguf.model_file import ModelFile
 
 PROMPT = tokens(30, seed=3)
 
@@ -299,11 +299,11 @@ def test_tensors_beyond_4_gib(tiny, tmp_path):
         out.write(norm.tobytes())
     found = {tensor.name: tensor for tensor in GgufFile(str(path)).tensors()}
     assert found["output_norm.weight"].offset > 2**32
-    first = fingerprint(open_model(str(path)))
+    first = ModelFile.open(path).fingerprint
     with open(path, "r+b") as out:
         out.seek(-4, 2)
         out.write(np.float32(1).tobytes())
-    assert fingerprint(open_model(str(path))) != first
+    assert ModelFile.open(path).fingerprint != first
 
 
 def test_an_answer_goes_on_when_the_file_is_replaced(routed, tmp_path, load):

@@ -11,7 +11,7 @@ import reference
 from helpers import greedy, logits, run_tokens, tokens
 from routers_files import routed_model
 
-from first_cpp.gguf.routers import load_routers
+from first_cpp.gguf.router_format import load_routers
 from first_cpp.gguf.synthetic import SHAPES
 
 PROMPT, ANSWER = tokens(41, seed=7), tokens(10, seed=8)
