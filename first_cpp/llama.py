@@ -54,7 +54,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     release_kv: give the KV memory of skipped layers back to the system once a prompt has decided. The next prompt is then
         read from its beginning.
     prefill: "full" reads the whole prompt with all layers. "routed" reads its first `route_tokens` with all layers, decides on
-        them, and reads the rest without the layers left out: TTFT falls too, and quality falls more (docs/BENCHMARKS.md).
+        them, and reads the rest without the skipped layers: TTFT falls too, and quality falls more
+        (docs/reference/benchmarks.md).
     route_tokens: with prefill="routed", how many prompt tokens decide; by default one micro-batch (n_ubatch).
     kv: "drop": a layer left out writes no KV (or recurrent state). "keep": it writes them all the same, at the cost of reading
         the weights that make them: a saved state is then whole for stock llama_cpp, and `leaving_out` never reads again.

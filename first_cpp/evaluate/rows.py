@@ -84,7 +84,7 @@ def _set(
 
 def trained_set(file: str, kind: str, n_layer: int) -> tuple[list[int], int] | None:
     """The order of layers, where there is one, and the seed of the fixed set of layers that a file's LoRA was trained for, as
-    `first-cpp train` wrote them (docs/FORMAT.md). None for other files and other kinds of set.
+    `first-cpp train` wrote them (docs/reference/format.md). None for other files and other kinds of set.
 
     Raises RowError for an order or a seed that is none.
     """

@@ -1,4 +1,4 @@
-"""Routers: what they are, and how they stand in GGUF metadata (keys ``first.*``, docs/FORMAT.md)."""
+"""Routers: what they are, and how they stand in GGUF metadata (keys ``first.*``, docs/reference/format.md)."""
 
 from __future__ import annotations
 
