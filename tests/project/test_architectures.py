@@ -89,7 +89,7 @@ def test_a_crash_is_one_result():
 
 
 def test_table_names_every_architecture_once_and_counts_them():
-    page = (pathlib.Path(__file__).parents[2] / "docs" / "ARCHITECTURES.md").read_text()
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "architectures.md").read_text()
     rows = re.findall(r"^\| (\S+) \| (exact|dense|not run) \|", page, re.MULTILINE)
     assert tuple(name for name, _ in rows) == ARCHITECTURES
     assert f"llama-cpp-python {llama_cpp.__version__}" in page
