@@ -1,4 +1,4 @@
-// The reader hands every hidden state over once a pass, whatever the batches.
+// The feed hands every hidden state over once a pass, whatever the batches.
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -27,24 +27,24 @@ Batch tokens(int begin, int n_tokens) {
     return batch;
 }
 
-class Throwing : public ResidualSink {
+class Throwing : public HiddenStateReader {
 public:
-    void take(int, const float *, int64_t, int64_t) override { throw std::runtime_error("full"); }
+    void read(int, const float *, int64_t, int64_t) override { throw std::runtime_error("full"); }
 };
 
 }  // namespace
 
 // Positions 0 to 5 read in one batch and in three give the same states, in token order.
-TEST(residual_reader_batches_give_the_same_states) {
+TEST(hidden_state_feed_batches_give_the_same_states) {
     EvalHook hook;
     Evaluation evaluation(&hook);
     const Model model(three_layers(), evaluation.backend());
-    const Fates all(3, Fate::RUN);
+    const LayerActions all(3, LayerAction::RUN);
     const auto caches = model.caches();
     const auto read = [&](const std::vector<int> & sizes) {
         model.set_caches(caches);
         HiddenStates states(4);
-        hook.reader.read(states, {"embd", "l_out-0", "l_out-1", "l_out-2"});
+        hook.feed.start(states, {"embd", "l_out-0", "l_out-1", "l_out-2"});
         int begin = 0;
         for (const int n : sizes) {
             evaluation.build(model, tokens(begin, n), all);
@@ -68,36 +68,36 @@ TEST(residual_reader_batches_give_the_same_states) {
     CHECK(one[0] != one[1] && one[1] != one[2] && one[2] != one[3]);
 }
 
-// An exception in a sink crosses no C: the evaluation ends well, the reader has stopped, and the error is told once.
-TEST(residual_reader_exceptions_are_remembered) {
+// An exception in a reader crosses no C: the evaluation ends well, the feed has stopped, and the error is returned once.
+TEST(hidden_state_feed_exceptions_are_remembered) {
     EvalHook hook;
     Evaluation evaluation(&hook);
     const Model model(three_layers(), evaluation.backend());
-    Throwing sink;
-    hook.reader.read(sink, {"embd"});
-    evaluation.build(model, tokens(0, 2), Fates(3, Fate::RUN));
+    Throwing reader;
+    hook.feed.start(reader, {"embd"});
+    evaluation.build(model, tokens(0, 2), LayerActions(3, LayerAction::RUN));
     CHECK_EQUAL(evaluation.compute(model, tokens(0, 2)), GGML_STATUS_SUCCESS);
-    CHECK(!hook.reader.active());
+    CHECK(!hook.feed.active());
     CHECK_EQUAL(hook.take_error(), "full");
     CHECK_EQUAL(hook.take_error(), "");
 }
 
-TEST(residual_reader_without_names_reads_nothing) {
+TEST(hidden_state_feed_without_names_reads_nothing) {
     EvalHook hook;
-    Throwing sink;
-    hook.reader.read(sink, {});
-    CHECK(!hook.reader.active());
+    Throwing reader;
+    hook.feed.start(reader, {});
+    CHECK(!hook.feed.active());
 }
 
-TEST(residual_reader_refuses_states_that_are_not_float32) {
+TEST(hidden_state_feed_refuses_states_that_are_not_float32) {
     EvalHook hook;
     Evaluation evaluation(&hook);
     ModelSpec spec = three_layers();
     spec.half_mask = true;
     const Model model(spec, evaluation.backend());
-    Throwing sink;
-    hook.reader.read(sink, {"kq_mask_cast-0"});
-    evaluation.build(model, tokens(0, 2), Fates(3, Fate::RUN));
+    Throwing reader;
+    hook.feed.start(reader, {"kq_mask_cast-0"});
+    evaluation.build(model, tokens(0, 2), LayerActions(3, LayerAction::RUN));
     evaluation.compute(model, tokens(0, 2));
     CHECK_EQUAL(hook.take_error(), "hidden state kq_mask_cast-0 is not contiguous float32");
 }

@@ -1,5 +1,5 @@
-// Reads the residual stream while llama.cpp computes.
-#include "residual_reader.h"
+// Hands over hidden states while llama.cpp computes.
+#include "hidden_state_feed.h"
 
 #include <cstring>
 #include <stdexcept>
@@ -9,17 +9,17 @@
 
 namespace first_cpp {
 
-void ResidualReader::read(ResidualSink & sink, std::vector<std::string> names) {
-    sink_ = names.empty() ? nullptr : &sink;
+void HiddenStateFeed::start(HiddenStateReader & reader, std::vector<std::string> names) {
+    reader_ = names.empty() ? nullptr : &reader;
     names_ = std::move(names);
     next_ = 0;
 }
 
-bool ResidualReader::on_node(const ggml_tensor * t) const {
+bool HiddenStateFeed::on_node(const ggml_tensor * t) const {
     return std::strncmp(t->name, names_[next_].c_str(), GGML_MAX_NAME) == 0;
 }
 
-void ResidualReader::on_computed(const ggml_tensor * t) {
+void HiddenStateFeed::on_computed(const ggml_tensor * t) {
     if (!on_node(t)) {
         return;
     }
@@ -30,12 +30,12 @@ void ResidualReader::on_computed(const ggml_tensor * t) {
     next_ = (next_ + 1) % names_.size();
     const int64_t n_rows = ggml_nrows(t);
     if (t->buffer == nullptr || ggml_backend_buffer_is_host(t->buffer)) {
-        sink_->take(point, static_cast<const float *>(t->data), n_rows, t->ne[0]);
+        reader_->read(point, static_cast<const float *>(t->data), n_rows, t->ne[0]);
         return;
     }
     copy_.resize(static_cast<size_t>(ggml_nelements(t)));
     ggml_backend_tensor_get(t, copy_.data(), 0, ggml_nbytes(t));
-    sink_->take(point, copy_.data(), n_rows, t->ne[0]);
+    reader_->read(point, copy_.data(), n_rows, t->ne[0]);
 }
 
 }  // namespace first_cpp
