@@ -175,6 +175,33 @@ TEST(graph_patch_of_several_graphs) {
     CHECK_EQUAL(m.hook.patch.layers_skipped() - before, size_t{6});
 }
 
+// As for the micro-batches of one prompt: each start() puts back the graph of the one before.
+TEST(graph_patch_is_started_again_and_again) {
+    PlainModel m(4);
+    m.hook.patch.set_actions({LayerAction::SKIP, LayerAction::RUN, LayerAction::SKIP, LayerAction::RUN});
+    const auto nodes = copy_nodes(m.evaluation.build(m.model, m.batch, m.all));
+    for (int i = 0; i < 3; ++i) {
+        m.hook.start_skipping();
+        check_nodes_equal(m.evaluation.graph(), nodes);
+        m.evaluation.compute(m.model, m.batch);
+        CHECK_EQUAL(m.hook.take_error(), "");
+    }
+    m.hook.stop();
+    check_nodes_equal(m.evaluation.graph(), nodes);
+    CHECK_EQUAL(m.hook.patch.layers_skipped(), size_t{6});
+}
+
+TEST(graph_patch_second_graph_is_legal_where_nothing_is_skipped) {
+    PlainModel m(3);
+    m.evaluation.build(m.model, m.batch, m.all);
+    m.hook.start_skipping();
+    m.evaluation.compute(m.model, m.batch);
+    m.evaluation.build(m.model, m.batch, m.all);
+    m.evaluation.compute(m.model, m.batch);
+    CHECK_EQUAL(m.hook.take_error(), "");
+    m.hook.stop();
+}
+
 // stop() did not follow a graph: the next graph says so, and nothing changed stays.
 TEST(graph_patch_reports_a_graph_that_was_not_put_back) {
     PlainModel m(2);
