@@ -38,7 +38,6 @@ bool GraphPatch::is_output(const ggml_tensor * t, size_t layer) const {
 }
 
 void GraphPatch::on_node(ggml_tensor * t) {
-    prefetch_.on_node(t);
     nodes_.push_back(t);
     if (is_output(t, next_layer_)) {
         end_layer(next_layer_, t);
@@ -123,7 +122,6 @@ void GraphPatch::restore() noexcept {
     nodes_.clear();
     next_layer_ = 0;
     last_output_ = nullptr;
-    prefetch_.begin_graph();
 }
 
 }  // namespace first_cpp

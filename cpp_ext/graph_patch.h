@@ -13,7 +13,6 @@
 
 #include "ggml.h"
 #include "node_index.h"
-#include "node_prefetch.h"
 #include "skip_plan.h"
 
 namespace first_cpp {
@@ -70,7 +69,6 @@ private:
     Nodes nodes_;  // since then, that output first
     Nodes cleared_;
     std::vector<Rewritten> rewritten_;
-    NodePrefetch prefetch_;
     SkipPlanner planner_;
     SkipPlan plan_;
     size_t layers_skipped_ = 0;
