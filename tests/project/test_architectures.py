@@ -1,4 +1,4 @@
-"""Leaving layers out is exact on every architecture that llama.cpp runs; the table of them is docs/ARCHITECTURES.md."""
+"""Skipping layers is exact on every architecture that llama.cpp runs; the table of them is docs/reference/architectures.md."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_second_turn_of_sliding_windows(architecture, settings, tmp_path, load):
 
 
 def test_a_crash_is_one_result():
-    """llama.cpp ends the process of a model that does not suit it; the run goes on and tells what ended it."""
+    """llama.cpp ends the process of a model that does not suit it; the run goes on and says what ended it."""
     crash = "import os; os.write(2, b'/src/ggml.c:7: GGML_ASSERT(false) failed'); os.abort()"
     crashed, unsuited = run(["llama", "clip"], command=[sys.executable, "-c", crash])
     assert (crashed.outcome, crashed.why) == ("wrong", "ggml.c:7: GGML_ASSERT(false) failed")

@@ -1,10 +1,8 @@
-"""The ideas of tools/try_ideas.py do what they say, so that what is measured of them is theirs."""
+"""The ideas of research/try_ideas.py do what they say, so that what is measured of them is theirs."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 
 import pytest
 import reference
@@ -20,7 +18,6 @@ from first_cpp.train.objective import Lesson, Objective, Settings, answer_loss
 from first_cpp.train.rule import RouterBank, collate, lowest
 from first_cpp.train.search import removal_order
 
-sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "tools"))
 import try_ideas
 
 

@@ -1,6 +1,6 @@
 """Trains with an idea that `first-cpp train` does not have, to measure what it would bring.
 
-    python tools/try_ideas.py IDEA OPTION ...
+    python research/try_ideas.py IDEA OPTION ...
 
 The options are those of `first-cpp train`. IDEA is one of
 
@@ -11,11 +11,11 @@ The options are those of `first-cpp train`. IDEA is one of
     given         known orders are taken as they are: a task's own, surely better than that for all or not
     last-tokens   routers read the last 32 tokens of a prompt
     windows       routers read four windows of a prompt; a layer's score is that of the window that needs it most
-    stand-ins     for a layer left out stands a map of rank 16, started from a least-squares fit of the layer's update
+    stand-ins     for a skipped layer stands a map of rank 16, started from a least-squares fit of the layer's update
     one-step      all passes over a batch's answers make one optimizer step
-    borrow        half of the answers are read without the layers that another prompt chose
+    borrow        half of the answers skip the layers that another prompt chose
     tails         the last tokens of a prompt are read as its answer is, to predict what the dense model does
-    feed-forward  feed-forward blocks alone are left out, as many as weigh what a share of the layers weighs
+    feed-forward  feed-forward blocks alone are skipped, as many as weigh what a share of the layers weighs
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from first_cpp.train import command as train
-from first_cpp.train import loop, objective, rule, start
+from first_cpp.train import loop, objective, result, rule, start
 from first_cpp.train.data import Example, draw
 from first_cpp.train.loop import Trainer
 from first_cpp.train.model import decoder_layers
@@ -88,7 +88,7 @@ class Windows(RouterBank):
 
 
 class FeedForward(Routed):
-    """Leaves out the feed-forward block of a layer alone."""
+    """Skips the feed-forward block of a layer alone."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, *rest: Any) -> None:
         super().__init__(model, layers, *rest)
@@ -125,7 +125,7 @@ def weigh_alike(layer: nn.Module) -> None:
 
 
 class StandIns(Routed):
-    """Adds to what passes by a layer what a map of low rank makes of it."""
+    """Adds to the hidden states that skip a layer what a map of low rank makes of them."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, *rest: Any) -> None:
         super().__init__(model, layers, *rest)
@@ -140,7 +140,7 @@ class StandIns(Routed):
 
 @torch.no_grad()
 def fit_stand_ins(trainer: Trainer, examples: Sequence[Example]) -> None:
-    """Fit each layer's update at answer positions, nothing left out: ridge regression cut to its RANK best directions."""
+    """Fit each layer's update at answer positions, nothing skipped: ridge regression cut to its RANK best directions."""
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in trainer.routed.stand_ins]  # type: ignore[attr-defined]
     mask: list[Tensor] = []
 
@@ -317,21 +317,37 @@ def _known_order(
     return known[name] if name in known else find(trainer, kind, examples, *rest)
 
 
-def main() -> None:
+def setup_arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("idea", choices=IDEAS)
     parser.add_argument(
         "--orders", nargs="+", default=[], metavar="RUN", help="for known and given: runs of --start search, --layers search"
     )
+    return parser
+
+
+def main() -> None:
+    parser = setup_arg_parser()
     args, options = parser.parse_known_args()
     if (args.idea in ("known", "given")) is not bool(args.orders):
         parser.error("known and given need --orders, the other ideas do not take it")
     training = argparse.ArgumentParser()
     train.add_arguments(training)
     apply(args.idea, args.orders)
-    orders = ["--orders", *args.orders] if args.orders else []
-    sys.argv = ["try_ideas.py", "train", *options, "--idea", args.idea, *orders]  # the command that train.json records
+    known = ["--orders", *args.orders] if args.orders else []
+    record_command(" ".join(["python research/try_ideas.py", args.idea, *options, *known]))
     train.command(training.parse_args(options))
+
+
+def record_command(command: str) -> None:
+    """Let a run record this command: training would record `first-cpp`, which has no ideas."""
+    save = result.save_result
+
+    def save_with_command(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], skip: float | None) -> None:
+        save(out, trainer, lora, record | {"command": command}, skip)
+
+    result.save_result = save_with_command
+
 
 
 if __name__ == "__main__":
