@@ -7,6 +7,7 @@ import json
 import pytest
 import reference
 import torch
+import try_ideas
 from training_parts import examples, make_routed, mean_loss, trainer
 
 from first_cpp.gguf.synthetic import SHAPES
@@ -17,8 +18,6 @@ from first_cpp.train.model import decoder_layers
 from first_cpp.train.objective import Lesson, Objective, Settings, answer_loss
 from first_cpp.train.rule import RouterBank, collate, lowest
 from first_cpp.train.search import removal_order
-
-import try_ideas
 
 
 def bank_of(kind, seed=0):

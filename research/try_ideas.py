@@ -349,6 +349,5 @@ def record_command(command: str) -> None:
     result.save_result = save_with_command
 
 
-
 if __name__ == "__main__":
     main()

@@ -82,6 +82,8 @@ def _series(series: Series, colour: str, aside: int, x, y) -> list[str]:  # type
     return parts
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal", size: int = 13, colour: str = "#222") -> str:
+def _text(
+    x: float, y: float, text: str, anchor: str = "start", weight: str = "normal", size: int = 13, colour: str = "#222"
+) -> str:
     style = f'text-anchor="{anchor}" font-weight="{weight}" font-size="{size}" fill="{colour}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'

@@ -71,7 +71,7 @@ def _default(action: argparse.Action) -> str:
     if words:
         return words[1]
     given = action.default
-    if given is None or given is False or given == [] or given == "" or given == argparse.SUPPRESS:
+    if given is None or given is False or given in ([], "", argparse.SUPPRESS):
         return ""
     return f"`{given:g}`" if isinstance(given, float) else f"`{given}`"
 

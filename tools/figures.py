@@ -1,4 +1,4 @@
-"""The figures that documents show, read from the files that commands wrote: benchmarks/results, the adapter's card, lab notes."""
+"""The figures that documents show, from the files that commands wrote: benchmarks/results, the adapter's card, lab notes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Interval = tuple[float, float, float]
 
 
 def markdown_rows(path: str, after: str) -> list[Cells]:
-    """The rows of the first table after a line that begins with `after`, each by column. Raises ValueError where it is missing."""
+    """The rows of the first table after a line that begins with `after`, by column. Raises ValueError without such a line."""
     with open(path, encoding="utf-8") as file:
         lines = iter(file.read().splitlines())
     if not any(line.startswith(after) for line in lines):

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/results.md and the picture docs/gain.svg from files that commands wrote: python tools/results_page.py"""
+"""Writes the tables of docs/results.md, and docs/gain.svg, from files that commands wrote: python tools/results_page.py"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from chart import Panel, Series, draw
-from figures import adapter_rows, bench, four_task_rows, interval, machine
+from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine
 from marks import ROOT, fill
 
 PAGE = os.path.join(ROOT, "docs", "results.md")
@@ -30,14 +30,16 @@ def kept() -> str:
     """What the bundled adapter keeps, by share."""
     scores = ("qa F1", "tldr ROUGE-L")
     rows = adapter_rows()
-    dense = float(rows[0]["TPOT ms"])
+    columns = ["skip share", "score / dense", *scores, "KL", "decoding speed / dense"]
+    names = ("skipped", "of reference", *scores, "KL")
     return table(
-        ["skip share", "score / dense", *scores, "KL", "decoding speed / dense"],
-        [
-            [row["skipped"], row["of reference"], *(row[name] for name in scores), row["KL"], f"{dense / float(row['TPOT ms']):.2f}"]
-            for row in rows
-        ],
-    )  # fmt: skip
+        columns, [[*(row[name] for name in names), f"{speed:.2f}"] for row, (_, speed) in zip(rows, _speeds(rows), strict=True)]
+    )
+
+
+def _speeds(rows: Sequence[Cells]) -> list[tuple[float, float]]:
+    """Share and decoding speed of each row, of the first one's."""
+    return [(float(row["skipped"]), float(rows[0]["TPOT ms"]) / float(row["TPOT ms"])) for row in rows]
 
 
 def ways() -> str:
@@ -69,37 +71,34 @@ def picture() -> str:
     """Speed and quality against the share, as SVG."""
     rows = adapter_rows()
     deep = [row for row in bench("resident", n_prompt=0) if row["engine"] == "first_cpp"]
-    short = [(float(row["skipped"]), float(rows[0]["TPOT ms"]) / float(row["TPOT ms"])) for row in rows]
-    others = [
-        Series(f"{label}, Q4_0 (random weights)", [(row["layers_skipped"] / row["n_layer"], row["speedup"])], line=False)
-        for name, label in (("limit-1b", "1B shape"), ("limit-3b", "3B shape"))
-        for row in bench(name, engine="first_cpp", skip=0.25)
-        if row["model_type"].endswith("Q4_0 (random weights)")
+    speeds = [
+        Series("SmolLM2-135M, 7,680 tokens of context", [_point(row) for row in deep]),
+        Series("SmolLM2-135M, short prompts", _speeds(rows)),
+        *(
+            Series(f"{label}, Q4_0 (random weights)", [_point(row)], line=False)
+            for name, label in (("limit-1b", "1B shape"), ("limit-3b", "3B shape"))
+            for row in bench(name, engine="first_cpp", skip=0.25)
+            if row["model_type"].endswith("Q4_0 (random weights)")
+        ),
     ]
     own = [(float(row["skipped"]), *interval(row["of reference"])) for row in rows]
+    four = [row for name, row in four_task_rows().items() if name.startswith("routed@")]
+    kept = [
+        Series("bundled adapter: questions, abstracts (95 %)", own),
+        Series(
+            "four tasks, of a LoRA trained dense (95 %)",
+            [(float(row["skipped"]), *interval(row["of reference"])) for row in four],
+        ),
+    ]
     return draw(
         "What skipping gains and costs",
-        Panel(
-            "Decoding speed, dense is 1",
-            (1.0, 1.75),
-            [
-                Series("SmolLM2-135M, 7,680 tokens of context", [(r["layers_skipped"] / r["n_layer"], r["speedup"]) for r in deep]),
-                Series("SmolLM2-135M, short prompts", short),
-                *others,
-            ],
-        ),
-        Panel(
-            "Quality, share of the dense score kept",
-            (0.0, 1.1),
-            [Series("bundled adapter: questions, abstracts (95 %)", own), _four_tasks()],
-        ),
-    )  # fmt: skip
+        Panel("Decoding speed, dense is 1", (1.0, 1.75), speeds),
+        Panel("Quality, share of the dense score kept", (0.0, 1.1), kept),
+    )
 
 
-def _four_tasks() -> Series:
-    found = four_task_rows()
-    points = [(float(row["skipped"]), *interval(row["of reference"])) for name, row in found.items() if name.startswith("routed@")]
-    return Series("four tasks, of a LoRA trained dense (95 %)", points)
+def _point(row: dict) -> tuple[float, float]:
+    return row["layers_skipped"] / row["n_layer"], row["speedup"]
 
 
 def main() -> None:

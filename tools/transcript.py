@@ -20,7 +20,9 @@ def excerpt(output: str) -> str:
     (shown,) = (part for part in parts if part.startswith(SHOWN))
     lines = [line for line in f"== {shown}".splitlines() if line.strip()]
     wrapped = (textwrap.wrap(line, WIDTH, subsequent_indent=" " * (len(line) - len(line.lstrip()))) for line in lines)
-    return "\n".join(["```", f"$ {COMMAND}", before.splitlines()[0], "...", *(part for line in wrapped for part in line), "...", "```"])
+    return "\n".join(
+        ["```", f"$ {COMMAND}", before.splitlines()[0], "...", *(part for line in wrapped for part in line), "...", "```"]
+    )
 
 
 def main() -> None:

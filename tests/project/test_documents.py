@@ -64,7 +64,9 @@ def test_every_relative_link_leads_somewhere(path):
 def test_a_broken_link_is_found(tmp_path):
     (tmp_path / "there.md").write_text("# One thing, and `another`\n")
     page = tmp_path / "page.md"
-    page.write_text("[a](there.md) [b](there.md#one-thing-and-another) [c](gone.md) [d](there.md#gone) `[e](gone.md)`\n# Here\n[f](#here)")
+    page.write_text(
+        "[a](there.md) [b](there.md#one-thing-and-another) [c](gone.md) [d](there.md#gone) `[e](gone.md)`\n# Here\n[f](#here)"
+    )
     assert broken_links(page) == ["gone.md", "there.md#gone"]
 
 
@@ -130,9 +132,7 @@ def test_benchmarks_show_what_make_bench_runs(monkeypatch):
 
     shown = re.findall(r"^    (.+)$", pathlib.Path(document.PATH).read_text(), re.MULTILINE)
     assert sorted(shown) == sorted(commands.COMMANDS.values())
-    recorded = {
-        path.stem: json.loads(path.read_text())["command"] for path in (ROOT / "benchmarks" / "results").glob("*.json")
-    }
+    recorded = {path.stem: json.loads(path.read_text())["command"] for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert recorded == commands.COMMANDS
     ran = []
     monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: ran.append(command) or argparse.Namespace(stdout="[]"))
@@ -159,7 +159,8 @@ def test_the_readme_is_short_and_names_its_two_commands():
 def test_the_transcript_is_one_prompt_of_the_output():
     import transcript
 
-    output = f"model    m\nmore\n\n== a question ==\nWho?\n\n== {transcript.SHOWN} (3) ==\n\n{'word ' * 30}\n   {'deep ' * 30}\n\n== last ==\nx"
+    parts = ["model    m\nmore\n", "a question ==\nWho?\n", f"{transcript.SHOWN} (3) ==\n\n{'word ' * 30}\n   {'deep ' * 30}\n"]
+    output = "\n== ".join([*parts, "last ==\nx"])
     lines = transcript.excerpt(output).splitlines()
     assert lines[:5] == ["```", f"$ {transcript.COMMAND}", "model    m", "...", f"== {transcript.SHOWN} (3) =="]
     assert lines[-2:] == ["...", "```"]
@@ -199,7 +200,7 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 def parser_of(command: str) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser of a command and its words. Raises SystemExit for an idea that does not exist."""
-    words = shlex.split(command.split(" > ")[0].split(" | ")[0])
+    words = shlex.split(command.split(" > ", maxsplit=1)[0].split(" | ", maxsplit=1)[0])
     if words[:2] == ["python", "research/try_ideas.py"]:
         import try_ideas
 
@@ -235,7 +236,9 @@ def rows_of_runs(path: pathlib.Path) -> list[str]:
             other = [text for no, text in spans if not text.startswith("--")]
             names = {text.split()[0] for no, text in spans}
             kept = [word for word in base if word.split()[0] not in names and not (other and word.startswith("--orders"))]
-            found.append(" ".join([*(other or [program]), *kept, *(text for no, text in spans if not no and text.startswith("--"))]))
+            found.append(
+                " ".join([*(other or [program]), *kept, *(text for no, text in spans if not no and text.startswith("--"))])
+            )
     return found
 
 

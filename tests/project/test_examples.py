@@ -1,4 +1,4 @@
-"""Each script in examples/ runs as a user would start it, on a tiny random model and, where it is installed, on the demo model."""
+"""Each script in examples/ runs as a user would start it, on a tiny random model and on the demo model."""
 
 from __future__ import annotations
 
