@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import FirstCppError, MissingFileError
 from ..gguf.model_file import open_gguf
 from ..gguf.routers import read_routers
-from ..skip import check_layers, fixed_layers, skip_from_text
+from ..skip import check_layers, fixed_layers, needs_order, skip_from_text
 
 
 class RowError(FirstCppError, ValueError):
@@ -97,7 +97,7 @@ def trained_set(file: str, kind: str, n_layer: int) -> tuple[list[int], int] | N
         seed = int(found.get("seed", 0))
     except ValueError as error:
         raise RowError(f"{file}: first.train.order and .seed are to be whole numbers: {error}") from None
-    if sorted(order) != list(range(n_layer if order or kind in ("search", "influence", "given") else 0)):
+    if sorted(order) != list(range(n_layer if order or needs_order(kind) else 0)):
         raise RowError(
             f"{file}: first.train.order is {found.get('order', 'missing')!s:.80}, expected each of {n_layer} layers once"
         )
