@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import sys
@@ -11,12 +10,13 @@ from typing import Any
 
 import llama_cpp
 
-from convert.write_influence import write_influence
-from first_cpp import __version__
+from first_cpp import Llama, __version__
 from first_cpp.cli.demo import CALIBRATION
 from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.gguf.embed import write_sidecar
-from first_cpp.gguf.pruned import quiet_llama_cpp
+from first_cpp.gguf.quantise import quantise
+from first_cpp.runtime.block_influence import MAX_TOKENS
+from first_cpp.runtime.block_influence import influence_routers as measure_influence
 from first_cpp.runtime.machine import describe_machine, physical_cores
 
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
@@ -54,18 +54,14 @@ def _without_out(words: list[str]) -> list[str]:
 def smollm2_q4_0(folder: str) -> str:
     """SmolLM2-135M-Instruct of the demo extra (Q4_1) as Q4_0, by llama.cpp's quantizer."""
     out = os.path.join(folder, "smollm2-135m-instruct-q4_0.gguf")
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
-    with quiet_llama_cpp():
-        assert llama_cpp.llama_model_quantize(os.fsencode(find_demo_model()), os.fsencode(out), ctypes.byref(params)) == 0
+    quantise(find_demo_model(), out, "Q4_0")
     return out
 
 
 def influence_routers(model: str, folder: str) -> str:
     """A side file with input-blind routers: block influence on the demo's texts."""
-    text, tensors, out = (os.path.join(folder, name) for name in ("text.txt", "r.safetensors", "influence.gguf"))
-    with open(text, "w", encoding="utf-8") as file:
-        file.write("\n".join(CALIBRATION))
-    write_influence(model, text, tensors, quiet=True)
-    write_sidecar(tensors, model, out, force=True)
+    out = os.path.join(folder, "influence.gguf")
+    llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
+    write_sidecar(measure_influence(llm, CALIBRATION), model, out, force=True)
+    llm.close()
     return out

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from first_cpp.cli.execute import add_debug, run
-from first_cpp.errors import FirstCppError
+from first_cpp.errors import MissingFileError, OptionError
 from first_cpp.gguf.bundled import find_adapter, shipped_adapters
-from first_cpp.gguf.embed import embed, write_sidecar
+from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
+from first_cpp.gguf.merge import merge
+from first_cpp.gguf.model_file import ModelFile, normal_path
+from first_cpp.gguf.new_file import check_output
+from first_cpp.gguf.router_format import write_safetensors
+from first_cpp.runtime.block_influence import DEFAULT_SKIP, MAX_TOKENS, TextError, influence_routers
 from first_cpp.skip import parse_skip
-
-from .write_influence import write_influence
 
 EXAMPLES = """examples:
   python -m convert --routers routers.safetensors --model base.gguf --out model-first.gguf
@@ -36,7 +39,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--routers",
         metavar="FILE",
         help="safetensors with weight [n_layer, n_embd] and bias [n_layer], the folder of a training run, or the name of an "
-        f"adapter that comes with first_cpp: {', '.join(shipped_adapters())}",
+        f"adapter that is bundled with first_cpp: {', '.join(shipped_adapters())}",
     )
     what.add_argument(
         "--block-influence",
@@ -62,37 +65,71 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 
 def command(args: argparse.Namespace) -> None:
+    check(args)
+    if args.block_influence:
+        write_influence(args.model, args.text, args.out, skip=args.skip, force=args.force, quiet=args.quiet)
+        return
+    routers = find_adapter(args.routers)
+    settings = {"skip": args.skip, "force": args.force}
+    if args.merge:
+        merge(routers, args.model, args.out, quantize=args.quantize, quiet=args.quiet, **settings)
+    elif args.sidecar and os.path.isdir(os.path.join(routers, "adapter")):
+        write_lora_sidecar(routers, args.model, args.out, **settings)
+    elif args.sidecar:
+        write_sidecar(routers, args.model, args.out, **settings)
+    else:
+        embed(routers, args.model, args.out, replace=args.replace, quiet=args.quiet, **settings)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise OptionError for options that do not go together, SkipError for a share that is none."""
     if args.skip is not None:
         parse_skip(args.skip)
-    routers = find_adapter(args.routers or "")
-    if args.block_influence:
-        if args.text is None:
-            raise ConvertUsage("--block-influence needs prompts to measure on: --text FILE")
-        if args.sidecar or args.replace:
-            raise ConvertUsage("--sidecar and --replace go with --routers")
-        write_influence(args.model, args.text, args.out, skip=args.skip, force=args.force, quiet=args.quiet)
-    elif args.text is not None:
-        raise ConvertUsage("--text goes with --block-influence")
-    elif args.quantize is not None and not args.merge:
-        raise ConvertUsage("--quantize goes with --merge")
-    elif args.merge and args.sidecar:
-        raise ConvertUsage("--merge folds the LoRA into the model, --sidecar writes it beside: choose one")
-    elif args.merge:
-        from first_cpp.gguf.merge import merge
-
-        merge(routers, args.model, args.out, quantize=args.quantize, skip=args.skip, force=args.force, quiet=args.quiet)
-    elif args.sidecar and os.path.isdir(os.path.join(routers, "adapter")):
-        from first_cpp.gguf.merge import write_lora_sidecar
-
-        write_lora_sidecar(routers, args.model, args.out, skip=args.skip, force=args.force)
-    elif args.sidecar:
-        write_sidecar(routers, args.model, args.out, skip=args.skip, force=args.force)
-    else:
-        embed(routers, args.model, args.out, skip=args.skip, force=args.force, replace=args.replace, quiet=args.quiet)
+    if args.block_influence and args.text is None:
+        raise OptionError("--block-influence needs prompts to measure on: --text FILE")
+    if args.block_influence and (args.sidecar or args.replace):
+        raise OptionError("--sidecar and --replace go with --routers")
+    if args.text is not None and not args.block_influence:
+        raise OptionError("--text goes with --block-influence")
+    if args.quantize is not None and not args.merge:
+        raise OptionError("--quantize goes with --merge")
+    if args.merge and args.sidecar:
+        raise OptionError("--merge folds the LoRA into the model, --sidecar writes it beside: choose one")
 
 
-class ConvertUsage(FirstCppError, ValueError):
-    """Options that do not go together."""
+def write_influence(
+    model: str, text: str, out: str, *, skip: float | None = None, force: bool = False, quiet: bool = False
+) -> None:
+    """Measure the block influence of `model` on the lines of `text` and write routers to `out` (safetensors).
+
+    Raises TextError for a text without prompts, OutputError for an output that must not be written.
+    """
+    from first_cpp import Llama
+
+    text, out = normal_path(text), normal_path(out)
+    prompts = read_prompts(text)
+    check_output(out, [*ModelFile.open(model).paths, text], force, 1 << 20)
+    llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
+    try:
+        share = DEFAULT_SKIP if skip is None else skip
+        routers = influence_routers(llm, prompts, share, source=os.path.basename(text), quiet=quiet)
+    finally:
+        llm.close()
+    write_safetensors(out, routers)
+
+
+def read_prompts(path: str) -> list[str]:
+    """The non-empty lines of a UTF-8 file. Raises MissingFileError or TextError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            prompts = [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        raise MissingFileError(f"--text {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"--text {path} is not UTF-8: {error}") from None
+    if not prompts:
+        raise TextError(f"--text {path} has no prompts: one a line is expected")
+    return prompts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,8 @@ from .errors import (  # noqa: E402
     SettingError,
     SkipError,
 )
-from .gguf.routers import Routers, load_routers  # noqa: E402
+from .gguf.router_format import load_routers  # noqa: E402
+from .gguf.routers import Routers  # noqa: E402
 from .llama import Llama  # noqa: E402
 from .runtime.answer import Timing  # noqa: E402
 from .runtime.routing import Routing  # noqa: E402

@@ -71,26 +71,6 @@ def skip_from_text(text: str) -> Skip:
     return parse_skip(share)
 
 
-def check_prefill(prefill: object, route_tokens: object) -> None:
-    """Raise SkipError for a ``prefill`` or ``route_tokens`` setting that is none."""
-    if prefill not in ("full", "routed"):
-        raise SkipError(f'prefill={prefill!r} is not "full" or "routed"')
-    if route_tokens is None:
-        return
-    if isinstance(route_tokens, bool) or not isinstance(route_tokens, int) or route_tokens < 1:
-        raise SkipError(f"route_tokens={route_tokens!r}: a number of prompt tokens, 1 or more")
-    if prefill != "routed":
-        raise SkipError(f'route_tokens={route_tokens} needs prefill="routed"; with "full" the whole prompt decides')
-
-
-def check_kv(kv: object, release_kv: bool) -> None:
-    """Raise SkipError for a ``kv`` setting that is none, or that contradicts ``release_kv``."""
-    if kv not in ("drop", "keep"):
-        raise SkipError(f'kv={kv!r} is not "drop" or "keep"')
-    if kv == "keep" and release_kv:
-        raise SkipError('release_kv=True gives back the KV that kv="keep" goes on writing; choose one')
-
-
 def _one_layer(number: float) -> str:
     """What to write for one layer, where a number could be meant as that."""
     layer = math.isfinite(number) and number >= 1 and number == int(number)

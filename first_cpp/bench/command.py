@@ -22,7 +22,7 @@ from .._version import __version__
 from ..cli.execute import add_debug
 from ..cli.options import shares_from_text
 from ..errors import FirstCppError, MissingFileError
-from ..gguf.pruned import quiet_llama_cpp
+from ..gguf.quantise import quiet_llama_cpp
 from ..gguf.synthetic import FILE_TYPES, SHAPES, write_random
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import cpu_name, describe_machine, physical_cores

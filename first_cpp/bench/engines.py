@@ -85,7 +85,7 @@ def prepared(model: str, routers: str | None, copy: bool) -> Iterator[Files]:
 def _embedded(model: str) -> str | None:
     """The model's own routers, as llama.cpp's writer keeps no metadata arrays of others: read from the file itself."""
     from ..gguf.model_file import open_gguf
-    from ..gguf.routers import read_routers
+    from ..gguf.router_format import read_routers
 
     return model if read_routers(open_gguf(model), model) is not None else None
 
@@ -120,13 +120,12 @@ def layers_by_share(
 
 def write_random_routers(path: str, model: str, n_layer: int, n_embd: int) -> None:
     """A side file with random routers: prefill scores the prompt as it does with trained ones."""
-    from safetensors.numpy import save_file
-
     from ..gguf.embed import write_sidecar
+    from ..gguf.model_file import ModelFile
+    from ..gguf.router_format import WRITER
+    from ..gguf.routers import Routers
 
-    rng = np.random.default_rng(0)
-    weight = rng.normal(0, 0.02, (n_layer, n_embd)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        tensors = os.path.join(folder, "routers.safetensors")
-        save_file({"weight": weight, "bias": np.zeros(n_layer, np.float32)}, tensors, metadata={"norm_eps": "1e-5"})
-        write_sidecar(tensors, model, path, force=True)
+    weight = np.random.default_rng(0).normal(0, 0.02, (n_layer, n_embd)).astype(np.float32)
+    base = ModelFile.open(model).base
+    routers = Routers(base, weight, np.zeros(n_layer, np.float32), 1e-5, (True,) * n_layer, 0.25, WRITER)
+    write_sidecar(routers, model, path, force=True)

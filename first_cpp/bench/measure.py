@@ -231,7 +231,7 @@ def _look_at(measured: Measured, llm: Llama, reads: Any) -> None:
     test = measured.test
     if not test.n_prompt and not measured.row.draft:
         middle = test.n_depth + test.n_gen // 2
-        measured.byte_limit = byte_limit(reads, llm._layers.cache, llm.n_ctx(), middle, measured.row.left_out)
+        measured.byte_limit = byte_limit(reads, llm.kv_cache, llm.n_ctx(), middle, measured.row.left_out)
 
 
 def spread(values: Sequence[float]) -> float:

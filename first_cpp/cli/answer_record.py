@@ -19,7 +19,7 @@ class Summary:
 
     def expected(self, routing: Routing) -> float:
         """The speed-up of decoding over dense by the bytes that a token reads, weights and KV."""
-        return byte_limit(self._reads, self._llm._layers.cache, self._llm.n_ctx(), self._llm.n_tokens, routing.skipped)
+        return byte_limit(self._reads, self._llm.kv_cache, self._llm.n_ctx(), self._llm.n_tokens, routing.skipped)
 
     def line(self, routing: Routing, timing: Timing) -> str:
         """The line."""

@@ -92,16 +92,15 @@ def _with_trained_routers(folder: str) -> tuple[str, None]:
 
 def _with_influence(model: str, folder: str) -> tuple[str, str]:
     """A model without trained routers, and input-blind ones measured here."""
-    from convert.write_influence import write_influence
-
     from ..gguf.embed import write_sidecar
+    from ..llama import Llama
+    from ..runtime.block_influence import MAX_TOKENS, influence_routers
 
-    text, routers, adapter = (os.path.join(folder, name) for name in ("text.txt", "r.safetensors", "adapter.gguf"))
-    with open(text, "w", encoding="utf-8") as file:
-        file.write("\n".join(CALIBRATION))
+    adapter = os.path.join(folder, "adapter.gguf")
     print(f"model    {os.path.basename(model)}")
-    write_influence(model, text, routers, quiet=True)
-    write_sidecar(routers, model, adapter)
+    llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
+    write_sidecar(influence_routers(llm, CALIBRATION), model, adapter)
+    llm.close()
     print(
         f"routers  input-blind: block influence measured just now on {len(CALIBRATION)} other texts. They do not look at\n"
         "         the prompt, so every prompt loses the same layers, and that costs quality: expect worse answers.\n"

@@ -16,4 +16,6 @@ def need_extra(what: str, extra: str, *packages: str) -> None:
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f'{what} needs {" and ".join(missing)}, which is not installed: pip install "first-cpp[{extra}]"')
+        raise MissingExtraError(
+            f'{what} needs {" and ".join(missing)}, which is not installed: pip install "first-cpp[{extra}]"'
+        )

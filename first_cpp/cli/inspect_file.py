@@ -9,7 +9,8 @@ import argparse
 import contextlib
 
 from ..gguf.model_file import normal_path, open_gguf
-from ..gguf.routers import Routers, read_routers
+from ..gguf.router_format import read_routers
+from ..gguf.routers import Routers
 from ..llama import Llama
 from .execute import add_debug
 

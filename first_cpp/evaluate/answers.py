@@ -90,7 +90,7 @@ def reads_scores(row: Row) -> bool:
 
 def _diverges(row: Row, dense: Llama | None) -> bool:
     """Whether a row is anything else than the dense model itself."""
-    return dense is not None and (row.file, row.routers, row.skip) != (dense.model_path, dense._routers_path, None)
+    return dense is not None and (row.file, row.routers, row.skip) != (dense.model_path, dense._arguments.routers, None)
 
 
 def kl_questions(questions: Sequence[Question], n: int) -> set[int]:

@@ -10,14 +10,13 @@ import functools
 import json
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..cli.execute import add_debug
 from ..cli.options import shares_from_text, whole_number
 from ..errors import FirstCppError, MissingExtraError, MissingFileError
-from ..gguf.model_file import context_length
+from ..gguf.model_file import ModelFile
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import describe_machine, physical_cores
 from ..skip import FIXED, fixed_layers, layers_for_share
@@ -121,19 +120,17 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     for path in [args.model, *([args.routers] if args.routers else []), *args.calibrate]:
         if not os.path.isfile(path):
             raise MissingFileError(f"there is no file {path}")
-    n_ctx = args.ctx or context_length(args.model)
+    n_ctx = args.ctx or ModelFile.open(args.model).default_context
     return {"n_ctx": n_ctx, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
 
 
 def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """dense, the routed rows, the baselines at the same shares, and the rows given."""
-    from ..gguf.model_file import open_gguf
-    from ..gguf.routers import load_routers
+    from ..gguf.router_format import load_routers
     from .rows import Row, parse_row
 
     shares = shares_from_text(args.skip)
-    file = open_gguf(args.model)
-    n_layer = int(file.get(f"{file.get('general.architecture').decode()}.block_count"))
+    n_layer = ModelFile.open(args.model).n_layer
     names = list(FIXED) if args.baselines == "all" else [n for n in args.baselines.split(",") if n != "none"]
     influence = functools.cache(functools.partial(_influence_order, args))
     rows = [Row("dense", args.model, 0.0, None, args.routers)]
@@ -156,19 +153,16 @@ def _influence_order(args: argparse.Namespace) -> list[int]:
     """All layers from the least block influence up (ShortGPT: 1 - cosine of input and output), over training prompts."""
     if not args.calibrate:
         raise EvalUsage("--baselines influence needs --calibrate train.jsonl: it is never measured on the test data")
-    from safetensors.numpy import load_file
-
-    from convert.write_influence import write_influence
-
+    from ..llama import Llama
+    from ..runtime.block_influence import MAX_TOKENS, influence_routers
     from .questions import read_questions
 
-    with tempfile.TemporaryDirectory() as folder:
-        text, found = os.path.join(folder, "text.txt"), os.path.join(folder, "r.safetensors")
-        prompts = [question.prompt.replace("\n", " ") for question in read_questions(args.calibrate, 32)]
-        with open(text, "w", encoding="utf-8") as file:
-            file.write("\n".join(prompts))
-        write_influence(args.model, text, found, quiet=True)
-        return [int(layer) for layer in load_file(found)["bias"].argsort(kind="stable")]
+    prompts = [question.prompt.replace("\n", " ").strip() for question in read_questions(args.calibrate, 32)]
+    llm = Llama(args.model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
+    try:
+        return [int(layer) for layer in influence_routers(llm, prompts).bias.argsort(kind="stable")]
+    finally:
+        llm.close()
 
 
 def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import FirstCppError, MissingFileError
 from ..gguf.model_file import open_gguf
-from ..gguf.routers import read_routers
-from ..skip import check_layers, fixed_layers, needs_order, skip_from_text
+from ..gguf.router_format import read_routers, trained_set
+from ..skip import check_layers, fixed_layers, skip_from_text
 
 
 class RowError(FirstCppError, ValueError):
@@ -72,7 +72,7 @@ def _set(
     file: str, kind: str, share: float, n_layer: int, influence: Callable[[], Sequence[int]], seed: int
 ) -> tuple[int, ...]:
     """The fixed set of layers that a row of this kind leaves out."""
-    trained = trained_set(file, kind, n_layer)
+    trained = trained_set(read_routers(open_gguf(file), file), kind, n_layer, file)
     if trained is not None:
         return fixed_layers(kind, share, n_layer, *trained)
     if kind in ("search", "given"):
@@ -80,28 +80,6 @@ def _set(
             f"{file} was not trained with layers of the kind {kind!r} (first-cpp train --layers); give layers instead"
         )
     return fixed_layers(kind, share, n_layer, influence() if kind == "influence" else (), seed)
-
-
-def trained_set(file: str, kind: str, n_layer: int) -> tuple[list[int], int] | None:
-    """The order of layers, where there is one, and the seed of the fixed set of layers that a file's LoRA was trained for, as
-    `first-cpp train` wrote them (docs/FORMAT.md). None for other files and other kinds of set.
-
-    Raises RowError for an order or a seed that is none.
-    """
-    routers = read_routers(open_gguf(file), file)
-    found = routers.train if routers else {}
-    if found.get("layers") != kind:
-        return None
-    try:
-        order = [int(layer) for layer in str(found.get("order", "")).split(",") if layer]
-        seed = int(found.get("seed", 0))
-    except ValueError as error:
-        raise RowError(f"{file}: first.train.order and .seed are to be whole numbers: {error}") from None
-    if sorted(order) != list(range(n_layer if order or needs_order(kind) else 0)):
-        raise RowError(
-            f"{file}: first.train.order is {found.get('order', 'missing')!s:.80}, expected each of {n_layer} layers once"
-        )
-    return order, seed
 
 
 def fingerprint(path: str) -> str:

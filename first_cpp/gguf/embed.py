@@ -1,115 +1,146 @@
-"""Routers into a copy of the base model, or into a side file."""
+"""Routers into a copy of the base model, or into a side file that may carry a LoRA too."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from typing import BinaryIO
+
+import numpy as np
 
 from .._ext import GgufFile
 from ..errors import ModelFileError, RouterError
-from .model_file import fingerprint, normal_path, open_model
+from .lora import LoraPair, read_run_lora
+from .model_file import ModelFile, normal_path
 from .new_file import check_output, new_file
-from .read_safetensors import read_safetensors, routers_file
-from .routers import FORMAT_VERSION, MAX_LAYERS, Base, Routers
+from .router_format import WRITER, add_routers, read_safetensors, router_keys, routers_file
+from .routers import Routers, check_base, check_values
 
 CHUNK = 4 << 20
+"""Bytes copied at once."""
 
 
 def embed(
-    routers: str,
-    model: str,
-    out: str,
+    routers: Routers | str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     skip: float | None = None,
     force: bool = False,
     replace: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Write `out`: the base model with the routers in its metadata, tensor bytes untouched.
+    """Write `out`: the base model with routers in its metadata, tensor bytes untouched.
 
-    Raises errors of first_cpp for inputs that do not fit, OutputError for an output that must not be written; on any
-    error nothing stands under `out` that was not there before.
+    routers: the routers, a safetensors file of them, or the folder of a training run. skip: the share to recommend, in place of
+    what they say. force: an existing `out` may be replaced. replace: so may routers that the model already carries.
+    quiet: no progress bar. Raises errors of `first_cpp.errors` for inputs that do not fit, OutputError for an output that must
+    not be written; on any error `out` is what it was before.
+
+    >>> embed(load_routers("model-first.gguf"), "model.gguf", "half.gguf", skip=0.5, quiet=True)
+    >>> load_routers("half.gguf").skip
+    0.5
     """
-    model, out = normal_path(model), normal_path(out)
-    parts = open_model(model)
-    if len(parts) > 1:
-        raise ModelFileError(f"{model} is split in {len(parts)} files; merge it with llama-gguf-split, or write a --sidecar")
-    file = parts[0][1]
-    if old := [key for key in file.keys() if key.startswith("first.")]:
-        if not replace:
-            raise RouterError(f"{model} already carries routers; --replace puts the new ones in their place")
-        for key in old:
-            file.remove(key)
-    size = os.path.getsize(model)
-    check_output(out, [model, routers_file(routers)], force, size)
-    data_offset = file.data_offset
-    _add(file, read_routers_for(routers, parts, skip))
-    with new_file(out) as target, open(model, "rb") as source:
-        target.write(file.metadata())
+    base, out = ModelFile.open(model), normal_path(out)
+    if len(base.files) > 1:
+        raise ModelFileError(
+            f"{base.path} is split in {len(base.files)} files; merge it with llama-gguf-split, or write a --sidecar"
+        )
+    if (old := router_keys(base.first)) and not replace:
+        raise RouterError(f"{base.path} already carries routers; --replace puts the new ones in their place")
+    size = os.path.getsize(base.path)
+    check_output(out, [base.path, *_input(routers)], force, size)
+    new = routers_for(routers, base, skip)
+    data_offset = base.first.data_offset
+    for key in old:
+        base.first.remove(key)
+    add_routers(base.first, new)
+    with new_file(out) as target, open(base.path, "rb") as source:
+        target.write(base.first.metadata())
         source.seek(data_offset)
         _copy(source, target, size - data_offset, quiet)
 
 
-def write_sidecar(routers: str, model: str, out: str, *, skip: float | None = None, force: bool = False) -> None:
-    """Write `out`: a GGUF of type "adapter" with the routers alone. Raises as `embed` does."""
-    model, out = normal_path(model), normal_path(out)
-    parts = open_model(model)
-    check_output(out, [*(path for path, _ in parts), routers_file(routers)], force, 1 << 20)
-    read = read_routers_for(routers, parts, skip)
+def write_sidecar(
+    routers: Routers | str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    skip: float | None = None,
+    force: bool = False,
+) -> None:
+    """Write `out`: a GGUF of type "adapter" with the routers alone. Arguments and errors are those of `embed`.
+
+    >>> write_sidecar(load_routers("model-first.gguf"), "model.gguf", "side.gguf")
+    >>> load_routers("side.gguf").weight.shape
+    (6, 128)
+    """
+    base, out = ModelFile.open(model), normal_path(out)
+    check_output(out, [*base.paths, *_input(routers)], force, 1 << 20)
+    file = side_file(routers_for(routers, base, skip))
     with new_file(out) as target:
-        target.write(adapter_file(read).metadata())
+        target.write(file.metadata())
 
 
-def adapter_file(routers: Routers) -> GgufFile:
+def write_lora_sidecar(
+    run: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    skip: float | None = None,
+    force: bool = False,
+) -> None:
+    """Write `out`: a GGUF adapter with the routers and the LoRA (F16) of a training run, which llama.cpp's LoRA loader takes.
+
+    Raises LoraError for a LoRA that does not fit, else as `embed` does.
+    """
+    run, base, out = normal_path(run), ModelFile.open(model), normal_path(out)
+    pairs = read_run_lora(run, base)
+    routers = routers_for(run, base, skip)
+    data = [(f"{pair.name}.{part}", matrix) for pair in pairs for part, matrix in (("lora_a", pair.a), ("lora_b", pair.b))]
+    check_output(out, [*base.paths, *_input(run)], force, sum(matrix.nbytes for _, matrix in data))
+    file = side_file(routers)
+    _add_lora(file, pairs, data)
+    with new_file(out) as target:
+        target.write(file.metadata())
+        for _, matrix in data:
+            target.write(matrix.astype(np.float16).tobytes())
+            target.write(b"\0" * (-target.tell() % file.alignment))
+
+
+def side_file(routers: Routers) -> GgufFile:
     """A GGUF of type "adapter" that carries the routers, in memory."""
     file = GgufFile()
     file.set_str("general.architecture", routers.base.architecture)
     file.set_str("general.type", "adapter")
-    _add(file, routers)
+    add_routers(file, routers)
     return file
 
 
-def base_of(parts: list[tuple[str, GgufFile]]) -> tuple[Base, float]:
-    """What routers must fit, and the model's RMS-norm epsilon. Raises ModelFileError for a file without layers."""
-    path, file = parts[0]
+def routers_for(routers: Routers | str | os.PathLike[str], model: ModelFile, skip: float | None) -> Routers:
+    """Routers as they go into a file for `model`, with `skip` as the recommended share where given.
 
-    def value(key: str, kind: str) -> float:
-        if file.kind(key) != kind:
-            raise ModelFileError(f"{path}: {key} is {file.kind(key) or 'missing'}, expected {kind}")
-        return float(file.get(key))
-
-    if file.kind("general.architecture") != "str":
-        raise ModelFileError(f"{path}: general.architecture is missing: not a model")
-    arch = file.get("general.architecture").decode()
-    nextn = f"{arch}.nextn_predict_layers"
-    n_layer = int(value(f"{arch}.block_count", "u32")) - (int(value(nextn, "u32")) if file.kind(nextn) else 0)
-    if not 1 <= n_layer <= MAX_LAYERS:
-        raise ModelFileError(f"{path}: {n_layer} layers, expected 1 to {MAX_LAYERS}")
-    eps = f"{arch}.attention.layer_norm_rms_epsilon"
-    base = Base(arch, n_layer, int(value(f"{arch}.embedding_length", "u32")), fingerprint(parts))
-    return base, value(eps, "f32") if file.kind(eps) else 1e-5
+    Raises RouterError where they were made for another model, and as `read_safetensors` does.
+    """
+    if not isinstance(routers, Routers):
+        return read_safetensors(os.fspath(routers), model.base, model.norm_eps, skip)
+    check_base(routers, model.base, "the given Routers")
+    new = dataclasses.replace(routers, writer=WRITER, skip=routers.skip if skip is None else skip)
+    check_values(new, "the given Routers")
+    return new
 
 
-def read_routers_for(routers: str, parts: list[tuple[str, GgufFile]], skip: float | None) -> Routers:
-    """The routers in a safetensors file or run folder, for this base. Raises RouterError if they do not fit."""
-    base, norm_eps = base_of(parts)
-    return read_safetensors(routers, base, norm_eps, skip)
+def _add_lora(file: GgufFile, pairs: Sequence[LoraPair], data: Sequence[tuple[str, np.ndarray]]) -> None:
+    file.set_str("adapter.type", "lora")
+    file.set_f32("adapter.lora.alpha", pairs[0].scale * pairs[0].a.shape[0])  # llama.cpp divides by the rank
+    for name, matrix in data:
+        file.add_tensor_f16(name, matrix.shape[1], matrix.shape[0])
 
 
-def _add(file: GgufFile, routers: Routers) -> None:
-    file.set_u32("first.version", FORMAT_VERSION)
-    file.set_str("first.writer", routers.writer)
-    file.set_str("first.base.architecture", routers.base.architecture)
-    file.set_u32("first.base.n_layer", routers.base.n_layer)
-    file.set_u32("first.base.n_embd", routers.base.n_embd)
-    file.set_str("first.base.fingerprint", routers.base.fingerprint)
-    file.set_f32_array("first.router.weight", routers.weight.reshape(-1))
-    file.set_f32_array("first.router.bias", routers.bias)
-    file.set_f32("first.router.norm_eps", routers.norm_eps)
-    file.set_bool_array("first.router.skippable", list(routers.skippable))
-    file.set_f32("first.policy.skip", routers.skip)
-    for key, value in routers.train.items():
-        file.set_str(f"first.train.{key}", str(value))
+def _input(routers: Routers | str | os.PathLike[str]) -> list[str]:
+    """The file that routers are read from, where they are."""
+    return [] if isinstance(routers, Routers) else [routers_file(os.fspath(routers))]
 
 
 def _copy(source: BinaryIO, target: BinaryIO, n_bytes: int, quiet: bool) -> None:

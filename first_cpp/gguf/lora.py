@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._ext import GgufFile
 from ..errors import FirstCppError, MissingFileError
+from .model_file import ModelFile
 
 Array = npt.NDArray[np.float32]
 
@@ -20,6 +22,7 @@ Array = npt.NDArray[np.float32]
 PERMUTED = {"llama", "granite", "granitemoe", "smollm3", "minicpm", "arcee"}
 # Here both rotate halves, or store q and k alike.
 AS_IS = {"qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "starcoder2", "stablelm", "seed_oss", "exaone4"}
+MAX_HEADS = 65536
 
 
 class LoraError(FirstCppError, ValueError):
@@ -34,6 +37,22 @@ class LoraPair:
     a: Array
     b: Array
     scale: float
+
+
+def read_run_lora(run: str, model: ModelFile) -> list[LoraPair]:
+    """The pairs in the adapter folder of a training run, for this model. Raises as `read_lora` does."""
+    n_head = _heads(model.first, model.key("attention.head_count"), 0)
+    n_head_kv = _heads(model.first, model.key("attention.head_count_kv"), n_head)
+    return read_lora(os.path.join(run, "adapter"), model.architecture, model.n_layer, n_head, n_head_kv)
+
+
+def _heads(file: GgufFile, key: str, default: int) -> int:
+    if not file.kind(key) and default:
+        return default
+    found = int(file.get(key)) if file.kind(key) == "u32" else 0
+    if not 0 < found <= MAX_HEADS:
+        raise LoraError(f"{key} is {found or file.kind(key) or 'missing'}, expected one number of heads for all layers")
+    return found
 
 
 def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_kv: int) -> list[LoraPair]:

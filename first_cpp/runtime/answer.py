@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ..errors import AnswerCancelled, BusyError, ContextFull
+from .one_thread import OneThread
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,9 @@ class Timing:
 
     n_tokens: tokens generated. ttft: seconds to the first one, 0 before it. tpot: mean seconds per token after it, 0 before
     the second.
+
+    >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05).tpot
+    0.05
     """
 
     n_tokens: int = 0
@@ -22,12 +29,12 @@ class Timing:
 
 
 class Answer:
-    """The state of one answer: nothing decided during prefill, then the layers that its decoding leaves out."""
+    """The state of one answer: nothing decided during prefill, then the layers that its decoding skips."""
 
-    __slots__ = ("_resumed", "cancelled", "decode", "left_out", "n_tokens", "running", "ttft")
+    __slots__ = ("_resumed", "cancelled", "decode", "n_tokens", "running", "skipped", "ttft")
 
     def __init__(self) -> None:
-        self.left_out: frozenset[int] | None = None
+        self.skipped: frozenset[int] | None = None
         self.cancelled = False
         self.running = False
         self.n_tokens = 0
@@ -67,3 +74,78 @@ class ContextEnd:
 
     def __call__(self, tokens: Any, logits: Any) -> bool:
         return self.reached or (self.further is not None and bool(self.further(tokens, logits)))
+
+
+class CurrentAnswer:
+    """The answer that a model is at, if any; it can be cancelled from any thread.
+
+    abort: ends evaluations while it is on, from any thread.
+    """
+
+    def __init__(self, abort: Callable[[bool], None]) -> None:
+        self._abort = abort
+        self._lock = threading.Lock()
+        self.answer: Answer | None = None
+        self.last = Answer()
+        """The answer begun last, whether or not it has ended."""
+
+    def begin(self, answer: Answer) -> None:
+        self._set(answer)
+        self.last = answer
+
+    def end(self, answer: Answer | None = None) -> None:
+        """The answer has ended, whichever it is, or only if it is this one."""
+        if answer is None or self.answer is answer:
+            self._set(None)
+
+    def _set(self, answer: Answer | None) -> None:
+        with self._lock:
+            self.answer = answer
+            self._abort(False)
+
+    def cancel(self) -> None:
+        """End the answer as soon as it can be; a suspended one ends when it is resumed."""
+        with self._lock:
+            if self.answer is not None:
+                self.answer.cancelled = True
+                self._abort(self.answer.running)
+
+    def go_on(self, answer: Answer) -> None:
+        """`answer` is resumed. Raises BusyError after a newer one, AnswerCancelled after `cancel`."""
+        with self._lock:
+            if self.answer is not answer:
+                raise BusyError("this answer cannot go on: the same Llama was reset or given a newer prompt")
+            if answer.cancelled:
+                raise AnswerCancelled("the answer was cancelled")
+            answer.running = True
+
+    def steps(
+        self, inner: Generator[int, Any, None], answer: Answer, lock: OneThread, end: ContextEnd | None
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """The tokens of `inner`, each made under the lock, with the time they take.
+
+        end: is told where the context ends; without it, and during prefill, that is ContextFull. Raises AnswerCancelled.
+        """
+        sent: Sequence[int] | None = None
+        while True:
+            with lock:
+                self.go_on(answer)
+                try:
+                    token = inner.send(sent)
+                except StopIteration:
+                    return
+                except ContextFull:
+                    if answer.skipped is None or end is None:
+                        raise
+                    end.reached = True
+                    return
+                except RuntimeError as error:
+                    if answer.cancelled:
+                        raise AnswerCancelled("the answer was cancelled") from error
+                    raise
+                answer.running = False
+                if answer.cancelled:
+                    raise AnswerCancelled("the answer was cancelled")
+            answer.count()
+            sent = yield token
+            answer.resume()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
 
-from ..errors import OptionError
+from ..errors import OffloadError, SettingError
+from ..gguf.model_file import normal_path
+from ..gguf.routers import Routers
+from ..skip import Skip, parse_skip
 
 MOST_THREADS = 512  # llama.cpp's own bound; it ends the process beyond
 _SIZES = {  # the least and the most that llama.cpp survives; n_ctx=0 is the model's, n_ubatch=0 is n_batch
@@ -22,25 +27,94 @@ _SIZES = {  # the least and the most that llama.cpp survives; n_ctx=0 is the mod
 _BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 
 
-def check_keywords(given: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that neither class knows; the base class would swallow it."""
+@dataclass(frozen=True)
+class Arguments:
+    """What `Llama` takes beyond the base class's arguments. Raises SettingError or SkipError for values that are not allowed.
+
+    >>> Arguments(skip=0.25, kv="keep").skip
+    0.25
+    >>> Arguments(kv="keep", release_kv=True)
+    Traceback (most recent call last):
+    first_cpp.errors.SettingError: release_kv=True gives back the KV that kv="keep" goes on writing; choose one
+    """
+
+    skip: Any = "auto"
+    routers: Any = None
+    release_kv: bool = False
+    prefill: str = "full"
+    route_tokens: int | None = None
+    kv: str = "drop"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_prefill(self.prefill, self.route_tokens)
+        check_kv(self.kv, self.release_kv)
+        object.__setattr__(self, "skip", parse_skip(self.skip))
+        if self.routers is not None and not isinstance(self.routers, Routers):
+            object.__setattr__(self, "routers", normal_path(self.routers))
+
+    @property
+    def routers_path(self) -> str | None:
+        """The file that routers are to be taken from, if one was named."""
+        return self.routers if isinstance(self.routers, str) else None
+
+    def state(self, skip: Skip) -> dict[str, Any]:
+        """These arguments again, with the skip setting of now, for pickling."""
+        return {**self.__dict__, "skip": list(skip) if isinstance(skip, tuple) else skip}
+
+
+def check_base_arguments(given: Mapping[str, Any]) -> None:
+    """Raise TypeError for a keyword that the base class does not know and would ignore, and as `check_sizes` does."""
     known = [name for name, p in _BASE_INIT.parameters.items() if p.kind is p.KEYWORD_ONLY]
-    known += ["model_path", "skip", "routers", "release_kv", "prefill", "route_tokens", "kv", "strict"]
+    known += ["model_path", *Arguments.__dataclass_fields__]
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"Llama() got an unexpected keyword argument {name!r}{hint}")
+    check_sizes(given)
 
 
-def check_sizes(given: dict[str, Any]) -> None:
-    """Raise OptionError for sizes and thread counts that are no whole numbers, or that llama.cpp does not survive."""
+def check_sizes(given: Mapping[str, Any]) -> None:
+    """Raise SettingError for sizes and thread counts that are no whole numbers, or that llama.cpp does not survive."""
     for name, (least, most) in _SIZES.items():
         value = given.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
-            raise OptionError(f"{name}={value!r} is not a whole number from {least} to {most}")
+            raise SettingError(f"{name}={value!r} is not a whole number from {least} to {most}")
+
+
+def check_prefill(prefill: object, route_tokens: object) -> None:
+    """Raise SettingError for an invalid ``prefill`` or ``route_tokens``."""
+    if prefill not in ("full", "routed"):
+        raise SettingError(f'prefill={prefill!r} is not "full" or "routed"')
+    if route_tokens is None:
+        return
+    if isinstance(route_tokens, bool) or not isinstance(route_tokens, int) or route_tokens < 1:
+        raise SettingError(f"route_tokens={route_tokens!r}: a number of prompt tokens, 1 or more")
+    if prefill != "routed":
+        raise SettingError(f'route_tokens={route_tokens} needs prefill="routed"; with "full" the whole prompt decides')
+
+
+def check_kv(kv: object, release_kv: bool) -> None:
+    """Raise SettingError for an invalid ``kv``, or one that contradicts ``release_kv``."""
+    if kv not in ("drop", "keep"):
+        raise SettingError(f'kv={kv!r} is not "drop" or "keep"')
+    if kv == "keep" and release_kv:
+        raise SettingError('release_kv=True gives back the KV that kv="keep" goes on writing; choose one')
+
+
+def wants_gpu(own: Arguments, routers: Routers | None, given: Mapping[str, Any]) -> bool:
+    """Whether layers go to a GPU. Raises OffloadError where layers are to be skipped, too."""
+    n_gpu_layers = given.get("n_gpu_layers", 0)
+    offload = n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+    if offload and own.skip is not None and not (own.skip == "auto" and routers is None):
+        raise OffloadError(
+            f"n_gpu_layers={n_gpu_layers} with skip={own.skip!r}: layers can be skipped on the CPU only; "
+            "use n_gpu_layers=0, or skip=None"
+        )
+    return offload
 
 
 def why_no_context(model: Any, asked: Any) -> str:

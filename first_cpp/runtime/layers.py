@@ -1,4 +1,4 @@
-"""The hook of one llama context: leaves layers out, reads the residual stream, gives KV pages back."""
+"""The hook of one llama context: skips layers, reads hidden states, gives KV pages back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .kv_record import NOTHING
 class Layers:
     """The layers of one llama context and what can be done with them. One per context; it must outlive it.
 
-    keep_kv: layers left out still write their KV cache or recurrent state; those whose cache another layer reads always do.
+    keep_kv: skipped layers still write their KV cache or recurrent state; those whose cache another layer reads always do.
     """
 
     def __init__(self, keep_kv: bool = False) -> None:
@@ -26,16 +26,16 @@ class Layers:
         # ctypes objects that the context goes on using
         self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(_ext.EvalHook.callback)
         self._abort = llama_cpp.llama_cpp.ggml_abort_callback(_ext.EvalHook.abort_callback)
-        self.trouble: tuple[str, ...] = ()
-        """For each layer why it cannot be left out of this model's graphs; empty where it can."""
+        self.unskippable: tuple[str, ...] = ()
+        """For each layer why it cannot be skipped in this model's graphs; empty where it can."""
         self.cache: list[_ext.CacheTensor] = []
         """The KV cache tensors (and recurrent states) that the layers write."""
         self._inputs: list[str] = []
         self._output = ""
         self._found: list[str] = []  # the outputs of layers from the first on, as far as they are known by name
         self._kept: frozenset[int] = NOTHING
-        self._left_out: frozenset[int] = NOTHING
-        self._sink: _ext.ResidualSink | None = None
+        self._skipped: frozenset[int] = NOTHING
+        self._reader: _ext.ResidualSink | None = None
 
     def attach(self, params: Any) -> None:
         """Set the callbacks in `llama_context_params`, before the context is created."""
@@ -47,7 +47,7 @@ class Layers:
     def probing(self, n_layer: int) -> Iterator[None]:
         """Learn the layout from the graph that is evaluated inside; nothing of it is computed.
 
-        A layer that cannot be left out of one of the graphs looked at can be left out of none.
+        A layer that cannot be skipped in one of these graphs can be skipped in none.
         """
         self._hook.probe_begin(n_layer)
         try:
@@ -55,37 +55,37 @@ class Layers:
         finally:
             layout = self._hook.probe_finish()
         layers = layout.layers
-        first = not self.trouble
+        first = not self.unskippable
         self.cache = layout.cache
         self._inputs = [layer.input for layer in layers]
         self._output = layers[-1].output
         self._kept |= {il for il, layer in enumerate(layers) if self._keep_kv or layer.cache_is_shared}
-        trouble = (layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
-        self.trouble = tuple(trouble) if first else tuple(a or b for a, b in zip(self.trouble, trouble, strict=True))
+        reasons = (layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
+        self.unskippable = tuple(reasons) if first else tuple(a or b for a, b in zip(self.unskippable, reasons, strict=True))
         found = list(itertools.takewhile(bool, (layer.output for layer in layers)))
         if not first and found != self._found:
-            self.declare_unsupported(n_layer, "its graphs name the outputs of layers differently")
+            self.declare_dense(n_layer, "its graphs name the outputs of layers differently")
         self._found = found
         self._hook.set_outputs(found)
 
-    def declare_unsupported(self, n_layer: int, why: str) -> None:
-        """No layer of this model can be left out; instead of probing."""
-        self.trouble = (why,) * n_layer
+    def declare_dense(self, n_layer: int, why: str) -> None:
+        """No layer of this model can be skipped; instead of probing."""
+        self.unskippable = (why,) * n_layer
 
     @property
-    def unsupported(self) -> str:
-        """Why no layer at all can be left out; empty when some can."""
-        return self.trouble[0] if all(self.trouble) else ""
+    def dense_because(self) -> str:
+        """Why no layer at all can be skipped; empty when some can."""
+        return self.unskippable[0] if all(self.unskippable) else ""
 
-    def leave_out(self, layers: frozenset[int]) -> None:
-        """Evaluate the next micro-batch without `layers`."""
-        if layers != self._left_out:
-            self._hook.set_fates([self._fate(il, layers) for il in range(len(self._found))])
-            self._left_out = layers
+    def skip(self, layers: frozenset[int]) -> None:
+        """Skip `layers` in the next micro-batch."""
+        if layers != self._skipped:
+            self._hook.set_fates([self._action(il, layers) for il in range(len(self._found))])
+            self._skipped = layers
         self._hook.start_leaving_out()
 
-    def _fate(self, layer: int, left_out: frozenset[int]) -> _ext.Fate:
-        if layer not in left_out:
+    def _action(self, layer: int, skipped: frozenset[int]) -> _ext.Fate:
+        if layer not in skipped:
             return _ext.Fate.RUN
         return _ext.Fate.LEAVE_OUT_KEEP_CACHE if layer in self._kept else _ext.Fate.LEAVE_OUT
 
@@ -94,20 +94,30 @@ class Layers:
         """Whether the hidden states entering every layer, and leaving the last, are known by name."""
         return bool(self._output) and all(self._inputs)
 
-    def lacking(self, left_out: frozenset[int]) -> frozenset[int]:
-        """The layers whose KV a position lacks that was evaluated without `left_out`."""
-        return left_out - self._kept if self._kept else left_out
+    def lacking(self, skipped: frozenset[int]) -> frozenset[int]:
+        """The layers whose KV a position lacks that was evaluated with `skipped` skipped."""
+        return skipped - self._kept if self._kept else skipped
 
-    def read(self, sink: _ext.ResidualSink, final: bool = False) -> None:
-        """Hand the hidden states entering every layer to `sink` until `stop`; with `final` also what leaves the last."""
+    def read(self, reader: _ext.ResidualSink, final: bool = False) -> None:
+        """Hand the hidden states entering every layer to `reader` until `stop`; with `final` also what leaves the last."""
         names = self._inputs + ([self._output] if final else [])
-        self._sink = sink  # the hook keeps a bare pointer
-        self._hook.read(sink, names)
+        self._reader = reader  # the hook keeps a bare pointer
+        self._hook.read(reader, names)
+
+    @contextlib.contextmanager
+    def reading(self, reader: _ext.ResidualSink, final: bool = False) -> Iterator[None]:
+        """`read` for the evaluations inside. Raises RoutingError at the end if a graph did not allow it."""
+        self.read(reader, final)
+        try:
+            yield
+            self.check()
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """All layers run again, and nobody reads; graphs are as llama.cpp built them."""
         self._hook.stop()
-        self._sink = None
+        self._reader = None
 
     def abort(self, on: bool) -> None:
         """While on, evaluations end between two graph nodes with status 2. From any thread."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from ..errors import BusyError, ClosedError, ForkedError
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class _Process:
-    """Whether this process was forked from one that had loaded models: OpenMP's threads did not come along, and to wait
-    for them would have no end."""
+    """Whether this process was forked from one that had loaded models: OpenMP's threads stay behind, and
+    waiting for them never returns."""
 
     loaded = False
     forked_loaded = False
@@ -55,6 +60,18 @@ class OneThread:
 
     def __exit__(self, *exception: object) -> None:
         self._release()
+
+
+def exclusive(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of a model that holds its `_exclusive` lock while it runs."""
+
+    @functools.wraps(method)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
+        model: Any = args[0]
+        with model._exclusive:
+            return method(*args, **kwargs)
+
+    return locked
 
 
 class _Closed:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import llama_cpp
 
 
-class Pieces:
+class TokenText:
     """Tokens to bytes as `llama_cpp.LlamaTokenizer` does it, pieces of more than 32 bytes included (it drops those)."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._bos = int(model.token_bos())
+    def __init__(self, llm: llama_cpp.Llama) -> None:
+        self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
+        self._n_vocab = llm.n_vocab()
+        self._bos = llm.token_bos()
         self._known: dict[int, bytes] = {}
         self._known_special: dict[int, bytes] = {}
 
@@ -31,12 +31,12 @@ class Pieces:
         return text[1:] if text[:1] == b" " and tokens[0] == self._bos else text
 
     def _piece(self, token: int, special: bool) -> bytes:
-        if not 0 <= token < self._model.n_vocab():
-            raise ValueError(f"{token} is no token of this model: 0 to {self._model.n_vocab() - 1}")  # llama.cpp would abort
+        if not 0 <= token < self._n_vocab:
+            raise ValueError(f"{token} is no token of this model: 0 to {self._n_vocab - 1}")  # llama.cpp would abort
         size = 32
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, special)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingFileError, ModelFileError
-from ..gguf.model_file import open_gguf
+from ..gguf.model_file import ModelFile
 
 if TYPE_CHECKING:
     from .router_bank import RouterBank
@@ -43,10 +43,10 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
 
 def check_rotary(path: str) -> None:
     """Raise ModelFileError for a GGUF whose rotary embeddings are scaled (llama3, linear, yarn, longrope)."""
-    file = open_gguf(path)
-    key = f"{file.get('general.architecture').decode()}.rope.scaling.type"
-    kind = file.get(key).decode() if file.kind(key) == "str" else "none"
-    factors = [tensor.name for tensor in file.tensors() if tensor.name.startswith("rope_f")]
+    model = ModelFile.open(path)
+    key = model.key("rope.scaling.type")
+    kind = model.first.get(key).decode() if model.first.kind(key) == "str" else "none"
+    factors = [tensor.name for _, tensor in model.tensors() if tensor.name.startswith("rope_f")]
     if factors or kind != "none":
         why = f"tensor {factors[0]}" if factors else f"{key} = {kind}"
         raise ModelFileError(

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..gguf.new_file import new_file
-from ..gguf.routers import MAX_TEXT
+from ..gguf.router_format import WRITER, set_record, write_safetensors
+from ..gguf.routers import Base, Routers
 from ..runtime.machine import describe_machine
 from .objective import below_half
 from .trainer import Trainer
@@ -64,8 +65,8 @@ def save_result(trainer: Trainer, record: dict[str, Any], skip: float | None) ->
         for task, keep in sorted(scores.items())
     }
     plot_layers(os.path.join(out, "layers.png"), chosen, skip)
-    with new_file(os.path.join(out, "train.json")) as file:
-        file.write((json.dumps(record | {"skip": skip}, indent=1) + "\n").encode())
+    with new_file(os.path.join(out, "train.json"), "w") as file:
+        file.write(json.dumps(record | {"skip": skip}, indent=1) + "\n")
 
 
 def recommended_share(trainer: Trainer, scores: Scores) -> float:
@@ -78,23 +79,14 @@ def recommended_share(trainer: Trainer, scores: Scores) -> float:
 
 def save_routers(trainer: Trainer, record: dict[str, Any], skip: float) -> None:
     """Write routers.safetensors. A fixed set of layers is named in its metadata, for `first-cpp eval`."""
-    from safetensors.torch import save_file
-
     bank, s = trainer.routed.bank, trainer.settings
-    metadata = {"norm_eps": repr(bank.norm_eps), "skip": repr(skip)}
-    metadata |= {f"train.{key}": _cut(str(record[key])) for key in ("method", "data", "command", "seconds") if key in record}
+    train = {key: record[key] for key in ("method", "data", "command", "seconds") if key in record}
     if s.layers != "routers":
-        metadata |= {"train.layers": s.layers, "train.seed": str(s.seed)}
-        if trainer.objective.order:
-            metadata["train.order"] = ",".join(map(str, trainer.objective.order))
-    tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in ("weight", "bias")}
-    save_file(tensors, os.path.join(trainer.out, "routers.safetensors"), metadata=metadata)
-
-
-def _cut(text: str) -> str:
-    """As much of a text as metadata may hold."""
-    raw = text.encode()
-    return text if len(raw) <= MAX_TEXT else raw[: MAX_TEXT - 3].decode("utf-8", "ignore") + "..."
+        train |= set_record(s.layers, trainer.objective.order, s.seed)
+    weight, bias = (getattr(bank, name).detach().float().cpu().numpy() for name in ("weight", "bias"))
+    base = Base("", weight.shape[0], weight.shape[1], "")  # which GGUF they go with is found by `python -m convert`
+    routers = Routers(base, weight, bias, bank.norm_eps, (True,) * len(bias), skip, WRITER, train)
+    write_safetensors(trainer.out, routers)
 
 
 def share_below_half(scores: Scores) -> float:

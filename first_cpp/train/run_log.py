@@ -37,8 +37,8 @@ class RunLog:
         if os.path.exists(path):
             with open(path, encoding="utf-8", newline="") as file:
                 lines = [line for line in file if line.endswith("\n") and kept(line)]
-            with new_file(path) as out:
-                out.write("".join(lines).encode())
+            with new_file(path, "w") as out:
+                out.writelines(lines)
 
     def add_step(self, step: int, loss: float, share: float, tokens_per_second: float) -> None:
         """A row of log.csv. share: mean skip share of the step's passes."""

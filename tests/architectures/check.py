@@ -173,14 +173,14 @@ class _Bench:
 
 def _run_whole(llm: Llama, layers: list[int]) -> np.ndarray:
     llm.reset()
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         return run_tokens(llm, PROMPT, ANSWER)
 
 
 def _run_answer(llm: Llama, layers: list[int]) -> np.ndarray:
     llm.reset()
     llm.eval(PROMPT)
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         return _run_tokens(llm, ANSWER)
 
 

@@ -22,7 +22,8 @@ from first_cpp.bench.depth import filled_state
 from first_cpp.bench.interleaved import call_times, decode_times, ratio
 from first_cpp.cli.main import main
 from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
-from first_cpp.gguf.pruned import quiet_llama_cpp, write_pruned
+from first_cpp.gguf.pruned import write_pruned
+from first_cpp.gguf.quantise import quiet_llama_cpp
 from first_cpp.gguf.synthetic import FILE_TYPES, SHAPES, Shape, SyntheticError, write_random
 from first_cpp.runtime.machine import physical_cores
 
@@ -218,10 +219,10 @@ def test_bytes_read_are_those_of_the_tensors(tmp_path, load, tied):
     assert reads.weights([1, 2]) == sum(tensor.n_bytes for tensor in GgufFile(str(pruned)).tensors()) - lookup
     llm = load(path, n_ctx=1024)
     cell = 2 * 2 * 128 * 2  # k and v, heads, values, f16
-    assert kv_reads(llm._layers.cache, 1024, 0) == 4 * 256 * cell
-    assert kv_reads(llm._layers.cache, 1024, 300, [0]) == 3 * 512 * cell
+    assert kv_reads(llm.kv_cache, 1024, 0) == 4 * 256 * cell
+    assert kv_reads(llm.kv_cache, 1024, 300, [0]) == 3 * 512 * cell
     expected = (reads.weights() + 4 * 512 * cell) / (reads.weights([0]) + 3 * 512 * cell)
-    assert byte_limit(reads, llm._layers.cache, 1024, 300, [0]) == pytest.approx(expected)
+    assert byte_limit(reads, llm.kv_cache, 1024, 300, [0]) == pytest.approx(expected)
 
 
 def test_of_experts_only_those_in_use_are_read(tmp_path):
@@ -253,7 +254,7 @@ def test_a_filled_state_has_values_in_every_cell(tiny, load):
     llm = load(tiny, skip=[2])
     llm.load_state(state)
     assert llm.n_tokens == 300
-    for tensor in llm._layers.cache:
+    for tensor in llm.kv_cache:
         cells = np.frombuffer(ctypes.string_at(tensor.address, tensor.n_bytes), np.float16)
         assert np.isfinite(cells).all()
         assert np.count_nonzero(cells) >= 300 * 64 * 0.99

@@ -376,7 +376,7 @@ def test_kl_is_to_the_model_with_its_side_file(tiny, data, tmp_path, monkeypatch
     monkeypatch.setattr(answering.Wanted, "of", lambda dense, *rest: (made.append(dense), original(dense, *rest))[1])
     side = routed_model(tiny, tmp_path, 4, sidecar=True)
     assert evaluate(tiny, data, tmp_path / "report", "--routers", side, "--skip", "0,0.34", "--row", f"base={tiny}") == 0
-    assert {llm._routers_path for llm in made} == {side}
+    assert {llm._arguments.routers for llm in made} == {side}
     rows = {one["row"]: one for one in json.loads((tmp_path / "report" / "report.json").read_text())["rows"]}
     assert rows["dense"]["kl"] is None
     assert rows["base"]["kl"] == pytest.approx(0, abs=1e-6)  # another row, though zero routers change nothing

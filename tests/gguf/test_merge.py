@@ -19,10 +19,9 @@ from safetensors.numpy import load_file, save_file
 from convert.__main__ import main
 from first_cpp import RouterError
 from first_cpp._ext import GgufFile
-from first_cpp.gguf import embed, merge
 from first_cpp.gguf.bundled import FOLDER, find_adapter, shipped_adapters
 from first_cpp.gguf.lora import rope_order
-from first_cpp.gguf.model_file import open_model
+from first_cpp.gguf.model_file import ModelFile, open_gguf
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train.model import add_lora, decoder_layers
 
@@ -237,18 +236,21 @@ def test_adapters_that_do_not_fit(run, tmp_path, capsys, change, said):
     assert not out.exists()
 
 
+def split_in_two(path: str) -> ModelFile:
+    return ModelFile(path, {path: open_gguf(path), f"{path}-2": open_gguf(path)})
+
+
 def test_bases_that_cannot_be_merged(run, tmp_path, capsys, monkeypatch):
     folder, base, _ = run
     command = ["--routers", folder, "--model", base, "--out", tmp_path / "out.gguf"]
-    monkeypatch.setattr(merge, "open_model", lambda path: open_model(path) * 2)
+    monkeypatch.setattr(ModelFile, "open", split_in_two)
     assert "is split in 2 files" in refused(capsys, *command, "--merge")
-    monkeypatch.setattr(embed, "open_model", lambda path: open_model(path) * 2)
     assert "is split in 2 files" in refused(capsys, *command)
     monkeypatch.undo()
     monkeypatch.setattr("first_cpp.gguf.lora.PERMUTED", set())
     assert "the order of q and k rows in llama models is not known" in refused(capsys, *command, "--merge")
     monkeypatch.undo()
-    monkeypatch.setattr(merge, "MAX_HEADS", 1)
+    monkeypatch.setattr("first_cpp.gguf.lora.MAX_HEADS", 1)
     assert "expected one number of heads for all layers" in refused(capsys, *command, "--merge")
     monkeypatch.undo()
     monkeypatch.setattr(llama_cpp, "llama_model_quantize", lambda *_: 1)
@@ -263,7 +265,7 @@ def test_files_that_are_no_base(run, tmp_path, capsys):
     side = str(tmp_path / "side.gguf")
     assert main(["--routers", routers, "--model", base, "--sidecar", "--out", side]) == 0
     replace = ["--routers", routers, "--out", out, "--replace", "--model"]
-    assert "is an adapter (routers, a LoRA) and no model" in refused(capsys, *replace, side)
+    assert "is an adapter (routers, a LoRA), not a model" in refused(capsys, *replace, side)
     empty = GgufFile()
     empty.set_str("general.architecture", "llama")
     (tmp_path / "empty.gguf").write_bytes(empty.metadata())

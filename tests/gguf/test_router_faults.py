@@ -19,7 +19,7 @@ from routers_files import routed_model
 
 from first_cpp import Llama, ModelFileError, RouterError, SkipError
 from first_cpp._ext import GgufFile
-from first_cpp.gguf.model_file import fingerprint, open_model
+from first_cpp.gguf.model_file import ModelFile
 
 
 def good(model: str) -> dict[str, bytes]:
@@ -31,7 +31,7 @@ def good(model: str) -> dict[str, bytes]:
         "first.base.architecture": scalar(STR, b"llama"),
         "first.base.n_layer": scalar(U32, 6),
         "first.base.n_embd": scalar(U32, 128),
-        "first.base.fingerprint": scalar(STR, fingerprint(open_model(model)).encode()),
+        "first.base.fingerprint": scalar(STR, ModelFile.open(model).fingerprint.encode()),
         "first.router.weight": array(F32, [0.01] * 768),
         "first.router.bias": array(F32, [0.1 * i for i in range(6)]),
         "first.router.norm_eps": scalar(F32, 1e-5),
@@ -251,7 +251,7 @@ def test_what_convert_makes_a_side_file_of(tiny, tmp_path, monkeypatch, routers)
 
 def test_a_side_file_is_no_model(tiny, tmp_path):
     side = routed_model(tiny, tmp_path, seed=1, sidecar=True)
-    with pytest.raises(ModelFileError, match="and no model, which it goes beside"):
+    with pytest.raises(ModelFileError, match="not a model: give it beside one"):
         Llama(side, verbose=False)
 
 

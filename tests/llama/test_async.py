@@ -79,7 +79,7 @@ def test_a_cancelled_task_frees_the_model(llm, stream):
                     pass
 
         task = asyncio.create_task(answer())
-        while llm.timing.n_tokens < 3 or llm._answer is None:
+        while llm.timing.n_tokens < 3 or llm._current.answer is None:
             await asyncio.sleep(0.002)
         start = time.perf_counter()
         task.cancel()

@@ -14,9 +14,9 @@ import pytest
 from helpers import greedy, logits, survives, tokens
 from routers_files import routed_model
 
-from first_cpp import Llama, OptionError
+from first_cpp import Llama, SettingError
 from first_cpp._ext import GgufFile
-from first_cpp.gguf.model_file import fingerprint, open_model
+from first_cpp.gguf.model_file import ModelFile
 
 PROMPT = tokens(30, seed=3)
 
@@ -32,14 +32,14 @@ def routed(tiny, models):
 @pytest.mark.parametrize("name", ["n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch"])
 @pytest.mark.parametrize("value", [-1, -(2**40), 2**31, 12.5, "12", True, float("nan")], ids=repr)
 def test_sizes_that_llama_cpp_does_not_survive(name, value):
-    with pytest.raises(OptionError, match=rf"{name}={value!r} is not a whole number from . to \d+"):
+    with pytest.raises(SettingError, match=rf"{name}={value!r} is not a whole number from . to \d+"):
         Llama("there is no such file", **{name: value})
 
 
 def test_other_sizes_that_are_none():
-    with pytest.raises(OptionError, match="n_batch=0"):
+    with pytest.raises(SettingError, match="n_batch=0"):
         Llama("there is no such file", n_batch=0)
-    with pytest.raises(OptionError, match="n_threads=513"):
+    with pytest.raises(SettingError, match="n_threads=513"):
         Llama("there is no such file", n_threads=513)
 
 
@@ -299,11 +299,11 @@ def test_tensors_beyond_4_gib(tiny, tmp_path):
         out.write(norm.tobytes())
     found = {tensor.name: tensor for tensor in GgufFile(str(path)).tensors()}
     assert found["output_norm.weight"].offset > 2**32
-    first = fingerprint(open_model(str(path)))
+    first = ModelFile.open(path).fingerprint
     with open(path, "r+b") as out:
         out.seek(-4, 2)
         out.write(np.float32(1).tobytes())
-    assert fingerprint(open_model(str(path))) != first
+    assert ModelFile.open(path).fingerprint != first
 
 
 def test_an_answer_goes_on_when_the_file_is_replaced(routed, tmp_path, load):
@@ -341,7 +341,7 @@ def test_hidden_states_that_are_not_finite_keep_their_layers(routed, tmp_path, l
     made.close()
     assert llm.routing.keep[4:] == (1.0, 1.0)
     assert set(llm.routing.skipped) <= {0, 1, 2, 3}
-    assert llm._scores_read.not_finite == 2 * len(PROMPT)
+    assert llm._read._scores.not_finite == 2 * len(PROMPT)
 
 
 def test_empty_prompt_of_a_vocabulary_without_a_first_token(tmp_path, load, monkeypatch):

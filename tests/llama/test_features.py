@@ -69,7 +69,7 @@ def test_contexts(tiny, routed, pruned, load, context):
     settings = CONTEXTS[context]
     expected = run_tokens(load(pruned, llama_cpp.Llama, **settings), PROMPT, ANSWER)
     llm = load(tiny, **settings)
-    with llm.leaving_out(LEFT_OUT):
+    with llm.skipping(LEFT_OUT):
         np.testing.assert_array_equal(run_tokens(llm, PROMPT, ANSWER), expected)
     # and as it is used: the prompt dense and scored, the answer without what it chose, the next turn as from a fresh model
     used, fixed = load(routed, skip=0.34, **settings), load(routed, **settings)
@@ -100,7 +100,7 @@ def shift(llm, start: int, n: int) -> None:
 @pytest.mark.parametrize("settings", [{}, FLASH, {"n_ubatch": 8, **FLASH}], ids=["plain", "flash", "small ubatch"])
 def test_context_shift(tiny, pruned, load, settings):
     stock, llm = load(pruned, llama_cpp.Llama, **settings), load(tiny, **settings)
-    with llm.leaving_out(LEFT_OUT):
+    with llm.skipping(LEFT_OUT):
         for each in (stock, llm):
             each.eval(PROMPT)
             shift(each, 4, 11)
@@ -129,7 +129,7 @@ def test_control_vectors(tiny, pruned, load):
     set_control_vector(llm, vectors)
     expected = run_tokens(stock, PROMPT, ANSWER)
     assert not np.array_equal(plain, expected)
-    with llm.leaving_out(LEFT_OUT):
+    with llm.skipping(LEFT_OUT):
         np.testing.assert_array_equal(run_tokens(llm, PROMPT, ANSWER), expected)
 
 
@@ -161,7 +161,7 @@ def test_lora(tiny, pruned, load, tmp_path):
     expected = run_tokens(load(pruned, llama_cpp.Llama, lora_path=part), PROMPT, ANSWER)
     assert not np.array_equal(expected, run_tokens(load(pruned, llama_cpp.Llama), PROMPT, ANSWER))
     llm = load(tiny, lora_path=whole)
-    with llm.leaving_out(LEFT_OUT):
+    with llm.skipping(LEFT_OUT):
         np.testing.assert_array_equal(run_tokens(llm, PROMPT, ANSWER), expected)
 
 
@@ -228,7 +228,7 @@ def test_multimodal_prompts(routed, tmp_path, load):
     answer = ask(llm, *question)
     assert len(llm.routing.skipped) == 3
     assert llm.routing.prompt_tokens > N_IMAGE_TOKENS
-    unscored = np.isnan(llm._scores_read.scores()[: llm.routing.prompt_tokens]).any(axis=1)
+    unscored = np.isnan(llm._read.scores(llm.routing.prompt_tokens)).any(axis=1)
     assert unscored.sum() == N_IMAGE_TOKENS
     fixed = seeing(skip=list(llm.routing.skipped))
     assert ask(fixed, *question) == answer

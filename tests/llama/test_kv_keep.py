@@ -13,7 +13,7 @@ from gguf import GGUFReader
 from helpers import greedy, logits, run_tokens, tokens
 from routers_files import routed_model
 
-from first_cpp import SkipError
+from first_cpp import SettingError
 
 PROMPT, ANSWER, MORE = tokens(40, seed=1), tokens(6, seed=2), tokens(9, seed=3)
 
@@ -34,7 +34,7 @@ def without_effect(model, out, layers):
 
 def cells(llm, layer, positions):
     """The K rows of a layer at these positions, float16."""
-    found = next(t for t in llm._layers.cache if t.layer == layer and t.name.startswith("cache_k"))
+    found = next(t for t in llm.kv_cache if t.layer == layer and t.name.startswith("cache_k"))
     rows = np.frombuffer((ctypes.c_char * found.n_bytes).from_address(found.address), np.float16).reshape(llm.n_ctx(), -1)
     return rows[positions]
 
@@ -44,7 +44,7 @@ def cells(llm, layer, positions):
 def test_the_kv_is_that_of_layers_without_effect(tiny, load, tmp_path, layers, context):
     stand_in = load(without_effect(tiny, tmp_path / "m.gguf", layers), llama_cpp.Llama, **context)
     stock, llm = load(tiny, llama_cpp.Llama, **context), load(tiny, kv="keep", **context)
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         np.testing.assert_array_equal(run_tokens(llm, PROMPT, ANSWER), run_tokens(stand_in, PROMPT, ANSWER))
     stock.load_state(stand_in.save_state())
     for each in (stock, llm):  # all layers again, on top of that KV
@@ -56,7 +56,7 @@ def test_dropped_kv_is_read_again_and_kept_kv_is_not(tiny, load, monkeypatch):
     for kv, again in (("keep", 0), ("drop", len(ANSWER))):
         llm = load(tiny, kv=kv)
         llm.eval(PROMPT)
-        with llm.leaving_out([2]):
+        with llm.skipping([2]):
             for token in ANSWER:
                 llm.eval([token])
         decoded = []
@@ -98,5 +98,5 @@ def test_is_pickled_with_the_model(tiny, load):
 
 @pytest.mark.parametrize(("settings", "says"), [({"kv": "kept"}, "'kept'"), ({"kv": "keep", "release_kv": True}, "choose one")])
 def test_settings_that_are_none(tiny, load, settings, says):
-    with pytest.raises(SkipError, match=says):
+    with pytest.raises(SettingError, match=says):
         load(tiny, **settings)

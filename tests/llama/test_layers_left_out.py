@@ -41,7 +41,7 @@ def test_bit_identical_to_pruned_file(tiny, models, load, context, layers):
         write_pruned(tiny, str(pruned), layers)
     expected = run_tokens(load(pruned, llama_cpp.Llama, **CONTEXTS[context]), PROMPT, ANSWER)
     llm = load(tiny, **CONTEXTS[context])
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         found = run_tokens(llm, PROMPT, ANSWER)
     # A model's last layer works on the output rows alone. Where it is left out, the layer before, last in the pruned
     # file, still works on all rows here: the same sums, in a kernel for another batch size that rounds differently.
@@ -54,7 +54,7 @@ def test_leaving_out_changes_the_answer(tiny, load):
     llm = load(tiny)
     dense = run_tokens(llm, PROMPT, ANSWER)
     llm.reset()
-    with llm.leaving_out([2]):
+    with llm.skipping([2]):
         assert not np.array_equal(run_tokens(llm, PROMPT, ANSWER), dense)
     llm.reset()
     np.testing.assert_array_equal(run_tokens(llm, PROMPT, ANSWER), dense)
@@ -71,7 +71,7 @@ def test_set_changes_with_every_answer_on_reused_and_rebuilt_graphs(tiny, models
         prompt, answer = tokens(230 + 11 * seed, seed=seed), tokens(50, seed=100 + seed)
         expected = run_tokens(load(pruned, llama_cpp.Llama, n_ctx=1024), prompt, answer)
         llm.reset()
-        with llm.leaving_out(layers):
+        with llm.skipping(layers):
             found = run_tokens(llm, prompt, answer)
         np.testing.assert_array_equal(found[1:], expected[1:])
         n += len(answer)
@@ -82,7 +82,7 @@ def test_two_models_do_not_meet(tiny, load):
     first, second = load(tiny), load(tiny)
     dense = run_tokens(second, PROMPT, ANSWER)
     second.reset()
-    with first.leaving_out([1, 2]):
+    with first.skipping([1, 2]):
         first.eval(PROMPT)
         np.testing.assert_array_equal(run_tokens(second, PROMPT, ANSWER), dense)
 
@@ -101,7 +101,7 @@ def test_two_models_do_not_meet(tiny, load):
 )
 def test_impossible_sets_are_refused(tiny, load, layers, said):
     llm = load(tiny)
-    with pytest.raises(SkipError, match=said), llm.leaving_out(layers):
+    with pytest.raises(SkipError, match=said), llm.skipping(layers):
         pass
 
 
@@ -114,5 +114,5 @@ def test_smollm2_bit_identical_to_pruned_file(smollm2, tmp_path, load, layers):
     prompt = stock.tokenize(b"Layers that a prompt can do without need not be computed for its answer.")
     expected = run_tokens(stock, prompt, prompt[:6])
     llm = load(smollm2, logits_all=True)
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         np.testing.assert_array_equal(run_tokens(llm, prompt, prompt[:6]), expected)

@@ -106,7 +106,7 @@ def test_pickle_keeps_the_settings(routed, load, tmp_path):
     llm = load(routed_base(routed), routers=side, skip=[1, 3], release_kv=True)
     again = pickle.loads(pickle.dumps(llm))
     try:
-        assert (again.skip, again._routers_path, again._release_kv) == ((1, 3), side, True)
+        assert (again.skip, again._arguments.routers, again._arguments.release_kv) == ((1, 3), side, True)
         assert greedy(again, PROMPT, 8) == greedy(llm, PROMPT, 8)
     finally:
         again.close()
@@ -200,14 +200,14 @@ def test_gpu_layers_with_routing_are_refused(routed, load, monkeypatch):
     llm = load(routed, n_gpu_layers=1, skip=None)
     with pytest.raises(first_cpp.OffloadError, match="CPU only"):
         llm.skip = 0.25
-    with pytest.raises(first_cpp.OffloadError, match="CPU only"), llm.leaving_out([1]):
+    with pytest.raises(first_cpp.OffloadError, match="CPU only"), llm.skipping([1]):
         pass
 
 
 def test_model_whose_graph_does_not_fit_runs_dense_and_says_so(routed, load):
     dense = greedy(load(routed, skip=None), PROMPT, 8)
     llm = load(routed)
-    llm._layers.declare_unsupported(6, "its layers have no names")
+    llm._layers.declare_dense(6, "its layers have no names")
     with pytest.warns(RuntimeWarning, match="runs dense: its layers have no names"):
         llm.skip = 0.5
     assert greedy(llm, PROMPT, 8) == dense
@@ -216,14 +216,14 @@ def test_model_whose_graph_does_not_fit_runs_dense_and_says_so(routed, load):
 
 def test_strict_makes_that_an_error(routed, tiny, load, monkeypatch):
     load(tiny, strict=True).skip = None  # nothing asked, nothing refused
-    monkeypatch.setattr(first_cpp.llama.Llama, "_look_at_graph", lambda llm: llm._layers.declare_unsupported(6, "no names"))
+    monkeypatch.setattr(first_cpp.llama, "learn_layout", lambda llm, layers, *rest: layers.declare_dense(6, "no names"))
     for skip in (0.25, [1], "auto"):
-        with pytest.raises(first_cpp.RoutingError, match=r"no layer of .* can be left out: no names; strict=False"):
+        with pytest.raises(first_cpp.RoutingError, match=r"no layer of .* can be skipped: no names; strict=False"):
             load(routed, skip=skip, strict=True)
     llm = load(routed, skip=None, strict=True)
     assert llm.dense_because == "no names"
     assert llm.unskippable == ("no names",) * 6
-    with pytest.raises(first_cpp.RoutingError, match="no names"), llm.leaving_out([1]):
+    with pytest.raises(first_cpp.RoutingError, match="no names"), llm.skipping([1]):
         pass
 
 

@@ -31,7 +31,7 @@ def wide(models):
 
 def resident(llm: Llama) -> int:
     """Bytes of the KV tensors that are in memory, by /proc/self/smaps of the mappings that hold them."""
-    spans = [(t.address, t.address + t.n_bytes) for t in llm._layers.cache]
+    spans = [(t.address, t.address + t.n_bytes) for t in llm.kv_cache]
     total, inside = 0, False
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
         head = line.split(" ", 1)[0]
@@ -70,7 +70,7 @@ def test_routing_reports_kv_bytes(wide, load):
 def test_released_cells_hold_nothing(wide, load):
     llm = load(wide, skip=[2], release_kv=True, flash_attn=True)
     greedy(llm, tokens(200), 1)
-    for tensor in llm._layers.cache:
+    for tensor in llm.kv_cache:
         values = np.frombuffer(ctypes.string_at(tensor.address, tensor.n_bytes), np.uint8)[4096:-4096]  # whole pages go
         assert values.any() == (tensor.layer != 2)
 

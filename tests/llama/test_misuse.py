@@ -243,8 +243,8 @@ def test_error_of_an_interrupted_eval_is_not_raised_by_the_next(routed, load):
 def test_leaving_out_of_a_model_that_cannot(routed, load):
     llm = load(routed, skip=None, release_kv=True)
     expected = greedy(load(routed, skip=None), PROMPT, 4)
-    llm._layers.declare_unsupported(6, "its layers have no names")
-    inside = llm.leaving_out([2])
+    llm._layers.declare_dense(6, "its layers have no names")
+    inside = llm.skipping([2])
     with pytest.warns(RuntimeWarning, match="dense"):
         inside.__enter__()
     try:

@@ -46,19 +46,19 @@ def test_grammars(tiny, load, grammar, said):
 
 def test_layers_of_graphs_that_do_not_fit(tiny, load, monkeypatch):
     llm = load(tiny)
-    llm._layers.trouble = ("", "", "its KV", "", "", "")
-    with pytest.raises(SkipError, match="layer 2 of this model cannot be left out: its KV"):
+    llm._layers.unskippable = ("", "", "its KV", "", "", "")
+    with pytest.raises(SkipError, match="layer 2 of this model cannot be skipped: its KV"):
         llm.skip = [1, 2]
     monkeypatch.setattr(Layers, "readable", False)
     with pytest.raises(RoutingError, match="does not name them all"):
         llm.hidden_states([1, 2])
-    llm._layers.trouble = ("odd graph",) * 6
+    llm._layers.unskippable = ("odd graph",) * 6
     assert choose((1, 2), None, llm._layers, 3, None).why == "dense: odd graph"
 
 
 def test_a_graph_that_could_not_be_patched_is_told(tiny, load, monkeypatch):
     llm = load(tiny, skip=[1])
-    monkeypatch.setattr(Layers, "_fate", lambda *_: (_ for _ in ()).throw(RuntimeError("odd")))
+    monkeypatch.setattr(Layers, "_action", lambda *_: (_ for _ in ()).throw(RuntimeError("odd")))
     with pytest.raises(RuntimeError, match="odd"):
         greedy(llm, tokens(5), 2)
     monkeypatch.undo()

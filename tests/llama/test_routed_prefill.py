@@ -10,7 +10,7 @@ import pytest
 from helpers import greedy, logits, tokens
 from routers_files import routed_model
 
-from first_cpp import SkipError
+from first_cpp import SettingError
 
 PROMPT, MORE = tokens(60, seed=1), tokens(25, seed=2)
 CLOSE = 0.03  # as in test_second_turns.py
@@ -40,7 +40,7 @@ def test_it_is_the_first_tokens_dense_and_the_rest_without(routed, load, skip, c
     left_out = llm.routing.skipped
     assert llm.routing.prompt_tokens == 16
     by_hand.eval(PROMPT[:16])
-    with by_hand.leaving_out(left_out):
+    with by_hand.skipping(left_out):
         by_hand.eval(PROMPT[16:])
         np.testing.assert_array_equal(row, logits(by_hand))
         for token in found[:-1]:
@@ -130,5 +130,5 @@ def test_settings_survive_pickling(routed, load):
     ],
 )
 def test_settings_that_are_none(routed, load, settings, message):
-    with pytest.raises(SkipError, match=message):
+    with pytest.raises(SettingError, match=message):
         load(routed, **settings)

@@ -93,13 +93,13 @@ def margin(llm) -> float:
 def second_turn(llm, prompt):
     """Logits after the prompt, the greedy answer, and what was decided; llm.reused: positions that were not read again."""
     generator = llm.generate(prompt, temp=0.0)
-    evaluate = llm._evaluate
+    evaluate = llm._read.evaluate
 
     def first_evaluate(batch, *rest):
-        llm.reused, llm._evaluate = len(prompt) - len(batch), evaluate
+        llm.reused, llm._read.evaluate = len(prompt) - len(batch), evaluate
         evaluate(batch, *rest)
 
-    llm._evaluate = first_evaluate
+    llm._read.evaluate = first_evaluate
     first = next(generator)
     row = logits(llm)[0]
     answer, margins = Answer([first]), [margin(llm)]
@@ -183,7 +183,7 @@ def test_reused_prefix_still_counts_in_the_scores(routed, load):
 
 def poison(llm, layers, positions):
     """NaN into the K and V rows of `layers` at `positions` (F32 cache, flash attention: one row a position)."""
-    for tensor in llm._layers.cache:
+    for tensor in llm.kv_cache:
         if tensor.layer in layers:
             width = tensor.n_bytes // 4 // llm._ctx.n_ctx()
             rows = np.ctypeslib.as_array((ctypes.c_float * (tensor.n_bytes // 4)).from_address(tensor.address))
@@ -211,8 +211,8 @@ def test_poison_would_show(routed, load):
     llm = load(routed, skip=[1, 4], flash_attn=True, type_k=0, type_v=0)
     answer = greedy(llm, PROMPT, 20)
     poison(llm, (1, 4), np.arange(60, 79))
-    llm._kv.truncate(0)
-    llm._kv.append(llm.n_tokens, frozenset())
+    llm._read.kv.truncate(0)
+    llm._read.kv.append(llm.n_tokens, frozenset())
     row, _, _ = second_turn(llm, PROMPT + answer + MORE)
     assert not np.isfinite(row).all()
 
@@ -261,7 +261,7 @@ def test_released_kv_is_no_kv_evaluated_without_those_layers(routed, load):
     greedy(used, PROMPT, 1)
     found = []
     for llm in (used, fresh):
-        with llm.leaving_out([0, 5]):
+        with llm.skipping([0, 5]):
             found.append(greedy(llm, PROMPT + MORE, 8))
     assert found[0] == found[1]
 
@@ -317,7 +317,7 @@ def test_context_that_is_no_multiple_of_256(routed, load):
     """llama.cpp rounds n_ctx=100 up; tokens beyond the hundredth can be read again too."""
     llm, fresh = load(routed, skip=None, n_ctx=100), load(routed, skip=None, n_ctx=256)
     llm.eval(PROMPT)
-    with llm.leaving_out([2]):
+    with llm.skipping([2]):
         for token in tokens(60, seed=6):
             llm.eval([token])
     llm.eval(MORE)
@@ -348,7 +348,7 @@ def test_the_text_around_an_image_decides(routed, load):
     llm.eval(MORE[5:])
     answer = greedy(llm, llm.input_ids[: llm.n_tokens].tolist(), 6)  # as a handler asks, with nothing left to evaluate
     greedy(plain, MORE[:5] + PROMPT + MORE[5:], 1)
-    scores = plain._scores_read.scores()
+    scores = plain._read._scores.scores()
     text = np.concatenate([scores[:5], scores[65:85]]).mean(axis=0)
     np.testing.assert_allclose(llm.routing.keep, text, rtol=0, atol=1e-3)
     assert set(llm.routing.skipped) == set(np.argsort(text, kind="stable")[:3].tolist())
@@ -405,7 +405,7 @@ def test_images_are_never_read_again_as_tokens(routed, load):
     llm.eval(PROMPT)
     decode_image(llm, 60)
     llm.eval(MORE)
-    with llm.leaving_out([2]), pytest.raises(RoutingError, match="images"):
+    with llm.skipping([2]), pytest.raises(RoutingError, match="images"):
         greedy(llm, llm.input_ids[: llm.n_tokens].tolist(), 2)
     greedy(llm, PROMPT, 2)
 

@@ -105,7 +105,7 @@ class LlamaStates(RuleBasedStateMachine):
 
     @rule(layers=st.sampled_from([(1,), (0, 4), (5,)]), prompt=PROMPTS)
     def leave_out(self, layers, prompt):
-        with self.llm.leaving_out(layers):
+        with self.llm.skipping(layers):
             next(self.llm.generate(prompt, temp=0.0))
 
     @rule(skip=SKIPS)

@@ -127,7 +127,7 @@ def test_missing_extra_names_the_remedy(routed):
     code = f"""
 import sys
 sys.modules["fastapi"] = None
-from first_cpp.cli import main
+from first_cpp.cli.main import main
 sys.exit(main(["serve", "-m", {routed!r}]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import reference
 from helpers import greedy, logits, run_tokens, tokens
 from routers_files import routed_model
 
-from first_cpp.gguf.routers import load_routers
+from first_cpp.gguf.router_format import load_routers
 from first_cpp.gguf.synthetic import SHAPES
 
 PROMPT, ANSWER = tokens(41, seed=7), tokens(10, seed=8)
@@ -46,7 +46,7 @@ def test_prefill_whole_decode_with_layers_left_out(hf, gguf, load, layers):
     llm = load(gguf)
     llm.eval(PROMPT)
     rows = [logits(llm)[0]]
-    with llm.leaving_out(layers):
+    with llm.skipping(layers):
         # the prompt has been read with all layers: its KV rows serve every later set
         for token in ANSWER:
             llm.eval([token])

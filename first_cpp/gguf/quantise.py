@@ -1,0 +1,73 @@
+"""llama.cpp's own quantizer: a model in another file type."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import llama_cpp
+
+from ..errors import FirstCppError, OptionError
+from .new_file import new_path
+
+
+class QuantizeError(FirstCppError, RuntimeError):
+    """llama.cpp's quantizer refused."""
+
+
+def file_type(name: str) -> int:
+    """llama.cpp's number for a file type. Raises OptionError with the names there are.
+
+    >>> file_type("Q4_0"), file_type("q8_0")
+    (2, 7)
+    """
+    prefixes = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
+    known = {
+        key.removeprefix(prefix): value
+        for key, value in vars(llama_cpp).items()
+        for prefix in prefixes
+        if key.startswith(prefix) and isinstance(value, int)
+    }
+    if name.upper() not in known:
+        raise OptionError(f"--quantize {name} is not a type of llama.cpp; known: {', '.join(sorted(known))}")
+    return known[name.upper()]
+
+
+def quantise(model: str | os.PathLike[str], out: str | os.PathLike[str], type_name: str) -> None:
+    """Write `model` with its matrices in another type, "Q4_0"; what is quantised already is quantised again.
+
+    Raises OptionError for a type that llama.cpp does not know, QuantizeError where it fails, OutputError as `new_file` does.
+
+    >>> quantise("model.gguf", "small.gguf", "Q8_0")
+    >>> os.path.getsize("small.gguf") < os.path.getsize("model.gguf") / 3
+    True
+    """
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = file_type(type_name)
+    params.allow_requantize = True
+    run_quantizer(model, out, params, f"quantise {os.fspath(model)} to {type_name}")
+
+
+def run_quantizer(model: str | os.PathLike[str], out: str | os.PathLike[str], params: Any, what: str) -> None:
+    """Let llama.cpp write `out` from `model`; params: llama_model_quantize_params. Raises QuantizeError: could not `what`."""
+    with new_path(out) as part:
+        with quiet_llama_cpp():
+            failed = llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(part), ctypes.byref(params))
+        if failed:
+            raise QuantizeError(f"llama.cpp could not {what}")
+
+
+@contextlib.contextmanager
+def quiet_llama_cpp() -> Iterator[None]:
+    """llama.cpp's quantizer logs a line for every tensor, a vocabulary without its model a false warning."""
+    logger = logging.getLogger("llama-cpp-python")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # llama_cpp logs llama.cpp's warnings as errors
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,127 @@
+"""A llama_cpp.Llama that its caller's mistakes do not crash: sizes, threads, the end of the context, use after close."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import SettingError
+from .answer import ContextEnd
+from .arguments import why_no_context
+from .grammar import check_grammar
+from .one_thread import CLOSED, OneThread, exclusive
+from .token_text import TokenText
+
+_BASE_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
+
+
+class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
+    """The base of `first_cpp.Llama`; what it guards against is in docs/internals/faults.md.
+
+    Raises SettingError for sizes that llama.cpp has no memory for.
+    """
+
+    # of the base class, which has no annotations
+    n_tokens: int
+    input_ids: npt.NDArray[np.intc]
+    scores: npt.NDArray[np.single]
+    tokenizer_: Any
+    _model: Any
+
+    def __init__(self, model_path: str, **kwargs: Any) -> None:
+        self._exclusive = OneThread()
+        try:
+            super().__init__(model_path=model_path, **kwargs)
+        except ValueError as error:
+            if "llama_context" not in str(error):
+                raise
+            raise SettingError(why_no_context(self.model, self.context_params)) from error
+        self._text = TokenText(self) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
+        self._fit_to_context()
+
+    def _fit_to_context(self) -> None:
+        """llama.cpp rounds n_ctx up; tokens beyond the number asked for are recorded too, so that they can be read again."""
+        missing = self._n_ctx - len(self.input_ids)
+        if missing > 0:
+            self.input_ids = np.concatenate([self.input_ids, np.zeros(missing, np.intc)])
+            if self._logits_all:
+                self.scores = np.concatenate([self.scores, np.zeros((missing, self._n_vocab), np.single)])
+
+    def forget_logits(self) -> None:
+        """The logits that llama.cpp holds are no longer those of the last position: it is to be evaluated again."""
+        self._requires_eval = True
+
+    @property
+    def draft_model(self) -> Any:
+        """What drafts tokens ahead of decoding, as given to the constructor."""
+        return self._draft_model
+
+    @draft_model.setter
+    def draft_model(self, draft_model: Any) -> None:
+        if draft_model is not None and not getattr(self, "_logits_all", True):
+            raise ValueError("a draft model needs the logits of every token: give draft_model= to the constructor")
+        self._draft_model = draft_model
+
+    def close(self) -> None:
+        """Free the model. Closing again is fine; any other use afterwards raises ClosedError."""
+        if not hasattr(self, "_stack") or self._exclusive.forked:
+            return  # the constructor failed early; or the model is the parent process's
+        with self._exclusive:
+            super().close()
+            if hasattr(self, "_model") and self._model is not CLOSED:
+                self._model.model = self._model.vocab = CLOSED  # tokenizers taken from this model hold on to it
+            self._text = None
+            self._ctx = self._model = self._batch = self.tokenizer_ = CLOSED
+
+    # -- one thread at a time ---------------------------------------------------------------------------------------
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        # One step of a whole answer is the whole answer: no other thread comes between its tokens.
+        given = _BASE_COMPLETION.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
+        inner = super()._create_completion(*given.args[1:], **given.kwargs)
+        try:
+            while True:
+                with self._exclusive:
+                    try:
+                        chunk = next(inner)
+                    except StopIteration:
+                        return
+                if end.reached and chunk["choices"][0]["finish_reason"] == "stop":
+                    chunk["choices"][0]["finish_reason"] = "length"
+                yield chunk
+        finally:
+            inner.close()
+
+    @exclusive
+    @functools.wraps(llama_cpp.Llama.create_chat_completion)
+    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
+        return super().create_chat_completion(*args, **kwargs)  # multimodal handlers evaluate images by themselves
+
+    @exclusive
+    @functools.wraps(llama_cpp.Llama.sample)
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        return super().sample(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @exclusive
+    @functools.wraps(llama_cpp.Llama.embed)
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        return super().embed(*args, **kwargs)
+
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if (grammar := kwargs.get("grammar")) is not None:
+            check_grammar(self, grammar._grammar, grammar._root)  # llama.cpp would end the process
+        return super()._init_sampler(*args, **kwargs)
+
+    def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
+        """The text of `tokens`, as in the base class."""
+        if self._text is None:
+            return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
+        return self._text.text(tokens, special)

@@ -1,0 +1,147 @@
+"""Which layers an answer skips: the setting, the routers, and what has been read."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+
+import llama_cpp
+
+from ..errors import OffloadError, RoutingError, SkipError
+from ..gguf.routers import Routers
+from ..skip import Skip, check_layers, layers_for_share, parse_skip
+from .arguments import Arguments
+from .choice import Choice, asked_share, choose
+from .context import ReadContext
+from .kv_record import NOTHING
+from .layers import Layers
+from .routing import Routing
+
+
+class RoutingPolicy:
+    """Decides for each prompt.
+
+    route_tokens: the prompt tokens that decide, n_ctx for whole prompts. own: the arguments of `Llama`. offload: layers are on
+    a GPU, and none can be skipped.
+    """
+
+    def __init__(
+        self,
+        llm: llama_cpp.Llama,
+        layers: Layers,
+        read: ReadContext,
+        routers: Routers | None,
+        route_tokens: int,
+        own: Arguments,
+        offload: bool,
+    ) -> None:
+        self._layers, self._read, self._routers = layers, read, routers
+        self._path, self._n_ctx, self._n_layer = llm.model_path, llm.n_ctx(), len(layers.unskippable)
+        self._own, self._offload, self._warned = own, offload, False
+        self.route_tokens = route_tokens
+        self.skip: Skip = None
+        """The setting, checked."""
+        self.forced: frozenset[int] | None = None
+        """The layers of `Llama.skipping`, None outside it."""
+
+    # -- settings ---------------------------------------------------------------------------------------------------
+
+    def set_skip(self, value: object) -> None:
+        """Take a skip setting. Raises SkipError, OffloadError or RoutingError where this model cannot follow it."""
+        skip = parse_skip(value)
+        if isinstance(skip, float):
+            if skip > 0 and self._routers is None:
+                raise SkipError(f"skip={value!r} needs routers, and this model was loaded without; a list of layers needs none")
+            layers_for_share(skip, self._n_layer)
+        if isinstance(skip, tuple):
+            check_layers(skip, self._n_layer)
+        if skip and not (skip == "auto" and self._routers is None):
+            self._check_possible(skip if isinstance(skip, tuple) else ())
+        self.skip = skip
+
+    @contextlib.contextmanager
+    def forcing(self, layers: Iterable[int]) -> Iterator[None]:
+        """Skip `layers` for all that is evaluated inside. Raises as `set_skip` does."""
+        chosen = parse_skip(list(layers))
+        assert isinstance(chosen, tuple)
+        check_layers(chosen, self._n_layer)
+        if chosen:
+            self._check_possible(chosen)
+        before, self.forced = self.forced, frozenset(chosen)
+        try:
+            yield
+        finally:
+            self.forced = before
+
+    def _check_possible(self, layers: Iterable[int]) -> None:
+        """Raise for layers that cannot be skipped in this model; if none can, warn once, or raise where it is strict."""
+        if self._offload:
+            raise OffloadError("layers on a GPU: layers can be skipped on the CPU only; load with n_gpu_layers=0")
+        if not (why := self._layers.dense_because):
+            for layer in layers:
+                if reason := self._layers.unskippable[layer]:
+                    raise SkipError(f"layer {layer} of this model cannot be skipped: {reason}")
+            return
+        if self._own.strict:
+            raise RoutingError(f"no layer of {self._path} can be skipped: {why}; strict=False runs it dense")
+        if not self._warned:
+            warnings.warn(f"no layer of {self._path} can be skipped, it runs dense: {why}", RuntimeWarning, stacklevel=5)
+            self._warned = True
+
+    # -- the decision -----------------------------------------------------------------------------------------------
+
+    @property
+    def forced_set(self) -> frozenset[int]:
+        """The layers of `Llama.skipping`; none where the model has none to skip (it warned when it was asked)."""
+        return NOTHING if self.forced is None or self._layers.dense_because else self.forced
+
+    @property
+    def scoring(self) -> bool:
+        """Whether the routers' scores decide."""
+        return self.forced is None and asked_share(self.skip, self._routers) > 0 and not self._layers.dense_because
+
+    def deciding(self, n_read: int) -> int:
+        """How many of the positions read decide; after images all, because all were read with all layers."""
+        return n_read if self._read.n_image else min(n_read, self.route_tokens)
+
+    def choose(self, n_read: int) -> Choice:
+        """The layers to skip by what has been read."""
+        if self.forced is not None:
+            why = f"dense: {self._layers.dense_because}" if self._layers.dense_because else "skipping()"
+            return Choice(None, tuple(sorted(self.forced_set)), why)
+        n = self.deciding(n_read)
+        return choose(self.skip, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
+
+    def decide(self, n_read: int, n_prompt: int) -> Routing:
+        """Choose for the answer that begins, and give the KV of the skipped layers back where that was asked for.
+
+        n_read: positions read; n_prompt: positions of the whole prompt.
+        """
+        choice, layers = self.choose(n_read), self._layers
+        released = 0
+        if self._own.release_kv and choice.skipped:
+            released = layers.release(choice.skipped)
+            self._read.kv.lose(frozenset(choice.skipped))
+        holding = [layer for layer in range(self._n_layer) if not released or layer not in choice.skipped]
+        return Routing(
+            keep=choice.keep,
+            skipped=choice.skipped,
+            n_layer=self._n_layer,
+            prompt_tokens=self.deciding(n_read),
+            why=choice.why,
+            kv_bytes=layers.kv_bytes(),
+            kv_bytes_used=layers.kv_bytes(holding) * n_prompt // self._n_ctx,
+            kv_bytes_released=released,
+        )
+
+    def usable_prefix(self) -> int:
+        """How many positions a fresh model would have evaluated the same way for a prompt that begins with them."""
+        read = self._read
+        usable = read.kv.evaluated_like(self.forced_set)
+        if self.scoring and read.n_scored is not None and not read.n_image:
+            usable = min(usable, read.n_scored)
+        if usable >= self.route_tokens and self.forced is None and not read.n_image:
+            skipped = frozenset(self.choose(read.kv.end).skipped)
+            usable = read.kv.evaluated_like(skipped, start=self.route_tokens)
+        return usable
