@@ -109,6 +109,15 @@ FIXED = ("influence", "even", "random", "last")
 """Sets of layers that do not look at the prompt."""
 
 
+def needs_order(kind: str) -> bool:
+    """Whether a kind of set is the first layers of an order: found by search or block influence, or given.
+
+    >>> needs_order("search"), needs_order("even")
+    (True, False)
+    """
+    return kind in ("search", "influence", "given")
+
+
 def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (), seed: int = 0) -> tuple[int, ...]:
     """The layers that an input-blind choice leaves out.
 
@@ -118,7 +127,7 @@ def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (
     (early exit). Raises SkipError for another kind.
     """
     count = layers_for_share(share, n_layer)
-    if kind in ("influence", "search", "given"):
+    if needs_order(kind):
         return tuple(sorted(order[:count]))
     if kind == "even":
         return tuple(sorted({round((i + 1) * (n_layer - 1) / (count + 1)) for i in range(count)}))

@@ -1,4 +1,4 @@
-"""The ideas of research/try_ideas.py do what they say, so that what is measured of them is theirs."""
+"""The ideas of tools/try_ideas.py do what they say, so that what is measured of them is theirs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import pytest
 import reference
 import torch
 import try_ideas
-from training_parts import examples, make_routed, mean_loss, trainer
+from training import examples, make_routed, mean_loss, trainer
 
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.train import start
-from first_cpp.train.data import Example
-from first_cpp.train.loop import Trainer
+from first_cpp.train import layer_orders
+from first_cpp.train.batch import collate
+from first_cpp.train.examples import Example
+from first_cpp.train.losses import AnswerLoss, answer_cross_entropy
 from first_cpp.train.model import decoder_layers
-from first_cpp.train.objective import Lesson, Objective, Settings, answer_loss
-from first_cpp.train.rule import RouterBank, collate, lowest
-from first_cpp.train.search import removal_order
+from first_cpp.train.objective import Objective
+from first_cpp.train.order_search import skip_order
+from first_cpp.train.router_bank import RouterBank, lowest
+from first_cpp.train.settings import Settings
+from first_cpp.train.trainer import Trainer
 
 
 def bank_of(kind, seed=0):
@@ -33,15 +36,15 @@ def test_last_tokens_are_scored_alone(length):
     mask[:, 50 - length :] = True
     last = mask.clone()
     last[:, : -try_ideas.LAST] = False
-    found = bank_of(try_ideas.LastTokens).sum(0, hidden, mask) / mask.sum(1)
-    torch.testing.assert_close(found, bank_of(RouterBank).sum(0, hidden, last) / last.sum(1))
+    found = bank_of(try_ideas.LastTokens).score_sums(0, hidden, mask) / mask.sum(1)
+    torch.testing.assert_close(found, bank_of(RouterBank).score_sums(0, hidden, last) / last.sum(1))
 
 
 def test_the_window_that_needs_a_layer_most_counts():
     hidden, mask = torch.randn(1, 16, 8), torch.ones(1, 16, dtype=torch.bool)
     plain = bank_of(RouterBank)
-    means = [plain.sum(0, hidden[:, i : i + 4], mask[:, i : i + 4]) / 4 for i in range(0, 16, 4)]
-    torch.testing.assert_close(bank_of(try_ideas.Windows).sum(0, hidden, mask) / 16, torch.stack(means).amax(0))
+    means = [plain.score_sums(0, hidden[:, i : i + 4], mask[:, i : i + 4]) / 4 for i in range(0, 16, 4)]
+    torch.testing.assert_close(bank_of(try_ideas.Windows).score_sums(0, hidden, mask) / 16, torch.stack(means).amax(0))
 
 
 def test_a_feed_forward_block_left_out_gives_nothing_to_the_answer(hf):
@@ -49,7 +52,7 @@ def test_a_feed_forward_block_left_out_gives_nothing_to_the_answer(hf):
     routed = try_ideas.FeedForward(hf, decoder_layers(hf), make_routed(hf).bank)
     run = torch.ones(1, 6)
     run[:, [1, 4]] = 0
-    found = routed.logits(routed.read(collate([example])), run)
+    found = routed.answer_logits(routed.prefill(collate([example])), run)
     routed.remove()
     n = len(example.prompt)
 
@@ -81,25 +84,25 @@ def test_stand_ins_fit_what_layers_add(tmp_path):
     run = try_ideas.Trainer(routed, hf, examples(8), Settings(), str(tmp_path))
     with torch.no_grad():
         try_ideas.fit_stand_ins(run, examples(8))
-    prompts = routed.read(collate(examples(3, seed=50)))
+    prompts = routed.prefill(collate(examples(3, seed=50)))
     keep = torch.ones(3, 6)
     keep[:, 2] = 0
-    torch.testing.assert_close(routed.logits(prompts, keep), routed.logits(prompts), atol=1e-3, rtol=0)
+    torch.testing.assert_close(routed.answer_logits(prompts, keep), routed.answer_logits(prompts), atol=1e-3, rtol=0)
 
 
 def test_an_order_by_what_layers_cost_alone(hf):
     routed, batches = make_routed(hf), [collate(examples(4))]
-    prompts = [routed.read(batches[0])]
-    lessons = [Lesson(batches[0])]
-    alone = [mean_loss(routed, prompts, lessons, [layer]) for layer in range(6)]
-    found = try_ideas._order_alone(removal_order, routed, batches, 3, 0.0)
+    prompts = [routed.prefill(batches[0])]
+    losses = [AnswerLoss(batches[0])]
+    alone = [mean_loss(routed, prompts, losses, [layer]) for layer in range(6)]
+    found = try_ideas._order_alone(skip_order, routed, batches, 3, 0.0)
     assert found == sorted(range(6), key=alone.__getitem__)
 
 
 def test_an_order_for_a_task_hears_of_the_others(tmp_path):
     run = trainer(tmp_path, "run")
-    run.train = [Example("ab"[i % 2], [i], [0]) for i in range(20)]
-    own = [one for one in run.train if one.task == "a"]
+    run.examples = [Example("ab"[i % 2], [i], [0]) for i in range(20)]
+    own = [one for one in run.examples if one.task == "a"]
     heard = try_ideas._order_for_all(lambda _trainer, _kind, examples: examples, run, "search", own)
     assert heard[:10] == own
     assert [one.task for one in heard[10:]] == ["b"] * 5
@@ -122,17 +125,17 @@ def test_orders_of_earlier_runs_are_known(tmp_path):
 
 def test_given_orders_are_not_judged(tmp_path, monkeypatch):
     """A task gets its own order though that is worse than the one for all, which `known` would give it."""
-    monkeypatch.setattr(start, "find_order", start.find_order)  # put back after the test
-    monkeypatch.setattr(start, "_own_or_shared", start._own_or_shared)
-    monkeypatch.setattr(start, "gain_of", lambda *_: (-1.0, 0.1))
+    monkeypatch.setattr(layer_orders, "find_order", layer_orders.find_order)  # put back after the test
+    monkeypatch.setattr(layer_orders, "own_or_shared", layer_orders.own_or_shared)
+    monkeypatch.setattr(layer_orders, "gain_of", lambda *_: (-1.0, 0.1))
     orders = {"a": [1, 0, 2, 3, 4, 5], "b": [0, 1, 2, 3, 4, 5], "all": [2, 0, 1, 3, 4, 5]}
     (tmp_path / "found").mkdir()
     (tmp_path / "found" / "train.json").write_text(json.dumps({"orders": orders}))
     a, b = ([Example(task, e.prompt, e.response) for e in examples(2, seed=i)] for i, task in enumerate("ab"))
     for idea, expected in (("known", [orders["all"]] * 2), ("given", [orders["a"], orders["b"]])):
-        run = trainer(tmp_path, idea, order_on=[*a, *b])
+        run = trainer(tmp_path, idea, search_examples=[*a, *b])
         try_ideas.apply(idea, [str(tmp_path / "found")])
-        start.begin(run, "search", False)
+        layer_orders.start_orders(run, "search", False)
         assert [run.orders["a"], run.orders["b"]] == expected
 
 
@@ -159,20 +162,20 @@ def test_half_of_the_answers_borrow_a_choice():
     objective = try_ideas.Borrow(routed, Settings(), 1)
     keep = torch.rand(200, 6)
     own = lowest(keep, 2)
-    found = objective.left_out(keep, 2 / 6)
+    found = objective.skipped_layers(keep, 2 / 6)
     assert 0.35 < (found == own).all(1).float().mean() < 0.65  # some lend what would be chosen anyway
     assert (found.sum(1) == 2).all()
     with torch.no_grad():
-        assert torch.equal(objective.left_out(keep, 2 / 6), own)
+        assert torch.equal(objective.skipped_layers(keep, 2 / 6), own)
 
 
 def test_a_borrowed_choice_teaches_no_scores():
     routed = make_routed(reference.make_model(SHAPES["tiny"], seed=2))
     routed = try_ideas.OwnChoice(routed.model, routed.layers, routed.bank, temperature=1.0)
     keep = torch.rand(2, 6, requires_grad=True)
-    left_out = lowest(keep.detach(), 2)
-    left_out[1] = lowest(-keep.detach(), 2)[1]
-    (routed.straight_through(keep, left_out) * torch.rand(2, 6)).sum().backward()
+    skipped = lowest(keep.detach(), 2)
+    skipped[1] = lowest(-keep.detach(), 2)[1]
+    (routed.straight_through(keep, skipped) * torch.rand(2, 6)).sum().backward()
     assert keep.grad[0].any()
     assert not keep.grad[1].any()
 
@@ -180,16 +183,18 @@ def test_a_borrowed_choice_teaches_no_scores():
 def test_tails_are_taught_by_the_dense_output_alone(monkeypatch):
     """Beside the loss of the answer, as it is without a tail."""
     group = [Example("t", list(range(3, 40)), [50 + i] * (i + 2)) for i in range(3)]
-    monkeypatch.setattr(Trainer, "_examples", lambda self, number: group)
-    monkeypatch.setattr(try_ideas.objective, "Lesson", Lesson)
-    monkeypatch.setattr(try_ideas.objective, "answer_loss", answer_loss)
+    monkeypatch.setattr(Trainer, "batch_examples", lambda self, number: group)
+    monkeypatch.setattr(try_ideas.objective, "AnswerLoss", AnswerLoss)
+    monkeypatch.setattr(try_ideas.objective, "answer_cross_entropy", answer_cross_entropy)
     try_ideas.read_tails()
     tail = try_ideas.TAIL
-    batch = collate(Trainer._examples(None, 0))
+    batch = collate(Trainer.batch_examples(None, 0))
     assert batch.targets[0, :tail].tolist() == group[0].prompt[-tail:]
     dense, found = torch.randn(2, 3, tail + 4, 100)
     after = collate(group)
     kl = (dense.softmax(-1) * (dense.log_softmax(-1) - found.log_softmax(-1))).sum(-1)[:, :tail].mean(1)
-    expected = Lesson(after, dense[:, tail:], 1.0).loss(found[:, tail:]) + kl
-    torch.testing.assert_close(try_ideas.objective.Lesson(batch, dense, 1.0).loss(found), expected)
-    torch.testing.assert_close(try_ideas.objective.answer_loss(found, batch), answer_loss(found[:, tail:], after))
+    expected = AnswerLoss(after, dense[:, tail:], 1.0)(found[:, tail:]) + kl
+    torch.testing.assert_close(try_ideas.objective.AnswerLoss(batch, dense, 1.0)(found), expected)
+    torch.testing.assert_close(
+        try_ideas.objective.answer_cross_entropy(found, batch), answer_cross_entropy(found[:, tail:], after)
+    )

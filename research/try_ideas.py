@@ -35,12 +35,16 @@ import torch
 from torch import Tensor, nn
 
 from first_cpp.train import command as train
-from first_cpp.train import loop, objective, result, rule, start
-from first_cpp.train.data import Example, draw
-from first_cpp.train.loop import Trainer
+from first_cpp.train import layer_orders, objective, result, router_bank, run_setup
+from first_cpp.train import trainer as training_loop
+from first_cpp.train.batch import Batch, collate
+from first_cpp.train.examples import Example, draw
+from first_cpp.train.fit_routers import fit_routers
 from first_cpp.train.model import decoder_layers
 from first_cpp.train.objective import Objective
-from first_cpp.train.rule import Routed, RouterBank, collate
+from first_cpp.train.routed_model import RoutedModel
+from first_cpp.train.router_bank import RouterBank
+from first_cpp.train.trainer import Trainer
 
 IDEAS = [
     "alone",
@@ -67,9 +71,9 @@ class LastTokens(RouterBank):
     def mean_input(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return super().mean_input(hidden, last_of(mask))
 
-    def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
+    def score_sums(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
         last = last_of(mask)
-        return super().sum(layer, hidden, last) * mask.sum(1) / last.sum(1).clamp(min=1)
+        return super().score_sums(layer, hidden, last) * mask.sum(1) / last.sum(1).clamp(min=1)
 
 
 def last_of(mask: Tensor) -> Tensor:
@@ -80,29 +84,29 @@ def last_of(mask: Tensor) -> Tensor:
 class Windows(RouterBank):
     """The highest of the scores of equal windows, weighted as if it were that of all."""
 
-    def sum(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
+    def score_sums(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
         place = (mask.cumsum(1) - 1) * WINDOWS // mask.sum(1, keepdim=True).clamp(min=1)
         windows = [mask & (place == i) for i in range(WINDOWS)]
-        means = [super(Windows, self).sum(layer, hidden, window) / window.sum(1).clamp(min=1) for window in windows]
+        means = [super(Windows, self).score_sums(layer, hidden, window) / window.sum(1).clamp(min=1) for window in windows]
         return torch.stack(means).amax(0) * mask.sum(1)
 
 
-class FeedForward(Routed):
+class FeedForward(RoutedModel):
     """Skips the feed-forward block of a layer alone."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, *rest: Any) -> None:
         super().__init__(model, layers, *rest)
         self._handles += [layer.get_submodule("mlp").register_forward_hook(self._block(i)) for i, layer in enumerate(layers)]
 
-    def _mix(self, i: int, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def _gated(self, i: int, gate: Tensor, before: Tensor, after: Tensor) -> Tensor:
         return after
 
     def _block(self, i: int) -> Any:
         def hook(_module: nn.Module, _args: Any, update: Tensor) -> Tensor:
-            if self._run is None:
+            if self._gate is None:
                 return update
             split = update.shape[1] - self._n_answer
-            return torch.cat([update[:, :split], self._run[:, i].to(update.dtype)[:, None, None] * update[:, split:]], dim=1)
+            return torch.cat([update[:, :split], self._gate[:, i].to(update.dtype)[:, None, None] * update[:, split:]], dim=1)
 
         return hook
 
@@ -124,7 +128,7 @@ def weigh_alike(layer: nn.Module) -> None:
     objective.fixed_layers = lambda kind, share, n_layer, order, seed: tuple(order[: count(share, n_layer)])
 
 
-class StandIns(Routed):
+class StandIns(RoutedModel):
     """Adds to the hidden states that skip a layer what a map of low rank makes of them."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, *rest: Any) -> None:
@@ -134,8 +138,8 @@ class StandIns(Routed):
             layer.stand_in = nn.Sequential(nn.Linear(n_embd, RANK, bias=False), nn.Linear(RANK, n_embd))
         self.stand_ins: list[Any] = [layer.stand_in for layer in layers]
 
-    def _mix(self, i: int, run: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        return super()._mix(i, run, before + self.stand_ins[i](before).to(before.dtype), after)
+    def _gated(self, i: int, gate: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return super()._gated(i, gate, before + self.stand_ins[i](before).to(before.dtype), after)
 
 
 @torch.no_grad()
@@ -153,12 +157,12 @@ def fit_stand_ins(trainer: Trainer, examples: Sequence[Example]) -> None:
         return hook
 
     for k in range(0, len(examples), 8):
-        prompts = trainer.routed.read(trainer.to_device(collate(examples[k : k + 8])))
+        prompts = trainer.routed.prefill(trainer.to_device(collate(examples[k : k + 8])))
         mask[:] = [prompts.batch.mask[:, prompts.batch.split : -1]]
         handles = [
             layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(decoder_layers(trainer.lora))
         ]
-        trainer.routed.logits(prompts)
+        trainer.routed.answer_logits(prompts)
         for handle in handles:
             handle.remove()
     for stand_in, pairs in zip(trainer.routed.stand_ins, found, strict=True):  # type: ignore[attr-defined]
@@ -176,14 +180,14 @@ def fit_stand_ins(trainer: Trainer, examples: Sequence[Example]) -> None:
 
 def after_start(then: Callable[[Trainer], None]) -> None:
     """Does something more once routers have their start."""
-    begin = start.begin
+    start_orders = layer_orders.start_orders
 
-    def begin_and(trainer: Trainer, *rest: Any) -> None:
-        begin(trainer, *rest)
+    def start_and(trainer: Trainer, *rest: Any) -> None:
+        start_orders(trainer, *rest)
         with trainer.autocast():
             then(trainer)
 
-    start.begin = begin_and
+    layer_orders.start_orders = start_and
 
 
 class OneStep(Objective):
@@ -191,17 +195,17 @@ class OneStep(Objective):
 
     n_passes = 1  # type: ignore[assignment]
 
-    def passes(self, batch: rule.Batch, step: int, weight: float = 1.0) -> Iterator[tuple[Tensor, float]]:
-        prompts = self.routed.read(batch)
-        dense = self.routed.logits(prompts)
-        lesson = objective.Lesson(batch, dense, self.s.distill)
-        losses, left = [objective.answer_loss(dense, batch).mean()], 0.0
-        shares = objective.shares_of(step, self.n_steps, self.s)[1:]
+    def passes(self, batch: Batch, step: int, weight: float = 1.0) -> Iterator[tuple[Tensor, float]]:
+        prompts = self.routed.prefill(batch)
+        dense = self.routed.answer_logits(prompts)
+        loss = objective.AnswerLoss(batch, dense, self.settings.distill)
+        losses, left = [objective.answer_cross_entropy(dense, batch).mean()], 0.0
+        shares = objective.skip_shares(step, self.n_steps, self.settings)[1:]
         for share in shares:
-            left_out = self.left_out(prompts.keep.detach(), share)
-            run = self.routed.straight_through(prompts.keep, left_out)
-            losses.append(lesson.loss(self.routed.logits(prompts, run)).mean())
-            left += float(left_out.float().mean())
+            skipped = self.skipped_layers(prompts.keep.detach(), share)
+            gate = self.routed.straight_through(prompts.keep, skipped)
+            losses.append(loss(self.routed.answer_logits(prompts, gate)).mean())
+            left += float(skipped.float().mean())
         yield weight * torch.stack(losses).mean(), weight * left / (len(shares) + 1)
 
 
@@ -211,30 +215,30 @@ class Borrow(Objective):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.lent: deque[Tensor] = deque(maxlen=LENT)
-        self.rng = random.Random(f"borrow-{self.s.seed}")
+        self.rng = random.Random(f"borrow-{self.settings.seed}")
 
-    def left_out(self, keep: Tensor, share: float) -> Tensor:
+    def skipped_layers(self, keep: Tensor, share: float) -> Tensor:
         if torch.is_grad_enabled():
             self.lent.extend(keep)
             keep = torch.stack([self.rng.choice(self.lent) if self.rng.random() < 0.5 else own for own in keep])
-        return super().left_out(keep, share)
+        return super().skipped_layers(keep, share)
 
 
-class OwnChoice(Routed):
+class OwnChoice(RoutedModel):
     """An answer read with a borrowed choice teaches no scores."""
 
-    def straight_through(self, keep: Tensor, left_out: Tensor) -> Tensor:
-        own = (left_out == rule.lowest(keep, int(left_out[0].sum()))).all(1, keepdim=True)
-        return super().straight_through(torch.where(own, keep, keep.detach()), left_out)
+    def straight_through(self, keep: Tensor, skipped: Tensor) -> Tensor:
+        own = (skipped == router_bank.lowest(keep, int(skipped[0].sum()))).all(1, keepdim=True)
+        return super().straight_through(torch.where(own, keep, keep.detach()), skipped)
 
 
-class TailLesson(objective.Lesson):
+class TailLoss(objective.AnswerLoss):
     """Adds KL to the dense output over the first TAIL tokens, which are the prompt's last."""
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor) -> Tensor:
         found = logits[self.mask].float().log_softmax(-1)
         tokens = -found.gather(1, self.batch.targets[self.mask][:, None])[:, 0]
-        both = self.constant - (self.mixed * found).sum(-1)  # type: ignore[operator]
+        both = self.constant - (self.target * found).sum(-1)  # type: ignore[operator]
         both, tokens = (torch.zeros(self.mask.shape).masked_scatter(self.mask, each) for each in (both, tokens))
         answer = self.mask[:, TAIL:]
         return both[:, TAIL:].sum(1) / answer.sum(1) + (both - tokens)[:, :TAIL].mean(1)
@@ -242,16 +246,16 @@ class TailLesson(objective.Lesson):
 
 def read_tails() -> None:
     """The answers of training begin TAIL tokens before the prompt ends; cross entropy is of the true answer alone."""
-    examples, answer_loss = Trainer._examples, objective.answer_loss
+    examples, answer_cross_entropy = Trainer.batch_examples, objective.answer_cross_entropy
 
     def earlier(self: Trainer, number: int) -> list[Example]:
         return [replace(e, prompt=e.prompt[:-TAIL], response=e.prompt[-TAIL:] + e.response) for e in examples(self, number)]
 
-    def of_answer(logits: Tensor, batch: rule.Batch) -> Tensor:
-        return answer_loss(logits[:, TAIL:], replace(batch, split=batch.split + TAIL))
+    def of_answer(logits: Tensor, batch: Batch) -> Tensor:
+        return answer_cross_entropy(logits[:, TAIL:], replace(batch, split=batch.split + TAIL))
 
-    Trainer._examples = earlier  # type: ignore[method-assign]
-    objective.Lesson, objective.answer_loss = TailLesson, of_answer  # type: ignore[misc]
+    Trainer.batch_examples = earlier  # type: ignore[method-assign]
+    objective.AnswerLoss, objective.answer_cross_entropy = TailLoss, of_answer  # type: ignore[misc]
 
 
 def known_orders(runs: Sequence[str]) -> dict[str, list[int]]:
@@ -266,47 +270,47 @@ def known_orders(runs: Sequence[str]) -> dict[str, list[int]]:
 def teach_anew(trainer: Trainer) -> None:
     """Start the routers on their input from the orders that the run of --init found."""
     orders = known_orders([sys.argv[sys.argv.index("--init") + 1]])
-    start.teach_orders(trainer, orders, draw(trainer.train, start.N_TAUGHT * len(orders), trainer.s.seed))
+    fit_routers(trainer, orders, draw(trainer.examples, layer_orders.N_FITTED * len(orders), trainer.settings.seed))
 
 
 def apply(idea: str, runs: Sequence[str] = ()) -> None:
     """Put an idea in the place of what `first-cpp train` does. runs: that found orders, for `known` and `given`."""
     if idea == "alone":
-        start.removal_order = functools.partial(_order_alone, start.removal_order)
+        layer_orders.skip_order = functools.partial(_order_alone, layer_orders.skip_order)
     elif idea == "more":
-        start.N_TOKENS, start.MOST_EXAMPLES = 2 * start.N_TOKENS, 2 * start.MOST_EXAMPLES
+        layer_orders.N_TOKENS, layer_orders.MOST_EXAMPLES = 2 * layer_orders.N_TOKENS, 2 * layer_orders.MOST_EXAMPLES
     elif idea == "mixed":
-        start.find_order = functools.partial(_order_for_all, start.find_order)
+        layer_orders.find_order = functools.partial(_order_for_all, layer_orders.find_order)
     elif idea in ("known", "given"):
-        start.find_order = functools.partial(_known_order, start.find_order, known_orders(runs))
+        layer_orders.find_order = functools.partial(_known_order, layer_orders.find_order, known_orders(runs))
         if idea == "given":
-            start._own_or_shared = lambda _trainer, _task, own, *_: own
+            layer_orders.own_or_shared = lambda _trainer, _task, own, *_: own
     elif idea == "last-tokens":
-        rule.RouterBank = LastTokens
+        run_setup.RouterBank = LastTokens
         after_start(teach_anew)
     elif idea == "windows":
-        rule.RouterBank = Windows
+        run_setup.RouterBank = Windows
     elif idea == "stand-ins":
-        rule.Routed = StandIns
-        after_start(lambda trainer: fit_stand_ins(trainer, draw(trainer.train, 96, trainer.s.seed)))
+        run_setup.RoutedModel = StandIns
+        after_start(lambda trainer: fit_stand_ins(trainer, draw(trainer.examples, 96, trainer.settings.seed)))
     elif idea == "one-step":
-        loop.Objective = OneStep
+        training_loop.Objective = OneStep
     elif idea == "borrow":
-        loop.Objective, rule.Routed = Borrow, OwnChoice  # type: ignore[misc]
+        training_loop.Objective, run_setup.RoutedModel = Borrow, OwnChoice  # type: ignore[misc]
     elif idea == "tails":
         read_tails()
     elif idea == "feed-forward":
-        rule.Routed = FeedForward
+        run_setup.RoutedModel = FeedForward
         after_start(lambda trainer: weigh_alike(decoder_layers(trainer.lora)[0]))
 
 
-def _order_alone(search: Any, routed: Routed, batches: Any, _most: int, *rest: Any) -> list[int]:
+def _order_alone(search: Any, routed: RoutedModel, batches: Any, _most: int, *rest: Any) -> list[int]:
     return search(routed, batches, 0, *rest)
 
 
 def _order_for_all(find: Any, trainer: Trainer, kind: str, examples: Sequence[Example], *rest: Any) -> list[int]:
-    others = [example for example in trainer.train if example.task != examples[0].task]
-    return find(trainer, kind, [*examples, *draw(others, len(examples) // 2, trainer.s.seed)], *rest)
+    others = [example for example in trainer.examples if example.task != examples[0].task]
+    return find(trainer, kind, [*examples, *draw(others, len(examples) // 2, trainer.settings.seed)], *rest)
 
 
 def _known_order(
@@ -343,8 +347,8 @@ def record_command(command: str) -> None:
     """Let a run record this command: training would record `first-cpp`, which has no ideas."""
     save = result.save_result
 
-    def save_with_command(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], skip: float | None) -> None:
-        save(out, trainer, lora, record | {"command": command}, skip)
+    def save_with_command(trainer: Trainer, record: dict[str, Any], skip: float | None) -> None:
+        save(trainer, record | {"command": command}, skip)
 
     result.save_result = save_with_command
 

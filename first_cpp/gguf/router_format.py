@@ -15,6 +15,7 @@ import numpy as np
 from .._ext import GgufFile
 from .._version import __version__
 from ..errors import MissingFileError, RouterError
+from ..skip import needs_order
 from .bundled import shipped_adapters
 from .model_file import normal_path, open_gguf
 from .new_file import new_file
@@ -257,7 +258,7 @@ def trained_set(routers: Routers | None, kind: str, n_layer: int, where: str) ->
         seed = int(found.get("seed", 0))
     except ValueError as error:
         raise RouterError(f"{where}: first.train.order and first.train.seed are not whole numbers: {error}") from None
-    if sorted(order) != list(range(n_layer if order or kind in ("search", "influence", "given") else 0)):
+    if sorted(order) != list(range(n_layer if order or needs_order(kind) else 0)):
         raise RouterError(
             f"{where}: first.train.order is {found.get('order', 'missing')!s:.80}, expected each of {n_layer} layers once"
         )

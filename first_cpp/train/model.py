@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MissingFileError, ModelFileError
-from ..gguf.model_file import open_gguf
+from ..gguf.model_file import ModelFile
+
+if TYPE_CHECKING:
+    from .router_bank import RouterBank
 
 
 def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
     Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF with scaled
-    rotary embeddings: transformers leaves a GGUF's scaling out, and it would train another model than the one that runs.
+    rotary embeddings: transformers ignores a GGUF's scaling, and would train another model than the one that runs.
+
+    >>> load_model("none.gguf")
+    Traceback (most recent call last):
+    first_cpp.errors.MissingFileError: model does not exist: none.gguf
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,10 +43,10 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
 
 def check_rotary(path: str) -> None:
     """Raise ModelFileError for a GGUF whose rotary embeddings are scaled (llama3, linear, yarn, longrope)."""
-    file = open_gguf(path)
-    key = f"{file.get('general.architecture').decode()}.rope.scaling.type"
-    kind = file.get(key).decode() if file.kind(key) == "str" else "none"
-    factors = [tensor.name for tensor in file.tensors() if tensor.name.startswith("rope_f")]
+    model = ModelFile.open(path)
+    key = model.key("rope.scaling.type")
+    kind = model.first.get(key).decode() if model.first.kind(key) == "str" else "none"
+    factors = [tensor.name for _, tensor in model.tensors() if tensor.name.startswith("rope_f")]
     if factors or kind != "none":
         why = f"tensor {factors[0]}" if factors else f"{key} = {kind}"
         raise ModelFileError(
@@ -49,7 +56,10 @@ def check_rotary(path: str) -> None:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers. Raises ModelFileError if there is no list as long as the config says."""
+    """The model's list of decoder layers, with or without LoRA on it.
+
+    Raises ModelFileError if there is no list as long as the config says.
+    """
     n_layer = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layer:
@@ -58,13 +68,16 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def linear_names(layers: nn.ModuleList) -> list[str]:
-    """The last names of the linear layers inside the decoder layers, for LoRA."""
+    """The last names of the linear layers inside the decoder layers, as peft matches them: "q_proj", "up_proj", ..."""
     names = {name.rsplit(".", 1)[-1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
     return sorted(names)
 
 
 def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> Any:
-    """Freeze the model and put LoRA of `rank` on all linear layers inside the decoder layers (peft)."""
+    """The model frozen, with a new LoRA of `rank` on all linear layers inside its decoder layers (a peft model).
+
+    alpha: peft's `lora_alpha`; the LoRA's update is scaled by alpha / rank.
+    """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -79,8 +92,8 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
 
 
 @torch.no_grad()
-def start_from(runs: Sequence[str], lora: Any, bank: nn.Module) -> None:
-    """Load the mean of the LoRA of earlier runs' folders, and the routers of the last.
+def start_from(runs: Sequence[str], lora: Any, bank: RouterBank) -> None:
+    """Load into `lora` the mean of the LoRA weights of earlier runs' folders, and into `bank` the routers of the last.
 
     Raises MissingFileError, or ModelFileError where they are of another model or rank.
     """
@@ -93,7 +106,7 @@ def start_from(runs: Sequence[str], lora: Any, bank: nn.Module) -> None:
         weight.copy_(torch.stack(of_runs).mean(0))
 
 
-def _load_run(run: str, lora: Any, bank: nn.Module) -> None:
+def _load_run(run: str, lora: Any, bank: RouterBank) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -104,10 +117,18 @@ def _load_run(run: str, lora: Any, bank: nn.Module) -> None:
     try:
         bank.load_state_dict(load_file(routers))
         found = set_peft_model_state_dict(lora, load_file(adapter))
-    except RuntimeError as error:  # shapes, told by torch
+    except RuntimeError as error:  # torch's, for shapes
         raise ModelFileError(f"--init {run} is of another model or LoRA rank: {error}") from error
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:
         raise ModelFileError(
             f"--init {run} is of another model: its adapter lacks {missing[:2]}, has {found.unexpected_keys[:2]}"
         )
+
+
+def native_precision() -> str:
+    """ "bf16" where the hardware computes with it, else "float32": emulated, it is slower."""
+    if torch.cuda.is_available():
+        return "bf16"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"

@@ -2,67 +2,113 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
+import sys
 from typing import Any
 
 import torch
 
+from ..gguf.new_file import new_file
 from ..gguf.router_format import WRITER, set_record, write_safetensors
 from ..gguf.routers import Base, Routers
-from .loop import Scores, Trainer
+from ..runtime.machine import describe_machine
 from .objective import below_half
+from .trainer import Trainer
+from .validation import Losses, Scores
 
 
-def save_result(out: str, trainer: Trainer, lora: Any, record: dict[str, Any], skip: float | None) -> None:
-    """Write routers, adapter and layers.png; `record` goes to train.json and, shortened, into the routers' metadata.
+def run_record(args: argparse.Namespace, trainer: Trainer, losses: Losses) -> dict[str, Any]:
+    """What train.json holds of a run that ended with these validation losses."""
+    gpus = [torch.cuda.get_device_name(trainer.accelerator.device)] if trainer.accelerator.device.type == "cuda" else []
+    return {
+        "method": method_of(args),
+        "data": f"{', '.join(os.path.basename(path) for path in args.data)} ({len(trainer.examples)} examples)",
+        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "seconds": round(trainer.seconds),
+        "steps": trainer.step,
+        "updates": trainer.step * trainer.objective.n_passes,
+        "settings": dataclasses.asdict(trainer.settings),
+        "orders": trainer.orders,
+        "valid_loss": losses,
+        "torch": torch.__version__,
+        "machine": ", ".join([*gpus, describe_machine()]),
+    }
 
-    skip: the share to recommend; None for what the recipe comes to, nothing where routers did not learn. A fixed set of layers
-    is named in the metadata, for `first-cpp eval`.
+
+def method_of(args: argparse.Namespace) -> str:
+    """What was trained, in words."""
+    layers = args.layers if isinstance(args.layers, str) else ",".join(map(str, args.layers))
+    who = "routers" if layers == "routers" else f"the layers {layers!r} for all prompts"
+    how = "dense" if args.recipe == "exact" and args.max_share == 0 else f"{args.recipe}, {who}"
+    return f"{how}, LoRA rank {args.rank}"
+
+
+def save_result(trainer: Trainer, record: dict[str, Any], skip: float | None) -> None:
+    """Write routers, adapter, layers.png and train.json to the trainer's folder.
+
+    record: goes to train.json and, shortened, into the routers' metadata. skip: the share to recommend; None for what the
+    recipe comes to.
     """
-    bank, scores = trainer.routed.bank, trainer.scores()
-    s = trainer.s
+    out, scores = trainer.out, trainer.scores()
     if skip is None:
-        skip = (
-            share_below_half(scores) if s.recipe == "two-step" else 0.25 if s.layers == "routers" and s.max_share > 0 else 0.0
-        )
-    layers = {task: trainer.objective.left_out(keep, skip).float().mean(0).tolist() for task, keep in sorted(scores.items())}
-    train: dict[str, Any] = {key: record[key] for key in ("method", "data", "command", "seconds") if key in record}
+        skip = recommended_share(trainer, scores)
+    save_routers(trainer, record, skip)
+    if trainer.lora_weights:
+        config = trainer.lora.peft_config["default"]
+        config.target_modules = sorted(config.target_modules)  # peft keeps a set: the file would differ from run to run
+        trainer.lora.save_pretrained(os.path.join(out, "adapter"))
+    chosen = {
+        task: trainer.objective.skipped_layers(keep, skip).float().mean(0).tolist()  # [n, n_layer] -> [n_layer]
+        for task, keep in sorted(scores.items())
+    }
+    plot_layers(os.path.join(out, "layers.png"), chosen, skip)
+    with new_file(os.path.join(out, "train.json"), "w") as file:
+        file.write(json.dumps(record | {"skip": skip}, indent=1) + "\n")
+
+
+def recommended_share(trainer: Trainer, scores: Scores) -> float:
+    """The share that a run recommends unasked: nothing where routers did not learn."""
+    s = trainer.settings
+    if s.recipe == "two-step":
+        return share_below_half(scores)
+    return 0.25 if s.layers == "routers" and s.max_share > 0 else 0.0
+
+
+def save_routers(trainer: Trainer, record: dict[str, Any], skip: float) -> None:
+    """Write routers.safetensors. A fixed set of layers is named in its metadata, for `first-cpp eval`."""
+    bank, s = trainer.routed.bank, trainer.settings
+    train = {key: record[key] for key in ("method", "data", "command", "seconds") if key in record}
     if s.layers != "routers":
-        train |= set_record(str(s.layers), trainer.objective.order, s.seed)
+        train |= set_record(s.layers, trainer.objective.order, s.seed)
     weight, bias = (getattr(bank, name).detach().float().cpu().numpy() for name in ("weight", "bias"))
     base = Base("", weight.shape[0], weight.shape[1], "")  # which GGUF they go with is found by `python -m convert`
     routers = Routers(base, weight, bias, bank.norm_eps, (True,) * len(bias), skip, WRITER, train)
-    write_safetensors(out, routers)
-    if trainer.weights:
-        config = lora.peft_config["default"]
-        config.target_modules = sorted(config.target_modules)  # peft keeps a set: the file would differ from run to run
-        lora.save_pretrained(os.path.join(out, "adapter"))
-    plot_layers(os.path.join(out, "layers.png"), layers, skip)
-    with open(os.path.join(out, "train.json"), "w", encoding="utf-8") as file:
-        json.dump(record | {"skip": skip}, file, indent=1)
-        file.write("\n")
+    write_safetensors(trainer.out, routers)
 
 
 def share_below_half(scores: Scores) -> float:
     """Mean share of layers whose keep score is below 0.5, to the nearest layer."""
-    found = below_half(torch.cat(list(scores.values()))).float()
+    found = below_half(torch.cat(list(scores.values()))).float()  # [n, n_layer]
     return round(float(found.mean()) * found.shape[1]) / found.shape[1]
 
 
-def plot_layers(path: str, found: dict[str, list[float]], share: float) -> None:
-    """A heat map: one row a task, one column a layer."""
+def plot_layers(path: str, chosen: dict[str, list[float]], share: float) -> None:
+    """A heat map: one row a task, one column a layer. chosen: how often each layer is skipped, by task."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    tasks = list(found)
+    tasks = list(chosen)
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.45 * len(tasks)), layout="constrained")
-    image = axes.imshow([found[task] for task in tasks], aspect="auto", vmin=0, vmax=1, cmap="viridis")
+    image = axes.imshow([chosen[task] for task in tasks], aspect="auto", vmin=0, vmax=1, cmap="viridis")
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_xlabel("layer")
-    axes.set_title(f"how often each layer is left out at share {share:g}")
+    axes.set_title(f"how often each layer is skipped at share {share:g}")
     figure.colorbar(image, ax=axes)
-    figure.savefig(path, dpi=120)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     plt.close(figure)

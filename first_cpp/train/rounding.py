@@ -1,4 +1,4 @@
-"""Training for the weights that will run: LoRA folded into the base and rounded to a type of llama.cpp's.
+"""Training for quantised weights: LoRA folded into the base and rounded to a type of llama.cpp's.
 
 A LoRA changes a weight by less than a step of a 4-bit type, so rounding the sum can undo what was learned. Here the frozen base
 carries the error of rounding: base + LoRA is at every step what `convert --merge --quantize` will write, and LoRA learns on.
@@ -17,9 +17,15 @@ KINDS = {"Q4_0": (4, False), "Q4_1": (4, True), "Q5_0": (5, False), "Q5_1": (5, 
 
 
 def rounded(weight: Tensor, kind: str) -> Tensor:
-    """The values that llama.cpp's quantizer gives each row's blocks of 32: float32, shaped as `weight`, [.., n * 32]."""
+    """The values that llama.cpp's quantiser gives each row's blocks of 32: weight [.., n * 32] -> float32 [.., n * 32].
+
+    kind: one of KINDS.
+
+    >>> rounded(torch.linspace(-1, 1, 32)[None], "Q4_0").unique().tolist()  # doctest: +ELLIPSIS
+    [-1.0, -0.875, ...]
+    """
     bits, has_low = KINDS[kind]
-    blocks = weight.float().reshape(-1, BLOCK)
+    blocks = weight.float().reshape(-1, BLOCK)  # [n_blocks, 32]; low and step: [n_blocks, 1]
     if has_low:
         low = blocks.amin(1, keepdim=True)
         step = (blocks.amax(1, keepdim=True) - low) / (2**bits - 1)
@@ -35,7 +41,10 @@ def rounded(weight: Tensor, kind: str) -> Tensor:
 
 
 class Rounding:
-    """Keeps the frozen base of a peft model such that base + LoRA is rounded. kind: one of KINDS; empty for no rounding."""
+    """Keeps the frozen base of a peft model such that base + LoRA is rounded.
+
+    kind: one of KINDS; empty for no rounding.
+    """
 
     def __init__(self, lora: Any, kind: str) -> None:
         from peft.tuners.lora import LoraLayer

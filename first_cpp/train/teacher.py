@@ -1,4 +1,4 @@
-"""A teacher: an earlier run with nothing left out and nothing rounded, whose output answers are to match."""
+"""A teacher: an earlier run, dense and not rounded, whose output the answers of this one are to match."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingFileError, ModelFileError
+from .batch import Batch
 from .model import decoder_layers
-from .rule import Batch, Routed, RouterBank
+from .routed_model import RoutedModel
+from .router_bank import RouterBank
 
 
 class Teacher:
@@ -27,13 +29,14 @@ class Teacher:
             raise MissingFileError(f"--teacher {run}: there is no peft adapter in {adapter}")
         try:
             merged = PeftModel.from_pretrained(base, adapter).merge_and_unload().requires_grad_(False)
-        except (RuntimeError, ValueError) as error:  # shapes and names, told by torch and peft
+        except (RuntimeError, ValueError) as error:  # torch's and peft's, for shapes and names
             raise ModelFileError(f"--teacher {run} is of another model: {error}") from error
         layers = decoder_layers(merged)
         bank = RouterBank(len(layers), merged.config.get_text_config().hidden_size, 1e-5)  # its scores are not used
-        self._routed = Routed(merged, layers, bank)
+        self._routed = RoutedModel(merged, layers, bank)
 
     def to(self, device: Any) -> Teacher:
+        """Move the weights to a device."""
         self._routed.model.to(device)
         self._routed.bank.to(device)
         return self
@@ -41,4 +44,4 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         """Logits that predict the answer tokens: [b, t - split, n_vocab]."""
-        return self._routed.logits(self._routed.read(batch))
+        return self._routed.answer_logits(self._routed.prefill(batch))

@@ -10,17 +10,18 @@ import pytest
 import reference
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from training_parts import examples, make_routed
+from training import examples, make_routed
 
 from convert.__main__ import main
 from first_cpp import _ext
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train import command as train
-from first_cpp.train.loop import Trainer, validate
 from first_cpp.train.model import add_lora, decoder_layers
-from first_cpp.train.objective import Settings
 from first_cpp.train.result import save_result
 from first_cpp.train.rounding import KINDS, Rounding, rounded
+from first_cpp.train.settings import Settings
+from first_cpp.train.trainer import Trainer
+from first_cpp.train.validation import validate
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +62,7 @@ def test_what_is_trained_is_what_the_merged_file_holds(tmp_path, kind):
     base = str(tmp_path / "base.gguf")
     reference.write_gguf(base, reference.make_model(SHAPES["tiny"], seed=2), SHAPES["tiny"])
     run.run([], quiet=True)
-    save_result(run.out, run, run.lora, {}, None)
+    save_result(run, {}, None)
     out = str(tmp_path / "merged.gguf")
     assert main(["--routers", run.out, "--model", base, "--merge", "--quantize", kind, "--out", out, "--quiet"]) == 0
     held = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(out).tensors}

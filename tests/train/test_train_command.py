@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -12,16 +15,16 @@ import torch
 from helpers import greedy, tokens
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training_parts import Words, examples, trainer
+from training import Words, examples, lora_trainer, trainer
 
 from first_cpp.cli.main import main
 from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.train.loop import Trainer
-from first_cpp.train.model import add_lora, decoder_layers
-from first_cpp.train.objective import Settings
+from first_cpp.train import command
 from first_cpp.train.result import save_result
-from first_cpp.train.rule import Routed, RouterBank
+from first_cpp.train.run_setup import settings_of
+from first_cpp.train.settings import Settings
+from first_cpp.train.training_options import add_arguments
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def tiny_hf(monkeypatch):
     def load(_path):
         return reference.make_model(SHAPES["tiny"], seed=2), Words()
 
-    monkeypatch.setattr("first_cpp.train.model.load_model", load)
+    monkeypatch.setattr("first_cpp.train.run_setup.load_model", load)
 
 
 @pytest.mark.usefixtures("tiny_hf")
@@ -134,12 +137,9 @@ def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, ca
 )
 def test_what_a_run_leaves_behind(tmp_path, settings, skip, order):
     """Where routers did not learn nothing is left out unasked, and a fixed set is named, for eval to compare."""
-    hf = reference.make_model(SHAPES["tiny"], seed=2)
-    layers = decoder_layers(hf)
-    lora = add_lora(hf, layers, 2, 4)
-    run = Trainer(Routed(lora, layers, RouterBank(6, 128, 1e-5)), lora, examples(4), Settings(**settings), str(tmp_path))
+    run = lora_trainer(tmp_path, Settings(**settings), examples(4))
     run.objective.order = [5, 2, 0, 1, 3, 4] if order else []
-    save_result(str(tmp_path), run, lora, {"command": "first-cpp train --data " + "ä" * 5000}, None)
+    save_result(run, {"command": "first-cpp train --data " + "ä" * 5000}, None)
     with safe_open(tmp_path / "routers.safetensors", "numpy") as file:
         metadata = file.metadata()
     assert float(metadata["skip"]) == skip
@@ -147,14 +147,14 @@ def test_what_a_run_leaves_behind(tmp_path, settings, skip, order):
     assert metadata["train.command"].endswith("ä...")
     assert metadata.get("train.layers") == settings.get("layers")
     assert metadata.get("train.order", "") == (order or "")
-    assert (metadata["train.seed"] == str(run.s.seed)) if order is not None else ("train.seed" not in metadata)
+    assert (metadata["train.seed"] == str(run.settings.seed)) if order is not None else ("train.seed" not in metadata)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"]) != []
 
 
 def test_a_run_without_lora_leaves_no_adapter(tmp_path):
     run = trainer(tmp_path, "run")
-    save_result(run.out, run, run.lora, {}, None)
+    save_result(run, {}, None)
     assert sorted(os.listdir(run.out)) == ["layers.png", "routers.safetensors", "train.json"]
 
 
@@ -193,16 +193,92 @@ def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
         ["--passes", "0"],
         ["--distill", "-1"],
         ["--temperature", "0"],
+        ["--limit", "0"],
+        ["--layers", "even,3"],
+    ],
+    ids=" ".join,
+)
+def test_values_out_of_range_are_refused(capsys, change):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--model", "none.gguf", "--data", "none", "--out", "none", *change])
+    said = capsys.readouterr().err
+    assert f"argument {change[0]}: " in said
+    assert change[1] in said or "above 0" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         ["--recipe", "two-step", "--rank", "0"],
         ["--quantize", "Q4_0", "--rank", "0"],
         ["--teacher", "none", "--distill", "0"],
         ["--teacher", "none", "--recipe", "two-step"],
+        ["--init", "none", "--rank", "0"],
         ["--start", "influence", "--layers", "even"],
         ["--start", "search", "--max-share", "0"],
         ["--search-data", "none", "--layers", "even"],
+        ["--search-data", "none", "--layers", "1,2"],
         ["--search-data", "none", "--init", "none"],
     ],
+    ids=" ".join,
 )
-def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, capsys, change):
+def test_options_that_contradict_are_refused_before_anything_is_loaded(tmp_path, capsys, change):
     assert main(["train", "--model", "none.gguf", "--data", "none", "--out", str(tmp_path), *change]) == 2
     assert change[0] in capsys.readouterr().err
+
+
+OTHER_VALUES = {
+    "epochs": 2.5,
+    "batch_size": 3,
+    "accumulate": 2,
+    "part_tokens": 77,
+    "lr": 0.5,
+    "router_lr": 0.25,
+    "average": 0.125,
+    "recipe": "two-step",
+    "layers": "even",
+    "max_share": 0.375,
+    "passes": 4,
+    "curriculum": 0.75,
+    "distill": 0.5,
+    "teacher": "some",
+    "router_part": 0.625,
+    "alpha": 0.875,
+    "regulariser": 0.0625,
+    "precision": "bf16",
+    "quantize": "Q5_0",
+    "prompt_gradient": "all",
+    "seed": 9,
+    "checkpoint": 11,
+}
+
+
+def test_every_setting_has_its_option():
+    """Its default is the setting's, and its value becomes the setting's, alone."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    required = ["--model", "m", "--data", "d", "--out", "o", "--precision", "float32"]
+    assert settings_of(parser.parse_args(required)) == Settings()
+    assert {field.name for field in dataclasses.fields(Settings)} == {*OTHER_VALUES, "warmup"}
+    for name, value in OTHER_VALUES.items():
+        args = parser.parse_args([*required, f"--{name.replace('_', '-')}", str(value)])
+        before = vars(args).copy()
+        assert settings_of(args) == dataclasses.replace(Settings(), **{name: value})
+        assert vars(args) == before
+
+
+def test_help_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = argparse.ArgumentParser(prog="first-cpp train", description=command.__doc__)
+    add_arguments(parser)
+    lines = parser.format_help().splitlines()
+    assert max(map(len, lines)) <= 80
+    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert titles[1:5] == ["model:", "data:", "LoRA:", "layers to skip:"]  # after "options:", of every command
+
+
+def test_a_missing_package_names_the_extra(tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+    assert main(["train", "--model", "m", "--data", "d", "--out", str(tmp_path / "run")]) == 2
+    assert 'peft, which is not installed: pip install "first-cpp[train]"' in capsys.readouterr().err

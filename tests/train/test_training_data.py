@@ -7,10 +7,10 @@ import os
 import gguf
 import numpy as np
 import pytest
-from training_parts import Words, examples
+from training import Words, examples
 
 from first_cpp.errors import MissingFileError, ModelFileError
-from first_cpp.train.data import DataError, Example, batches, draw, encode_prompt, in_parts, read_examples
+from first_cpp.train.examples import DataError, Example, batches, draw, encode_prompt, micro_batches, read_examples
 from first_cpp.train.model import check_rotary, load_model
 
 
@@ -66,7 +66,7 @@ def test_tokens_are_llama_cpps(smollm2, load):
 
 def test_parts_are_as_large_as_allowed():
     group = [Example("t", [1] * n, [1] * 2) for n in (2, 3, 4, 9, 30, 1)]
-    assert [[len(e.prompt) for e in part] for part in in_parts(group, 18)] == [[2, 3, 4], [9], [30], [1]]
+    assert [[len(e.prompt) for e in part] for part in micro_batches(group, 18)] == [[2, 3, 4], [9], [30], [1]]
 
 
 def test_a_limit_draws_tasks_in_equal_parts():

@@ -7,13 +7,15 @@ import pytest
 import reference
 import torch
 from helpers import greedy, tokens
-from training_parts import examples, make_routed
+from training import examples, make_routed
 
 from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.train.data import Example
-from first_cpp.train.objective import Objective, Settings
-from first_cpp.train.rule import RouterBank, collate, lowest
+from first_cpp.train.batch import collate
+from first_cpp.train.examples import Example
+from first_cpp.train.objective import Objective
+from first_cpp.train.router_bank import RouterBank, lowest
+from first_cpp.train.settings import Settings
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
@@ -23,17 +25,17 @@ def test_masked_forward_is_decoding_with_layers_left_out(hf, count, gradient):
     group = [*examples(3), Example("t", tokens(1), tokens(4, seed=5))]
     routed = make_routed(hf, prompt_gradient=gradient)
     batch = collate(group)
-    prompts = routed.read(batch)
-    keep = prompts.keep.detach()
-    left_out = lowest(keep, count)
-    run = routed.straight_through(prompts.keep, left_out)
-    found = routed.logits(prompts, run).detach().numpy()
-    prompts.cache = None  # models whose state is more than keys and values read the prompt again
-    np.testing.assert_allclose(routed.logits(prompts, run).detach().numpy(), found, rtol=0, atol=1e-5)
+    prefilled = routed.prefill(batch)
+    keep = prefilled.keep.detach()
+    skipped = lowest(keep, count)
+    gate = routed.straight_through(prefilled.keep, skipped)
+    found = routed.answer_logits(prefilled, gate).detach().numpy()
+    prefilled.cache = None  # models whose state is more than keys and values read the prompt again
+    np.testing.assert_allclose(routed.answer_logits(prefilled, gate).detach().numpy(), found, rtol=0, atol=1e-5)
     routed.remove()
     for row, example in enumerate(group):
-        skipped = set(torch.nonzero(left_out[row]).flatten().tolist())
-        expected = reference.run(hf, example.prompt, example.response[:-1], skipped)
+        layers = set(torch.nonzero(skipped[row]).flatten().tolist())
+        expected = reference.run(hf, example.prompt, example.response[:-1], layers)
         np.testing.assert_allclose(found[row, : len(expected)], expected, rtol=0, atol=1e-4)
         scores = reference.keep_scores(hf, example.prompt, routed.bank.weight.detach().numpy(), np.zeros(6), 1e-5)
         np.testing.assert_allclose(keep[row], scores, rtol=0, atol=1e-5)
@@ -59,9 +61,9 @@ def test_training_and_inference_choose_the_same_layers(hf, tmp_path, load):
 def test_gradient_reaches_routers_only_through_the_choice(hf):
     routed = make_routed(hf)
     batch = collate(examples(3))
-    prompts = routed.read(batch)
-    left_out = lowest(prompts.keep.detach(), 3)
-    routed.logits(prompts, routed.straight_through(prompts.keep, left_out)).sum().backward()
+    prefilled = routed.prefill(batch)
+    skipped = lowest(prefilled.keep.detach(), 3)
+    routed.answer_logits(prefilled, routed.straight_through(prefilled.keep, skipped)).sum().backward()
     assert routed.bank.weight.grad.abs().sum() > 0
     routed.bank.zero_grad()
     next(Objective(routed, Settings(max_share=0), 1).passes(batch, 0))[0].backward()
@@ -72,9 +74,9 @@ def test_straight_through_gradient_is_the_slope_at_the_border(hf):
     """Forward 0 and 1; backward, a ramp as steep as a sigmoid's middle, less the mean over the layers that are on it."""
     routed = make_routed(hf)
     keep = torch.tensor([[0.9, 0.40, 0.50, 0.1, 0.8, 0.7]], requires_grad=True)
-    run = routed.straight_through(keep, lowest(keep.detach(), 2))
-    assert run.tolist() == [[1, 0, 1, 0, 1, 1]]
-    run[0, 1].backward()
+    gate = routed.straight_through(keep, lowest(keep.detach(), 2))
+    assert gate.tolist() == [[1, 0, 1, 0, 1, 1]]
+    gate[0, 1].backward()
     slope = 1 / (4 * 0.05)  # the temperature is 0.05, the border 0.45: only scores from 0.35 to 0.55 are on the ramp
     np.testing.assert_allclose(keep.grad[0], [0, slope / 2, -slope / 2, 0, 0, 0], rtol=1e-5)
 
@@ -83,20 +85,20 @@ def test_layers_far_from_the_border_keep_their_place(hf):
     """No gradient reaches them, which Adam, however small it were, would make steps of full size of."""
     routed = make_routed(hf, temperature=0.03)
     keep = torch.tensor([[0.9, 0.40, 0.50, 0.3, 0.8, 0.7]], requires_grad=True)
-    run = routed.straight_through(keep, lowest(keep.detach(), 2))
-    (run * torch.rand(1, 6)).sum().backward()
+    gate = routed.straight_through(keep, lowest(keep.detach(), 2))
+    (gate * torch.rand(1, 6)).sum().backward()
     assert (keep.grad[0] == 0).tolist() == [True, False, False, True, True, True]
 
 
 def test_scores_do_not_rise_all_together(hf):
     """Only differences choose: a gradient that wants every layer to run moves no score's mean."""
     routed = make_routed(hf)
-    prompts = routed.read(collate(examples(3)))
-    prompts.keep.retain_grad()
-    run = routed.straight_through(prompts.keep, lowest(prompts.keep.detach(), 3))
-    (run * torch.rand(3, 6)).sum().backward()
-    assert prompts.keep.grad.abs().max() > 0.1
-    np.testing.assert_allclose(prompts.keep.grad.sum(1), 0, atol=1e-5)
+    prefilled = routed.prefill(collate(examples(3)))
+    prefilled.keep.retain_grad()
+    gate = routed.straight_through(prefilled.keep, lowest(prefilled.keep.detach(), 3))
+    (gate * torch.rand(3, 6)).sum().backward()
+    assert prefilled.keep.grad.abs().max() > 0.1
+    np.testing.assert_allclose(prefilled.keep.grad.sum(1), 0, atol=1e-5)
 
 
 def test_prompts_teach_their_keys_and_values(hf):
@@ -105,10 +107,10 @@ def test_prompts_teach_their_keys_and_values(hf):
     for gradient in ("all", "keys"):
         model = reference.make_model(SHAPES["tiny"], seed=2)
         routed = make_routed(model, prompt_gradient=gradient)
-        prompts = routed.read(collate(examples(3)))
-        logits = routed.logits(prompts, (~lowest(prompts.keep, 2)).float())
+        prefilled = routed.prefill(collate(examples(3)))
+        logits = routed.answer_logits(prefilled, (~lowest(prefilled.keep, 2)).float())
         logits.pow(2).sum().backward()
-        found[gradient] = (logits, prompts.keep, [layer.self_attn for layer in model.model.layers])
+        found[gradient] = (logits, prefilled.keep, [layer.self_attn for layer in model.model.layers])
     for one, two in zip(found["all"][:2], found["keys"][:2], strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     whole, keys = found["all"][2], found["keys"][2]
@@ -123,8 +125,8 @@ def test_scores_are_float32_in_bf16_training(hf):
     torch.nn.init.normal_(bank.weight, std=0.3)
     hidden, mask = torch.randn(2, 7, 128).bfloat16(), torch.ones(2, 7, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        found = bank.sum(3, hidden, mask)
-    assert torch.equal(found, bank.sum(3, hidden.float(), mask))
+        found = bank.score_sums(3, hidden, mask)
+    assert torch.equal(found, bank.score_sums(3, hidden.float(), mask))
 
 
 def test_padding_changes_nothing(hf):
@@ -132,8 +134,8 @@ def test_padding_changes_nothing(hf):
     group = examples(4)
 
     def logits(some):
-        prompts = routed.read(collate(some))
-        return routed.logits(prompts, (~lowest(prompts.keep, 2)).float())
+        prefilled = routed.prefill(collate(some))
+        return routed.answer_logits(prefilled, (~lowest(prefilled.keep, 2)).float())
 
     whole = logits(group)
     for row, example in enumerate(group):
@@ -142,8 +144,8 @@ def test_padding_changes_nothing(hf):
 
 def test_answers_of_one_token_depend_on_no_layer_left_out(hf):
     routed = make_routed(hf)
-    prompts = routed.read(collate([Example("t", tokens(7), [5]), Example("t", tokens(9), [6])]))
-    assert torch.equal(routed.logits(prompts, torch.zeros(2, 6)), routed.logits(prompts))
+    prefilled = routed.prefill(collate([Example("t", tokens(7), [5]), Example("t", tokens(9), [6])]))
+    assert torch.equal(routed.answer_logits(prefilled, torch.zeros(2, 6)), routed.answer_logits(prefilled))
 
 
 def test_exact_counts_and_ties():

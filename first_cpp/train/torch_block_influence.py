@@ -1,4 +1,4 @@
-"""Block influence in PyTorch: the layers that change their input least."""
+"""Block influence of a PyTorch model's layers, on training examples."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import Example
-from .rule import collate
+from .batch import collate
+from .examples import Example
 
 
 @torch.no_grad()
 def influence_order(model: nn.Module, layers: nn.ModuleList, examples: Sequence[Example], device: Any) -> list[int]:
-    """All layers from the least block influence up: mean over tokens of 1 - cosine of a layer's input and output
-    (ShortGPT, arXiv 2403.03853)."""
-    sums = torch.zeros(len(layers), dtype=torch.float64)
+    """All layers from the least block influence up: mean over tokens of 1 - cosine of a layer's input and output.
+
+    Block influence is ShortGPT's (arXiv 2403.03853).
+    """
+    sums = torch.zeros(len(layers), dtype=torch.float64)  # as many tokens for every layer: sums order as means do
 
     def watch(i: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]
+            before = args[0] if args else kwargs["hidden_states"]  # [1, t, n_embd]
             after = output[0] if isinstance(output, tuple) else output
-            cosine = torch.cosine_similarity(before.double(), after.double(), dim=-1)
+            cosine = torch.cosine_similarity(before.double(), after.double(), dim=-1)  # [1, t]
             sums[i] += float((1 - cosine).sum())
 
         return hook

@@ -1,4 +1,4 @@
-"""Task data: JSON Lines with `prompt` and `response`, checked before training starts."""
+"""The examples to train on: JSON Lines with `prompt` and `response`, checked before training starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from ..cli.jsonl import DataError, field, lines
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt in the model's chat template and the tokens of its answer, the end token included."""
+    """The tokens of one prompt, in the model's chat template, and of its answer, the end token included.
+
+    >>> Example("qa", prompt=[1, 15, 27], response=[42, 2]).task
+    'qa'
+    """
 
     task: str
     prompt: list[int]
@@ -21,7 +25,7 @@ class Example:
 
 
 def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
-    """Read, check and tokenise all lines of `paths`.
+    """Read, check and tokenise all lines of `paths`. max_prompt, max_response: in tokens.
 
     Raises DataError naming file and line for what is not JSON, not UTF-8, lacks a field, has an empty response, or whose
     prompt or response has more tokens than allowed; MissingFileError for a file that is not there.
@@ -49,7 +53,12 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` examples drawn at random, of every task equally many as far as it has them."""
+    """At most `limit` examples drawn at random, equally many of each task as far as it has them; None draws all.
+
+    >>> found = draw([Example("a", [i], [2]) for i in range(9)] + [Example("b", [9], [2])], 4, seed=0)
+    >>> sorted(example.task for example in found)
+    ['a', 'a', 'a', 'b']
+    """
     if limit is None or limit >= len(examples):
         return list(examples)
     shuffled = random.Random(seed).sample(list(examples), len(examples))
@@ -69,25 +78,30 @@ def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> li
     bucket = size * 32  # sorted by length within a bucket: little padding, still random
     found = []
     for start in range(0, len(order), bucket):
-        part = sorted(order[start : start + bucket], key=lambda i: cost(examples[i]))
+        part = sorted(order[start : start + bucket], key=lambda i: padding_cost(examples[i]))
         found += [[examples[i] for i in part[j : j + size]] for j in range(0, len(part), size)]
     rng.shuffle(found)
     return found
 
 
-def cost(example: Example) -> int:
-    """What padding to this example's length costs: answers are read several times, with gradients, prompts once."""
+def padding_cost(example: Example) -> int:
+    """The work of padding to this example's length: answers are read several times, with gradients, prompts once."""
     return len(example.prompt) + 8 * len(example.response)
 
 
-def in_parts(examples: Sequence[Example], n_tokens: int) -> list[list[Example]]:
-    """The examples in groups of at most `n_tokens` tokens, padding included, or of one example."""
-    parts: list[list[Example]] = []
+def micro_batches(examples: Sequence[Example], n_tokens: int) -> list[list[Example]]:
+    """The examples, in their order, in groups of at most `n_tokens` tokens, padding included, or of one example.
+
+    >>> a, b, c = (Example("qa", [1] * n, [2]) for n in (3, 4, 9))
+    >>> [len(group) for group in micro_batches([a, b, c], 12)]
+    [2, 1]
+    """
+    groups: list[list[Example]] = []
     for example in examples:
-        grown = [*parts[-1], example] if parts else []
+        grown = [*groups[-1], example] if groups else []
         longest = max((len(e.prompt) for e in grown), default=0) + max((len(e.response) for e in grown), default=0)
         if grown and len(grown) * longest <= n_tokens:
-            parts[-1] = grown
+            groups[-1] = grown
         else:
-            parts.append([example])
-    return parts
+            groups.append([example])
+    return groups

@@ -1,0 +1,47 @@
+"""Checkpoints: all that a step depends on, and what the run depends on, to refuse those of another run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import FirstCppError
+from ..gguf.new_file import new_file
+from .examples import Example
+
+NAME = "checkpoint.pt"
+
+
+class TrainingError(FirstCppError, RuntimeError):
+    """Training that cannot go on; the last good checkpoint is kept."""
+
+
+def save_checkpoint(folder: str, state: dict[str, Any]) -> None:
+    """Write a state with "settings" and "of", what the run depends on, to the folder's checkpoint."""
+    with new_file(os.path.join(folder, NAME)) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(folder: str, settings: dict[str, Any], depends_on: dict[str, str], device: Any) -> dict[str, Any]:
+    """The state in the folder's checkpoint.
+
+    Raises TrainingError if there is none, or if it is of a run with other settings, or that depends on something else.
+    """
+    path = os.path.join(folder, NAME)
+    if not os.path.exists(path):
+        raise TrainingError(f"--resume: no checkpoint in {folder}")
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    was, mine = {**state["settings"], **state["of"]}, {**settings, **depends_on}
+    if was != mine:
+        changed = [key for key, value in mine.items() if was.get(key) != value]
+        raise TrainingError(f"--resume: the checkpoint in {folder} was made with other settings: {', '.join(changed)}")
+    return state
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """A hash of what examples say."""
+    return hashlib.sha256(repr([(one.task, one.prompt, one.response) for one in examples]).encode()).hexdigest()

@@ -1,0 +1,43 @@
+"""Which options of `first-cpp train` go together: checked before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+
+from ..errors import OptionError
+from .settings import order_to_find
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise OptionError, naming the options and the remedy, for the first contradiction there is."""
+    for contradiction in _contradictions(args):
+        raise OptionError(contradiction)
+
+
+def _contradictions(args: argparse.Namespace) -> Iterator[str]:
+    yield from _of_layers(args)
+    yield from _of_lora(args)
+    if args.teacher and (args.recipe == "two-step" or args.distill == 0):
+        yield "--teacher is matched by KL: --recipe must be exact and --distill above 0"
+    if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):
+        yield "--recipe two-step trains routers, then LoRA: --rank must be 1 or more and --layers routers"
+    taken = any(os.path.exists(os.path.join(args.out, name)) for name in ("train.json", "checkpoint.pt"))
+    if taken and not args.resume:
+        yield f"--out {args.out} holds a run already; choose another folder, or go on with --resume"
+
+
+def _of_layers(args: argparse.Namespace) -> Iterator[str]:
+    if args.start and (args.layers != "routers" or args.max_share == 0):
+        yield "--start is where routers start: --layers must be routers and --max-share above 0"
+    layers = args.layers if isinstance(args.layers, str) else "given"
+    if args.search_data and order_to_find(layers, args.start, args.init is not None, args.max_share) is None:
+        yield "--search-data is to order layers on, and this run orders none: with --init it needs --start"
+
+
+def _of_lora(args: argparse.Namespace) -> Iterator[str]:
+    if args.init and args.rank == 0:
+        yield "--init starts from an earlier LoRA: --rank must be that LoRA's, not 0"
+    if args.quantize and args.rank == 0:
+        yield "--quantize rounds the sum of base and LoRA: --rank must be 1 or more"

@@ -1,0 +1,276 @@
+"""The training loop: batches, optimizer steps, logs, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, collate
+from .checkpoint import TrainingError, digest, load_checkpoint, save_checkpoint
+from .examples import Example, batches, micro_batches
+from .objective import Objective
+from .rounding import Rounding
+from .routed_model import RoutedModel
+from .run_log import RunLog
+from .settings import Settings
+from .validation import Losses, Scores, prompt_scores, validate
+from .weight_average import WeightAverage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class Trainer:
+    """Runs the loop under Accelerate: on one CPU, one GPU, or many by `accelerate launch`.
+
+    parameters: all that learn, LoRA weights first, then the routers'. orders: of layers, that routers started from, by task.
+    """
+
+    def __init__(
+        self,
+        routed: RoutedModel,
+        lora: Any,
+        examples: Sequence[Example],
+        settings: Settings,
+        out: str,
+        order: Sequence[int] = (),
+        search_examples: Sequence[Example] = (),
+    ) -> None:
+        """lora: the model in `routed`, whose weights that require a gradient learn. out: folder of the run.
+
+        order: of the layers, where it is given. search_examples: to find one on, in place of the training data.
+        """
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator()
+        self.routed, self.lora, self.examples, self.settings, self.out = routed, lora, examples, settings, out
+        self.search_examples = search_examples or examples
+        self.per_epoch = math.ceil(len(examples) / settings.batch_size)
+        self.n_batches = math.ceil(self.per_epoch * settings.epochs)
+        self.n_steps = math.ceil(self.n_batches / settings.accumulate)
+        self.objective = Objective(routed, settings, self.n_steps, order)
+        self.lora_weights = [p for p in lora.parameters() if p.requires_grad]
+        self._make_optimizer()
+        self.step, self.seconds = 0, 0.0
+        self.orders: dict[str, list[int]] = {}
+        self._scores: Scores = {}  # of the validation data, as last validated
+        self._epoch, self._batches = -1, list[list[Example]]()
+        lora.to(self.accelerator.device)
+        routed.bank.to(self.accelerator.device)
+        self.parameters = [*self.lora_weights, *routed.bank.parameters()]
+        self.average = WeightAverage(self.parameters)
+        self.log = RunLog(out, self.accelerator.is_main_process)
+        self.rounding = Rounding(lora, settings.quantize)
+        self.rounding.apply()
+
+    def _make_optimizer(self) -> None:
+        groups = [
+            {"params": self.lora_weights, "lr": self.settings.lr},
+            {"params": list(self.routed.bank.parameters()), "lr": self.settings.router_lr},
+        ]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_factor)
+
+    @property
+    def n_updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.n_steps * self.objective.n_passes
+
+    def _rate_factor(self, update: int) -> float:
+        """Linear warm-up, then cosine to a tenth."""
+        warm = max(1, int(self.settings.warmup * self.n_updates))
+        if update < warm:
+            return (update + 1) / warm
+        return 0.55 + 0.45 * math.cos(math.pi * min(1.0, (update - warm) / max(1, self.n_updates - warm)))
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the settings; bf16 needs no scaling of gradients."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on the device that trains."""
+        device = self.accelerator.device
+        return Batch(batch.ids.to(device), batch.mask.to(device), batch.split)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint that `resume` goes on from exactly."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "settings": asdict(self.settings),
+            "of": self._depends_on,
+            "order": list(self.objective.order),
+            "orders": self.orders,
+            "parameters": [p.detach().cpu() for p in self.parameters],
+            "means": [mean.cpu() for mean in self.average.means],
+            "n_averaged": self.average.count,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        save_checkpoint(self.out, state)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint. Raises TrainingError if there is none, or it is of another run: other settings,
+        examples, temperature or weights to train."""
+        state = load_checkpoint(self.out, asdict(self.settings), self._depends_on, self.accelerator.device)
+        for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+            parameter.data.copy_(value)
+        self.average.load(state["means"], state["n_averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.objective.order, self.orders = state["order"], state["orders"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.rounding.apply()
+        self.log.cut(self.step)
+
+    @functools.cached_property
+    def _depends_on(self) -> dict[str, str]:
+        """What a run depends on beside its settings."""
+        return {
+            "examples": digest(self.examples),
+            "examples to order layers on": digest(self.search_examples),
+            "temperature": repr(self.routed.temperature),
+            "rank or model": repr([tuple(weight.shape) for weight in self.parameters]),
+        }
+
+    # -- the loop -------------------------------------------------------------------------------------------------------
+
+    def progress(self, quiet: bool) -> Progress:
+        """A progress bar and its console on standard error, of the main process alone."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True, quiet=not self.accelerator.is_main_process)
+        return Progress(*columns, console=console, disable=quiet)
+
+    def run(
+        self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
+    ) -> Losses:
+        """Train to the end, or to the step `stop_after`, on the same schedule.
+
+        Returns the validation loss by task and share (empty without validation data).
+        """
+        with self.progress(quiet) as progress:
+            end = min(self.n_steps, stop_after or self.n_steps)
+            bar = progress.add_task("training", total=end, completed=self.step)
+            while self.step < end:
+                progress.update(bar, description=self._timed_step())
+                progress.advance(bar)
+                if self.step % self.settings.checkpoint == 0:
+                    self.save()
+                if valid and validate_every and self.step % validate_every == 0:
+                    found = self._validate(valid)
+                    progress.console.print(f"step {self.step}: validation loss by share {_short(found['mean'])}")
+        self.save()
+        if self.step == self.n_steps and self.average.count:  # after the checkpoint, which holds the last weights
+            self.average.apply()
+            self.rounding.apply()
+        return self._validate(valid) if valid else {}
+
+    def _timed_step(self) -> str:
+        """One step and its row in the log: words for the progress bar."""
+        started = time.perf_counter()
+        self._choose_learners()
+        loss, share, tokens = self._learn()
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        self.log.add_step(self.step, loss, share, tokens / seconds)
+        return f"loss {loss:.3f} share {share:.2f} {tokens / seconds:.0f} tokens/s"
+
+    def _learn(self) -> tuple[float, float, int]:
+        """The passes of one step's batches, an update after each.
+
+        Returns the mean loss, the mean skip share, and the tokens.
+        """
+        passes, tokens = self._passes()
+        total_loss, total_share = 0.0, 0.0
+        for _ in range(self.objective.n_passes):
+            for micro_batch in passes:
+                with self.autocast():
+                    loss, share = next(micro_batch)
+                self._check(loss)
+                if loss.requires_grad:  # routers alone learn nothing where nothing is chosen
+                    self.accelerator.backward(loss)
+                total_loss, total_share = total_loss + float(loss.detach()), total_share + share
+            self._update()
+        return total_loss / self.objective.n_passes, total_share / self.objective.n_passes, tokens
+
+    def _passes(self) -> tuple[list[Iterator[tuple[Tensor, float]]], int]:
+        """The passes of each micro-batch of a step, weighted to a mean over its examples, and the step's tokens."""
+        passes, tokens = [], 0
+        first = self.step * self.settings.accumulate
+        numbers = range(first, min(first + self.settings.accumulate, self.n_batches))
+        for number in numbers:
+            examples = self._own(self.batch_examples(number))
+            for group in micro_batches(examples, self.settings.part_tokens):
+                batch = self.to_device(collate(group))
+                passes.append(self.objective.passes(batch, self.step, len(group) / len(examples) / len(numbers)))
+                tokens += int(batch.mask.sum())
+        return passes, tokens
+
+    def batch_examples(self, number: int) -> list[Example]:
+        """The examples of a batch, counted from the start of the run."""
+        epoch, i = divmod(number, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, batches(self.examples, self.settings.batch_size, self.settings.seed, epoch)
+        return self._batches[i]
+
+    def scores(self) -> Scores:
+        """The keep scores of the prompts last validated on; without validation, of the first that it trained on."""
+        if not self._scores:
+            with self.autocast():
+                self._scores = prompt_scores(self.routed, self.examples[:200], self.settings.batch_size, self.to_device)
+        return self._scores
+
+    def _validate(self, valid: Sequence[Example]) -> Losses:
+        with self.autocast():
+            losses, self._scores = validate(self.objective, valid, self.settings.batch_size, self.to_device)
+        self.log.add_validation(self.step, losses)
+        return losses
+
+    def _choose_learners(self) -> None:
+        routers, lora = self.objective.learns(self.step)
+        self.routed.bank.requires_grad_(routers)
+        for weight in self.lora_weights:
+            weight.requires_grad_(lora)
+
+    def _own(self, examples: list[Example]) -> list[Example]:
+        """This process's part of a batch; one at least, so that all processes take the same steps."""
+        n, i = self.accelerator.num_processes, self.accelerator.process_index
+        return examples[i::n] or [examples[i % len(examples)]]
+
+    def _check(self, loss: Tensor) -> None:
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingError(f"the loss is {float(loss)} at step {self.step + 1}; the last checkpoint in {self.out} is kept")
+
+    def _update(self) -> None:
+        """One optimizer step with the gradients of all processes."""
+        if self.accelerator.num_processes > 1:
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad = self.accelerator.reduce(p.grad, reduction="mean")
+        for group in self.optimizer.param_groups:  # apart: straight-through gradients are large, and would shrink LoRA's
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule.last_epoch > (1 - self.settings.average) * self.n_updates:
+            self.average.add()
+        self.rounding.apply()
+
+
+def _short(losses: dict[float, float]) -> str:
+    return ", ".join(f"{share:g}: {loss:.3f}" for share, loss in losses.items())

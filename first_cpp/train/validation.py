@@ -1,0 +1,62 @@
+"""The loss of validation data by task and skip share, and the keep scores of its prompts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, collate
+from .examples import Example, batches
+from .losses import answer_cross_entropy
+from .objective import Objective
+from .routed_model import RoutedModel
+
+SHARES = (0.0, 0.1, 0.25, 0.4)
+"""Skip shares that are validated."""
+
+Losses: TypeAlias = dict[str, dict[float, float]]
+"""Mean loss by task and skip share; under "mean" the mean over tasks."""
+Scores: TypeAlias = dict[str, Tensor]
+"""Keep scores of prompts by task: [n prompts, n_layer]."""
+
+
+@torch.no_grad()
+def validate(
+    objective: Objective, examples: Sequence[Example], batch_size: int, to_device: Callable[[Batch], Batch]
+) -> tuple[Losses, Scores]:
+    """Of each task, the mean answer cross entropy at each of SHARES, for a dense run at 0 alone, and the keep scores."""
+    shares = SHARES if objective.settings.max_share > 0 else (0.0,)
+    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in shares})
+    scores: dict[str, list[Tensor]] = defaultdict(list)
+    for group in batches(examples, batch_size, 0, 0):
+        prefilled = objective.routed.prefill(to_device(collate(group)))
+        for example, keep in zip(group, prefilled.keep.cpu(), strict=True):
+            scores[example.task].append(keep)  # [n_layer]
+        for share in shares:
+            gate = (~objective.skipped_layers(prefilled.keep, share)).float() if share else None  # [b, n_layer]
+            losses = answer_cross_entropy(objective.routed.answer_logits(prefilled, gate), prefilled.batch).tolist()
+            for example, loss in zip(group, losses, strict=True):
+                found[example.task][share].append(loss)
+    return _means(found, shares), {task: torch.stack(rows) for task, rows in scores.items()}
+
+
+def _means(found: dict[str, dict[float, list[float]]], shares: Sequence[float]) -> Losses:
+    means = {task: {share: sum(one) / len(one) for share, one in by_share.items()} for task, by_share in sorted(found.items())}
+    mean = {share: sum(task[share] for task in means.values()) / len(means) for share in shares}
+    return {"mean": mean, **means}
+
+
+@torch.no_grad()
+def prompt_scores(
+    routed: RoutedModel, examples: Sequence[Example], batch_size: int, to_device: Callable[[Batch], Batch]
+) -> Scores:
+    """The keep scores of each task's prompts."""
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for group in batches(examples, batch_size, 0, 0):
+        for example, keep in zip(group, routed.scores(to_device(collate(group))).cpu(), strict=True):
+            found[example.task].append(keep)  # [n_layer]
+    return {task: torch.stack(rows) for task, rows in found.items()}

@@ -1,0 +1,119 @@
+"""Checkpoints and logs: a resumed run ends as an unbroken one, and a run that is another one's is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from training import examples, trainer
+
+from first_cpp.train.checkpoint import TrainingError
+from first_cpp.train.layer_orders import start_orders
+from first_cpp.train.objective import Objective
+from first_cpp.train.trainer import Trainer
+
+
+def test_resumed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
+    whole = trainer(tmp_path, "whole")
+    whole.run([], quiet=True)
+    broken = trainer(tmp_path, "broken")
+    update = Trainer._update
+
+    def dies(self):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        update(self)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run([], quiet=True)
+    monkeypatch.undo()
+    again = trainer(tmp_path, "broken")
+    again.resume()
+    assert again.step == 6
+    again.run([], quiet=True)
+    for one, two in zip(whole.parameters, again.parameters, strict=True):
+        assert torch.equal(one, two)
+    rows = [[line.split(",")[:3] for line in (tmp_path / name / "log.csv").read_text().split()] for name in ("whole", "broken")]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_that_stops_early_goes_on_as_an_unbroken_one(tmp_path):
+    whole, part = trainer(tmp_path, "whole"), trainer(tmp_path, "part")
+    whole.run([], quiet=True)
+    part.run([], quiet=True, stop_after=4)
+    assert part.step == 4
+    again = trainer(tmp_path, "part")
+    again.resume()
+    again.run([], quiet=True)
+    assert again.step == whole.step
+    for one, two in zip(whole.parameters, again.parameters, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_resume_keeps_the_order_of_layers(tmp_path):
+    run = trainer(tmp_path, "run", layers="search")
+    start_orders(run, None, False)
+    run.run([], quiet=True, stop_after=2)
+    again = trainer(tmp_path, "run", layers="search")
+    again.resume()
+    assert again.objective.order == run.objective.order != []
+
+
+def test_resume_of_another_run_is_refused(tmp_path):
+    trainer(tmp_path, "a", epochs=0.5).run([], quiet=True)
+    with pytest.raises(TrainingError, match="other settings: seed"):
+        trainer(tmp_path, "a", epochs=0.5, seed=1).resume()
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        trainer(tmp_path, "b").resume()
+    other = trainer(tmp_path, "a", epochs=0.5)
+    other.routed.temperature = 0.2
+    with pytest.raises(TrainingError, match=r"other settings: temperature$"):
+        other.resume()
+    other = trainer(tmp_path, "a", epochs=0.5)
+    other.examples = other.examples[1:]
+    with pytest.raises(TrainingError, match=r"other settings: examples$"):
+        other.resume()
+    other = trainer(tmp_path, "a", epochs=0.5)
+    other.parameters.append(torch.zeros(3))
+    with pytest.raises(TrainingError, match=r"other settings: rank or model$"):
+        other.resume()
+
+
+def test_logs_hold_one_run(tmp_path):
+    """Neither what was written after the checkpoint, nor what a run that left none wrote."""
+    valid = examples(4, seed=70)
+    run = trainer(tmp_path, "run", epochs=0.5)
+    run.run(valid, validate_every=2, quiet=True)
+    path = tmp_path / "run" / "valid.jsonl"
+    whole = [line["step"] for line in map(json.loads, path.read_text().splitlines())]
+    assert whole == [2, 4, 5]
+    run.step = 3
+    run.save()
+    log = tmp_path / "run" / "log.csv"
+    logged = log.read_bytes().splitlines(keepends=True)
+    assert len(logged) == 1 + 5
+    log.write_bytes(b"".join([*logged, b"1"]))  # of a row 10, killed
+    again = trainer(tmp_path, "run", epochs=0.5)
+    again.resume()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2]
+    assert log.read_bytes().splitlines(keepends=True) == logged[:4]
+    log.write_bytes(b"step,lo")  # killed amid the very first
+    again.resume()
+    again.log.add_step(4, 1.0, 0.5, 2.0)
+    assert log.read_bytes().splitlines(keepends=True) == [logged[0], b"4,1.000000,0.5000,2.0\r\n"]
+    again.log.start()
+    assert not path.exists()
+    assert not log.exists()
+
+
+def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    run = trainer(tmp_path, "nan")
+    passes = Objective.passes
+    nan = (torch.tensor(math.nan), 0.0)
+    monkeypatch.setattr(Objective, "passes", lambda *a: iter([nan]) if run.step == 5 else passes(*a))
+    with pytest.raises(TrainingError, match="loss is nan at step 6"):
+        run.run([], quiet=True)
+    assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
