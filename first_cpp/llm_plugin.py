@@ -15,11 +15,11 @@ from typing import Any
 import llm
 from pydantic import Field
 
+from .cli.answer_record import AnswerRecorder
+from .cli.model_options import ModelOptions
 from .errors import MissingFileError
 from .gguf.bundled import find_demo_model
-from .gguf.model_file import context_length
 from .llama import Llama
-from .runtime.machine import physical_cores
 from .runtime.streaming import in_thread
 from .skip import Skip, skip_from_text
 
@@ -32,7 +32,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
     can_stream = True
 
     class Options(llm.Options):  # type: ignore[misc]
-        skip: str | None = Field(default=None, description="layers left out: auto, none, a share like 0.25, or 7,11")
+        skip: str | None = Field(default=None, description="layers to skip: auto, none, a share like 0.25, or 7,11")
         max_tokens: int | None = Field(default=None, description="longest answer in tokens")
         temperature: float = Field(default=0.8, description="0 is greedy")
         seed: int | None = Field(default=None, description="for the same answer again")
@@ -46,29 +46,20 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
     def llama(self) -> Llama:
         """The loaded model."""
         if not isinstance(self._model, Llama):
-            threads = physical_cores()
-            n_ctx = context_length(self._model)
-            self._model = Llama(self._model, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False)
+            self._model = ModelOptions(self._model).load()
         return self._model
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:
-        """Answer a prompt of the llm library; what was decided goes into the response's JSON."""
+        """Answer a prompt of the llm library; the answer's record becomes the response's JSON."""
         llama, options = self.llama, prompt.options
-        skip = self._own_skip if options.skip is None else skip_from_text(options.skip)
-        llama.skip = list(skip) if isinstance(skip, tuple) else skip
+        llama.skip = self._own_skip if options.skip is None else skip_from_text(options.skip)
         create: Any = llama.create_chat_completion
         ask = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
         for chunk in in_thread(llama, lambda: create(_messages(prompt, conversation), stream=True, **ask)):
             if text := chunk["choices"][0]["delta"].get("content"):
                 yield text
-        routing, timing = llama.routing, llama.timing
-        if routing is not None:
-            response.response_json = {
-                "skipped_layers": list(routing.skipped),
-                "n_layer": routing.n_layer,
-                "ttft_ms": timing.ttft * 1e3,
-                "tpot_ms": timing.tpot * 1e3,
-            }
+        if (record := AnswerRecorder(llama).record()) is not None:
+            response.response_json = record.as_json()
 
 
 def _messages(prompt: Any, conversation: Any) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Chat with a model in the terminal: streaming, multi-turn, each answer without the layers that it can do without."""
+"""Chat with a model in the terminal; each answer skips the layers that its prompt chose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import contextlib
 
 from ..cli.execute import add_debug
-from ..cli.model_options import add_model_arguments, add_sampling_arguments, load_model, sampling_of
+from ..cli.model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
 
 EPILOG = """examples:
   first-cpp chat
@@ -14,14 +14,15 @@ EPILOG = """examples:
   first-cpp chat --system "Answer in one sentence." --temp 0
   echo "Say hello." | first-cpp chat -n 20
 
-Type /help while chatting. Ctrl-C stops an answer and keeps what was said, twice quits; Ctrl-D quits.
+Type /help while chatting. Ctrl-C stops an answer and keeps its text, twice it
+quits; Ctrl-D quits.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
-    parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
+    parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
     parser.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -33,9 +34,9 @@ def command(args: argparse.Namespace) -> None:
     from .session import Session
     from .terminal import Terminal
 
+    options = model_options(args)
     conversation = Conversation(args.system)
     if args.load:
         conversation.load(args.load)
-    llm = load_model(args)
-    with contextlib.closing(llm):
+    with contextlib.closing(options.load()) as llm:
         Session(llm, conversation, Terminal(history=not args.no_history), sampling_of(args)).run()

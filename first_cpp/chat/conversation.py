@@ -1,19 +1,25 @@
-"""What was said so far, and the file that keeps it."""
+"""The messages of a chat so far, and the file that keeps them."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from typing import Any
 
 from ..errors import OptionError
+from ..gguf.new_file import new_file
 
 ROLES = ("system", "user", "assistant")
 
 
 class Conversation:
-    """The messages of a chat, as create_chat_completion takes them."""
+    """The messages of a chat, as create_chat_completion takes them.
+
+    >>> conversation = Conversation("Be brief.")
+    >>> conversation.ask("Hello")
+    >>> conversation.answer("Hi.")
+    >>> [message["role"] for message in conversation.messages]
+    ['system', 'user', 'assistant']
+    """
 
     def __init__(self, system: str | None = None) -> None:
         self.messages: list[dict[str, str]] = []
@@ -37,7 +43,7 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": text})
 
     def take_back(self) -> None:
-        """Forget a question that got no answer."""
+        """Remove a question that got no answer."""
         if self.messages and self.messages[-1]["role"] == "user":
             self.messages.pop()
 
@@ -49,23 +55,16 @@ class Conversation:
         return []
 
     def clear(self) -> None:
-        """Forget all but the system message."""
+        """Remove all messages but the system message."""
         system = self.system
         self.messages = []
         self.system = system
 
     def save(self, path: str) -> None:
         """Write the messages as JSON; an older file is replaced only when the new one is whole. Raises OSError."""
-        folder = os.path.dirname(os.path.abspath(path))
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".part", delete=False) as file:
-            try:
-                json.dump({"messages": self.messages}, file, ensure_ascii=False, indent=1)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+        text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
+        with new_file(path) as file:
+            file.write(text.encode("utf-8"))
 
     def load(self, path: str) -> None:
         """Read messages that `save` wrote. Raises OSError, and OptionError for a file of another kind."""
@@ -73,7 +72,7 @@ class Conversation:
             try:
                 self.messages = _checked(json.load(file))
             except (ValueError, KeyError, TypeError) as error:
-                raise OptionError(f"{path} is no saved conversation: {error}") from None
+                raise OptionError(f"{path} is not a saved conversation: {error}") from None
 
 
 def _checked(saved: Any) -> list[dict[str, str]]:

@@ -1,14 +1,14 @@
-"""A chat session: reads messages and commands, answers, and tells of each answer in one quiet line."""
+"""A chat session: reads messages and commands, answers, and shows the record of each answer in one dim line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..cli.answer_record import Summary
-from ..errors import FirstCppError
+from ..cli.answer_record import AnswerRecorder
+from ..errors import FirstCppError, OptionError
 from ..llama import Llama
-from ..runtime.routing import Routing, picture
+from ..runtime.routing import picture
 from ..runtime.streaming import in_thread
 from ..skip import skip_from_text
 from .conversation import Conversation
@@ -20,24 +20,28 @@ class Session:
 
     def __init__(self, llm: Llama, conversation: Conversation, terminal: Terminal, sampling: dict[str, Any]) -> None:
         self._llm, self._conversation, self._terminal, self._sampling = llm, conversation, terminal, sampling
-        self._summary = Summary(llm)
+        self._recorder = AnswerRecorder(llm)
         self._interrupted = False
         self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
-            "/skip": ("SHARE", "layers left out from now on: auto, none, 0.3 or 7,11; without SHARE: tell", self._skip),
+            "/skip": (
+                "SHARE",
+                "set which layers to skip: auto, none, 0.3 or 7,11; without SHARE: show it",
+                self._skip,
+            ),
             "/layers": ("", "keep scores of the last prompt, as bars", self._layers),
             "/compare": ("", "the last prompt again, dense and routed side by side", self._compare),
-            "/reset": ("", "forget the conversation, but for the system message", self._reset),
+            "/reset": ("", "forget the conversation, except the system message", self._reset),
             "/system": ("TEXT", "set the system message; without TEXT: remove it", self._system),
             "/save": ("FILE", "write the conversation to a file", self._save),
-            "/load": ("FILE", "go on with a saved conversation", self._load),
-            "/help": ("", "this", self._help),
+            "/load": ("FILE", "continue a saved conversation", self._load),
+            "/help": ("", "show this list", self._help),
             "/quit": ("", "leave, as Ctrl-D does", self._quit),
         }
 
     def run(self) -> None:
         """Until the input ends, or Ctrl-C comes twice (then KeyboardInterrupt)."""
         if self._terminal.interactive:
-            self._terminal.quiet(f"{self._describe_model()}. /help tells the commands, Ctrl-D quits.")
+            self._terminal.quiet(f"{self._describe_model()}. /help lists the commands, Ctrl-D quits.")
         while True:
             try:
                 text = self._terminal.read().strip()
@@ -70,7 +74,7 @@ class Session:
             elif name in self._commands:
                 self._commands[name][2](rest.strip())
             else:
-                self._terminal.error(f"there is no command {name}; /help tells those that there are")
+                self._terminal.error(f"there is no command {name}; /help lists the commands")
         except EOFError:
             return False
         except (FirstCppError, OSError, ValueError) as error:
@@ -81,45 +85,44 @@ class Session:
 
     def _ask(self, text: str) -> None:
         self._conversation.ask(text)
-        said: list[str] = []
+        answer: list[str] = []
         try:
-            for piece in self._terminal.stream(in_thread(self._llm, self._answer_to(self._conversation.messages))):
-                said.append(piece)
+            for part in self._terminal.stream(in_thread(self._llm, self._answer_to(self._conversation.messages))):
+                answer.append(part)
         except KeyboardInterrupt:
             self._terminal.end_line()
-            self._keep(said)
+            self._keep(answer)
             raise
         except BaseException:
             self._conversation.take_back()
             raise
         self._terminal.end_line()
-        self._keep(said)
+        self._keep(answer)
 
-    def _keep(self, said: list[str]) -> None:
-        """What was said is part of the conversation, also when it was stopped."""
-        if not said:
+    def _keep(self, answer: list[str]) -> None:
+        """The text of an answer is part of the conversation, also when the answer was stopped."""
+        if not answer:
             self._conversation.take_back()
             return
-        self._conversation.answer("".join(said))
-        if (routing := self._llm.routing) is not None:
-            self._terminal.quiet(self._summary.line(routing, self._llm.timing))
+        self._conversation.answer("".join(answer))
+        if (record := self._recorder.record()) is not None:
+            self._terminal.quiet(record.line())
 
     def _answer_to(self, messages: list[dict[str, str]]) -> Callable[[], Iterator[str]]:
         create: Any = self._llm.create_chat_completion
 
-        def pieces() -> Iterator[str]:
+        def parts() -> Iterator[str]:
             for chunk in create(list(messages), stream=True, **self._sampling):
                 if text := chunk["choices"][0]["delta"].get("content"):
                     yield text
 
-        return pieces
+        return parts
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def _skip(self, text: str) -> None:
         if text:
-            skip = skip_from_text(text)
-            self._llm.skip = list(skip) if isinstance(skip, tuple) else skip
+            self._llm.skip = skip_from_text(text)
         self._terminal.quiet(f"skip is {self._llm.skip!r}")
 
     def _layers(self, _: str) -> None:
@@ -131,8 +134,8 @@ class Session:
             self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  no keep scores ({routing.why})")
             return
         for layer, keep in enumerate(routing.keep):
-            left_out = "  left out" if layer in routing.skipped else ""
-            self._terminal.quiet(f"{layer:3d} {keep:.3f} {'█' * round(keep * 40):40s}{left_out}")
+            skipped = "  skipped" if layer in routing.skipped else ""
+            self._terminal.quiet(f"{layer:3d} {keep:.3f} {'█' * round(keep * 40):40s}{skipped}")
         self._terminal.quiet(routing.why)
 
     def _compare(self, _: str) -> None:
@@ -144,17 +147,14 @@ class Session:
         columns = []
         try:
             for title, setting in (("dense", None), (f"skip {skip!r}", skip)):
-                self._llm.skip = list(setting) if isinstance(setting, tuple) else setting
+                self._llm.skip = setting
                 self._terminal.quiet(f"answering: {title} ...")
                 text = "".join(in_thread(self._llm, self._answer_to(messages)))
-                columns.append((title, text, self._llm.routing, self._summary_lines()))
+                record = self._recorder.record()
+                columns.append((title, text, record.line().replace(" · ", "\n") if record else ""))
         finally:
-            self._llm.skip = list(skip) if isinstance(skip, tuple) else skip
+            self._llm.skip = skip
         self._terminal.show(_side_by_side(columns))
-
-    def _summary_lines(self) -> str:
-        routing = self._llm.routing
-        return self._summary.line(routing, self._llm.timing).replace(" · ", "\n") if routing is not None else ""
 
     def _reset(self, _: str) -> None:
         self._conversation.clear()
@@ -166,20 +166,20 @@ class Session:
 
     def _save(self, path: str) -> None:
         if not path:
-            raise ValueError("/save needs a file name")
+            raise OptionError("/save needs a file name")
         self._conversation.save(path)
         self._terminal.quiet(f"{len(self._conversation.messages)} messages saved in {path}")
 
     def _load(self, path: str) -> None:
         if not path:
-            raise ValueError("/load needs a file name")
+            raise OptionError("/load needs a file name")
         self._conversation.load(path)
         self._terminal.quiet(f"{len(self._conversation.messages)} messages read from {path}")
 
     def _help(self, _: str) -> None:
         lines = [f"{name + ' ' + value:15s} {words}" for name, (value, words, _) in self._commands.items()]
-        lines.append('Alt-Enter begins a new line; a text between """ and """ may have many.')
-        lines.append("Ctrl-C stops an answer and keeps what was said, twice quits; Ctrl-D quits.")
+        lines.append('Alt-Enter begins a new line; a text between """ and """ may have many lines.')
+        lines.append("Ctrl-C stops an answer and keeps its text, twice it quits; Ctrl-D quits.")
         self._terminal.quiet("\n".join(lines))
 
     def _quit(self, _: str) -> None:
@@ -190,14 +190,15 @@ class Session:
         return f"{self._llm.metadata.get('general.name', self._llm.model_path)}, {routers}, skip {self._llm.skip!r}"
 
 
-def _side_by_side(columns: list[tuple[str, str, Routing | None, str]]) -> Any:
+def _side_by_side(columns: list[tuple[str, str, str]]) -> Any:
+    """A table of answers; a column is a title, a text, and its record's figures, one a line."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(expand=True)
     for title, *_ in columns:
         table.add_column(title, ratio=1)
-    table.add_row(*(Text(text.strip()) for _, text, _, _ in columns))
+    table.add_row(*(Text(text.strip()) for _, text, _ in columns))
     table.add_section()
-    table.add_row(*(Text(lines, style="dim") for _, _, _, lines in columns))
+    table.add_row(*(Text(figures, style="dim") for *_, figures in columns))
     return table

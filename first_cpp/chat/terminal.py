@@ -1,4 +1,4 @@
-"""Reads what is typed and shows what is said: with editing, colours and history on a terminal, plainly without one."""
+"""Reads messages and shows answers: with editing, colours and history on a terminal, as plain text without one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FENCE = '"""'
 
 
 def history_file() -> str:
-    """Where typed lines are kept."""
+    """The file that keeps what was typed."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.join(state, "first_cpp", "chat_history")
 
@@ -24,7 +24,7 @@ class Terminal:
 
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = Console(highlight=False, soft_wrap=True)
-        self._prompt = _prompt_session(history) if self.interactive else None
+        self._session = _prompt_session(history) if self.interactive else None
 
     def read(self) -> str:
         """One message. Text between lines of \"\"\" may have many lines. Raises EOFError at the end of input."""
@@ -37,31 +37,31 @@ class Terminal:
         lines[-1] = lines[-1][: -len(FENCE)]
         return "\n".join(lines).strip("\n")
 
-    def _line(self, sign: str) -> str:
-        if self._prompt is not None:
-            return str(self._prompt.prompt(sign))
+    def _line(self, prompt: str) -> str:
+        if self._session is not None:
+            return str(self._session.prompt(prompt))
         line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line.rstrip("\n")
 
-    def stream(self, pieces: Iterator[str]) -> Iterator[str]:
-        """Show pieces of text as they come; gives them on."""
-        for piece in pieces:
-            sys.stdout.write(piece)
+    def stream(self, parts: Iterator[str]) -> Iterator[str]:
+        """Show parts of a text as they come, and yield them again."""
+        for part in parts:
+            sys.stdout.write(part)
             sys.stdout.flush()
-            yield piece
+            yield part
 
     def end_line(self) -> None:
         sys.stdout.write("\n")
         sys.stdout.flush()
 
     def quiet(self, text: str) -> None:
-        """Something beside the conversation."""
+        """Show a note beside the conversation."""
         self.console.print(text, style="dim", markup=False)
 
     def show(self, what: Any) -> None:
-        """A table or text."""
+        """Show a table or a text."""
         self.console.print(what)
 
     def error(self, text: str) -> None:
@@ -85,8 +85,8 @@ def _prompt_session(history: bool) -> Any:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "a", encoding="utf-8"):
                 pass
-            os.chmod(path, 0o600)  # what was typed is nobody else's business
+            os.chmod(path, 0o600)  # other users must not read what was typed
             kept = FileHistory(path)
         except OSError:
-            pass  # a read-only home: this session keeps its own
+            pass  # a home that cannot be written: history lasts for this session
     return PromptSession(history=kept, key_bindings=keys, multiline=True)

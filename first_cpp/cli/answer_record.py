@@ -1,49 +1,103 @@
-"""One quiet line about an answer: tokens, speed, TTFT, the layers that ran, and what leaving the others out should gain."""
+"""The record of one answer, the same everywhere: the line under it, `run --json`, the server's field, the llm plugin."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..gguf.byte_limit import Reads, byte_limit, weight_reads
 from ..llama import Llama
-from ..runtime.answer import Timing
-from ..runtime.routing import Routing, picture
+from ..runtime.routing import picture
 
 
-class Summary:
-    """What one model's answers are told with. Reads the model's tensor table once."""
+@dataclass(frozen=True)
+class AnswerRecord:
+    """What one answer was: its tokens, its times and its layers.
+
+    tokens: generated. prompt_tokens: that the decision stands on. ttft_ms: milliseconds to the first token, without the
+    wait in a queue. tpot_ms: mean milliseconds per token after it, None below two tokens. n_layer: layers of the model.
+    skipped_layers: ascending. keep: mean keep score of each layer, None where no scores were read. why: how the layers
+    were chosen. expected_speedup: of decoding over dense, by the bytes that a token reads.
+
+    >>> record = AnswerRecord(20, 9, 120.0, 12.5, 6, (2, 4), None, "fixed set", 1.31)
+    >>> print(record.line())
+    20 tokens · 80.0 tokens/s · TTFT 0.12 s · 4 of 6 layers ##.#.# · 1.31x expected over dense
+    """
+
+    tokens: int
+    prompt_tokens: int
+    ttft_ms: float
+    tpot_ms: float | None
+    n_layer: int
+    skipped_layers: tuple[int, ...]
+    keep: tuple[float, ...] | None
+    why: str
+    expected_speedup: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as an object of JSON; every field is there, scores and times are rounded.
+
+        >>> AnswerRecord(1, 9, 120.0, None, 6, (2, 4), None, "fixed set", 1.3123).as_json()["expected_speedup"]
+        1.312
+        """
+        return {
+            "tokens": self.tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "ttft_ms": round(self.ttft_ms, 3),
+            "tpot_ms": None if self.tpot_ms is None else round(self.tpot_ms, 3),
+            "n_layer": self.n_layer,
+            "skipped_layers": list(self.skipped_layers),
+            "keep": None if self.keep is None else [round(keep, 4) for keep in self.keep],
+            "why": self.why,
+            "expected_speedup": round(self.expected_speedup, 3),
+        }
+
+    def line(self) -> str:
+        """The record as one line for people."""
+        computed = self.n_layer - len(self.skipped_layers)
+        parts = [
+            f"{self.tokens} tokens",
+            f"{1e3 / self.tpot_ms:.1f} tokens/s" if self.tpot_ms else "- tokens/s",
+            f"TTFT {self.ttft_ms / 1e3:.2f} s",
+            f"{computed} of {self.n_layer} layers {picture(self.skipped_layers, self.n_layer)}",
+        ]
+        if self.skipped_layers:
+            parts.append(f"{self.expected_speedup:.2f}x expected over dense")
+        return " · ".join(parts)
+
+
+class AnswerRecorder:
+    """Makes the records of one model's answers; reads the model's tensor table once.
+
+    >>> from first_cpp import Llama
+    >>> llm = Llama("model-first.gguf", verbose=False)
+    >>> recorder = AnswerRecorder(llm)
+    >>> recorder.record() is None
+    True
+    >>> answer = llm.create_completion("Hello", max_tokens=3, logit_bias={2: -100})
+    >>> recorder.record().tokens
+    3
+    """
 
     def __init__(self, llm: Llama) -> None:
         self._llm = llm
         self._reads: Reads = weight_reads(llm.model_path)
 
-    def expected(self, routing: Routing) -> float:
-        """The speed-up of decoding over dense by the bytes that a token reads, weights and KV."""
-        return byte_limit(self._reads, self._llm.kv_cache, self._llm.n_ctx(), self._llm.n_tokens, routing.skipped)
-
-    def line(self, routing: Routing, timing: Timing) -> str:
-        """The line."""
-        rate = f"{1 / timing.tpot:.1f} tokens/s" if timing.tpot else "- tokens/s"
-        run = routing.n_layer - len(routing.skipped)
-        parts = [
-            f"{timing.n_tokens} tokens",
-            rate,
-            f"TTFT {timing.ttft:.2f} s",
-            f"{run} of {routing.n_layer} layers {picture(routing.skipped, routing.n_layer)}",
-        ]
-        if routing.skipped:
-            parts.append(f"{self.expected(routing):.2f}x expected over dense")
-        return " · ".join(parts)
-
-    def as_json(self, routing: Routing, timing: Timing) -> dict[str, Any]:
-        """The same as an object; times in milliseconds."""
-        return {
-            "tokens": timing.n_tokens,
-            "ttft_ms": timing.ttft * 1e3,
-            "tpot_ms": timing.tpot * 1e3,
-            "n_layer": routing.n_layer,
-            "skipped_layers": list(routing.skipped),
-            "keep": None if routing.keep is None else list(routing.keep),
-            "expected_speedup": self.expected(routing),
-            "why": routing.why,
-        }
+    def record(self) -> AnswerRecord | None:
+        """The record of the last answer, None before the first."""
+        routing, timing = self._llm.routing, self._llm.timing
+        if routing is None:
+            return None
+        return AnswerRecord(
+            tokens=timing.n_tokens,
+            prompt_tokens=routing.prompt_tokens,
+            ttft_ms=timing.ttft * 1e3,
+            tpot_ms=timing.tpot * 1e3 if timing.n_tokens > 1 else None,
+            n_layer=routing.n_layer,
+            skipped_layers=tuple(routing.skipped),
+            keep=routing.keep,
+            why=routing.why,
+            expected_speedup=byte_limit(
+                self._reads, self._llm.kv_cache, self._llm.n_ctx(), self._llm.n_tokens, routing.skipped
+            ),
+        )

@@ -1,4 +1,4 @@
-"""Print a completion script for a shell."""
+"""Print a script that completes verbs and options in a shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from .execute import add_debug
 
 EPILOG = """examples:
-  first-cpp completion bash > ~/.local/share/bash-completion/completions/first-cpp
+  first-cpp completion bash >> ~/.bash_completion
   first-cpp completion zsh > ~/.zfunc/_first-cpp
 """
 

@@ -1,7 +1,4 @@
-"""Print the routers of a GGUF file: sizes, base model, recommended share, unskippable layers, training record.
-
-With --check also whether layers of the model can be left out, before it is used.
-"""
+"""Print the routers of a GGUF file: sizes, base model, recommended share, layers that stay, training record."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from .execute import add_debug
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a GGUF model or side file")
     parser.add_argument(
-        "--check", action="store_true", help="load the model and say which of its layers can be left out; exit code 1 if none"
+        "--check", action="store_true", help="load the model and show which of its layers can be skipped; exit code 1 if none"
     )
     add_debug(parser)
 
@@ -32,19 +29,23 @@ def command(args: argparse.Namespace) -> None:
 
 
 def check(path: str) -> None:
-    """Print which layers of a model can be left out. Raises RuntimeError when none can."""
+    """Print which layers of a model can be skipped. Raises RuntimeError when none can."""
     with contextlib.closing(Llama(path, skip=None, n_ctx=256, verbose=False)) as llm:
-        trouble, unsupported = llm.unskippable, llm.dense_because
+        reasons, unsupported = llm.unskippable, llm.dense_because
     if unsupported:
-        raise RuntimeError(f"{path}: no layer can be left out, it would run dense: {unsupported}")
-    skippable = [layer for layer, why in enumerate(trouble) if not why]
-    print(f"skippable    {ranges(skippable)} ({len(skippable)} of {len(trouble)} layers)")
-    for why in dict.fromkeys(filter(None, trouble)):
-        print(f"not          {ranges([layer for layer, because in enumerate(trouble) if because == why])}: {why}")
+        raise RuntimeError(f"{path}: no layer can be skipped, it would run dense: {unsupported}")
+    skippable = [layer for layer, why in enumerate(reasons) if not why]
+    print(f"skippable    {ranges(skippable)} ({len(skippable)} of {len(reasons)} layers)")
+    for why in dict.fromkeys(filter(None, reasons)):
+        print(f"not          {ranges([layer for layer, because in enumerate(reasons) if because == why])}: {why}")
 
 
 def ranges(numbers: list[int]) -> str:
-    """Ascending numbers, neighbours joined: "0-3, 7"."""
+    """Ascending numbers as text, neighbours joined.
+
+    >>> ranges([0, 1, 2, 3, 7])
+    '0-3, 7'
+    """
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -14,7 +14,7 @@ class DataError(FirstCppError, ValueError):
 
 
 def lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """FILE:LINE and the object of every line. Raises DataError for what is not JSON, not UTF-8 or no object."""
+    """Yield FILE:LINE and the object of every line. Raises DataError for one that is not UTF-8, JSON or an object."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -33,11 +33,15 @@ def lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def field(record: dict[str, Any], name: str, where: str) -> str:
-    """A text field of a line. Raises DataError when it is missing, empty or no text."""
+    """A text field of a line. Raises DataError when it is missing, empty or not text.
+
+    >>> field({"prompt": "Hello"}, "prompt", "data.jsonl:1")
+    'Hello'
+    """
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         found = "missing" if name not in record else "empty" if value == "" or isinstance(value, str) else repr(value)
         raise DataError(f"{where}: {name} is {found}, expected text")
     if any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise DataError(f"{where}: {name} has half of a surrogate pair (\\ud800 to \\udfff), which is no text")
+        raise DataError(f"{where}: {name} has half of a surrogate pair (\\ud800 to \\udfff), which is not text")
     return value

@@ -1,20 +1,21 @@
-"""The `first-cpp` command: finds the verb, leaves the rest to its module."""
+"""The `first-cpp` command: finds the verb and calls its module."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 
 from .execute import USAGE, run
 
-VERBS = {  # help, and the module with add_arguments() and command()
-    "bench": ("measure speed, the limit and memory on this machine", "bench.command"),
+VERBS = {  # help, and the module with add_arguments and command
+    "bench": ("measure speed and memory on this machine", "bench.command"),
     "chat": ("chat with a model in the terminal", "chat.command"),
     "completion": ("print a completion script for a shell", "cli.completion"),
-    "demo": ("three prompts, dense and with fewer layers, side by side", "cli.demo"),
+    "demo": ("three prompts, dense and with skipped layers, side by side", "cli.demo"),
     "eval": ("measure the quality that skipping keeps", "evaluate.command"),
     "inspect": ("print the routers that a GGUF file carries", "cli.inspect_file"),
     "run": ("answer one prompt", "cli.run"),
@@ -29,20 +30,33 @@ def module_of(verb: str) -> ModuleType:
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; no model is loaded for it.
+
+    >>> setup_arg_parser().parse_args(["run", "--skip", "0.25", "Hello"]).skip
+    '0.25'
+    """
     parser = argparse.ArgumentParser(
         prog="first-cpp",
-        description="Faster answers from local language models: each prompt chooses the layers its answer can do without.",
-        epilog="`first-cpp VERB --help` tells more. Routers come into GGUF files with `python -m convert`.",
+        description="Faster answers from local language models: each prompt chooses layers to skip.",
+        epilog="`first-cpp VERB --help` explains a verb. `python -m convert` writes routers into GGUF files.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and the loaded libllama")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for verb, (help_text, _) in VERBS.items():
         module = module_of(verb)
-        module.add_arguments(verbs.add_parser(verb, help=help_text, description=module.__doc__))
+        description = textwrap.fill(module.__doc__ or "", 78)  # formatters that keep examples as they are do not wrap
+        module.add_arguments(verbs.add_parser(verb, help=help_text, description=description))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; see `execute.run` for the codes.
+
+    >>> main(["inspect", "model-first.gguf"])  # doctest: +ELLIPSIS
+    model-first.gguf
+    routers      6 layers x 128 values, linear, ...
+    0
+    """
     parser = setup_arg_parser()
     args = parser.parse_args(argv)
     if args.version:

@@ -1,4 +1,4 @@
-"""What `chat` and `run` share: the model's arguments, and a model loaded from them with defaults for people."""
+"""The options of a model, for every verb that answers: its arguments, their checks, and a model loaded from them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,110 @@ import logging
 import os
 import random
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
 
-from ..errors import MissingExtraError, MissingFileError, OptionError
+from ..errors import MissingFileError, OptionError
 from ..gguf.bundled import find_demo_model
 from ..gguf.model_file import context_length, normal_path
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
-from ..skip import skip_from_text
+from ..skip import Skip, skip_from_text
+from .extras import need_extra
 from .options import check_chat_format, not_empty, number, whole_number
 
 _LARGE = 1 << 30  # bytes of a file that is worth a progress bar
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to load and how; every default is what a command without that option uses.
+
+    model: a GGUF file, None for the one of the demo extra. hf_repo, hf_file: a Hugging Face repository and the file in it,
+    instead of `model`. ctx: tokens, None for the model's own context, at most 4096. threads: None for the physical cores.
+
+    >>> llm = ModelOptions("model-first.gguf", skip=0.34).load()
+    >>> llm.skip
+    0.34
+    >>> llm.close()
+    """
+
+    model: str | None = None
+    hf_repo: str | None = None
+    hf_file: str | None = None
+    routers: str | None = None
+    lora: str | None = None
+    chat_format: str | None = None
+    skip: Skip = "auto"
+    ctx: int | None = None
+    threads: int | None = None
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hf_file and not self.hf_repo:
+            raise OptionError(f"--hf-file {self.hf_file} needs --hf-repo USER/NAME")
+        if self.hf_repo and self.model:
+            raise OptionError("-m and --hf-repo name two models; give one")
+        if self.chat_format is not None:
+            check_chat_format(self.chat_format)
+        if self.hf_repo:
+            need_extra("--hf-repo", "hub", "huggingface_hub")
+
+    @property
+    def name(self) -> str:
+        """The model's name: its file's, without the ending."""
+        path = self.hf_file or self.hf_repo if self.hf_repo else self._path()
+        return os.path.splitext(os.path.basename(str(path)))[0]
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context that the model is loaded with."""
+        return self.ctx or (4096 if self.hf_repo else context_length(self._path()))
+
+    def load(self, **settings: Any) -> Llama:
+        """The model; `settings` are further arguments of `Llama`, whose errors are raised."""
+        threads = self.threads or physical_cores()
+        settings |= {
+            "skip": self.skip,
+            "routers": self.routers,
+            "lora_path": self.lora,
+            "chat_format": self.chat_format,
+            "n_ctx": self.n_ctx,
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "seed": random.SystemRandom().randrange(2**31),  # llama_cpp's own default is the same in every run
+            "verbose": self.verbose,
+        }
+        llm = self._from_repository(settings) if self.hf_repo else self._from_file(settings)
+        if not self.verbose:
+            logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
+        return llm
+
+    def _path(self) -> str:
+        return normal_path(find_demo_model() if self.model is None else self.model)
+
+    def _from_file(self, settings: dict[str, Any]) -> Llama:
+        path = self._path()
+        size = os.path.getsize(path) if os.path.exists(path) else 0  # Llama raises the error of a missing file
+        large = size > _LARGE and sys.stderr.isatty()
+        return watched(path, size)(path, **settings) if large else Llama(path, **settings)
+
+    def _from_repository(self, settings: dict[str, Any]) -> Llama:
+        pattern = self.hf_file or "*.gguf"
+        try:
+            found: Llama = Llama.from_pretrained(self.hf_repo, pattern, **settings)
+        except ValueError as error:
+            if "file" in str(error).lower() and not isinstance(error, MissingFileError):
+                raise OptionError(f"--hf-repo {self.hf_repo} --hf-file {pattern}: {error}") from error
+            raise
+        return found
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model to a verb's parser; `model_options` reads them."""
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", metavar="FILE", help="a GGUF model (default: the one of the demo extra)")
     model.add_argument("--hf-repo", metavar="USER/NAME", help="a Hugging Face repository to take the model from")
@@ -35,7 +122,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip",
         default="auto",
         metavar="SHARE",
-        help="layers left out: auto, none, 0.3 or 7,11; one layer: 7, (default: %(default)s)",
+        help="layers to skip: auto, none, a share like 0.3, or layers like 7,11; one layer: 7, (default: %(default)s)",
     )
     model.add_argument(
         "-c", "--ctx", metavar="TOKENS", type=whole_number(8), help="context length (default: the model's, at most 4096)"
@@ -43,10 +130,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "-t", "--threads", metavar="N", type=whole_number(1, MOST_THREADS), help="threads (default: physical cores)"
     )
-    model.add_argument("--verbose", action="store_true", help="show what llama.cpp says")
+    model.add_argument("--verbose", action="store_true", help="show what llama.cpp prints")
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """The options that `add_model_arguments` added. Raises OptionError, SkipError or MissingExtraError before any work."""
+    return ModelOptions(
+        model=args.model,
+        hf_repo=args.hf_repo,
+        hf_file=args.hf_file,
+        routers=args.routers,
+        lora=args.lora,
+        chat_format=args.chat_format,
+        skip=skip_from_text(args.skip),
+        ctx=args.ctx,
+        threads=args.threads,
+        verbose=args.verbose,
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sampling to a verb's parser; `sampling_of` reads them."""
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("-n", "--max-tokens", metavar="N", type=whole_number(1), help="longest answer (default: the context)")
     sampling.add_argument("--temp", type=number(0), default=0.8, help="temperature, 0 is greedy (default: %(default)s)")
@@ -72,54 +176,6 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "stop": args.stop,
     }
-
-
-def load_model(args: argparse.Namespace) -> Llama:
-    """The model that the arguments name. Raises OptionError for those that do not go together, and as `Llama` does."""
-    skip = skip_from_text(args.skip)
-    if args.hf_file and not args.hf_repo:
-        raise OptionError(f"--hf-file {args.hf_file} needs --hf-repo USER/NAME")
-    if args.hf_repo and args.model:
-        raise OptionError("-m and --hf-repo name two models; give one")
-    if args.chat_format is not None:
-        check_chat_format(args.chat_format)
-    threads = args.threads or physical_cores()
-    settings: dict[str, Any] = {
-        "skip": skip if not isinstance(skip, tuple) else list(skip),
-        "routers": args.routers,
-        "lora_path": args.lora,
-        "chat_format": args.chat_format,
-        "n_threads": threads,
-        "n_threads_batch": threads,
-        "seed": random.SystemRandom().randrange(2**31),  # llama_cpp's own default is the same in every run
-        "verbose": args.verbose,
-    }
-    llm = _from_repository(args, settings) if args.hf_repo else _from_file(args, settings)
-    if not args.verbose:
-        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
-    return llm
-
-
-def _from_file(args: argparse.Namespace, settings: dict[str, Any]) -> Llama:
-    path = normal_path(find_demo_model() if args.model is None else args.model)
-    settings["n_ctx"] = args.ctx or context_length(path)
-    size = os.path.getsize(path)
-    return watched(path, size)(path, **settings) if size > _LARGE and sys.stderr.isatty() else Llama(path, **settings)
-
-
-def _from_repository(args: argparse.Namespace, settings: dict[str, Any]) -> Llama:
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("--hf-repo needs another package: pip install huggingface-hub") from None
-    settings["n_ctx"] = args.ctx or 4096
-    try:
-        found: Llama = Llama.from_pretrained(args.hf_repo, args.hf_file or "*.gguf", **settings)
-    except ValueError as error:
-        if "file" in str(error).lower() and not isinstance(error, MissingFileError):
-            raise OptionError(f"--hf-repo {args.hf_repo} --hf-file {args.hf_file or '*.gguf'}: {error}") from error
-        raise
-    return found
 
 
 def watched(path: str, size: int) -> type[Llama]:

@@ -1,4 +1,4 @@
-"""What command lines share: defaults for threads and context, settings as text, checks."""
+"""What command lines share: argparse types for numbers and text, shares of layers as typed, checks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from ..skip import parse_skip
 
 
 def shares_from_text(text: str) -> list[float]:
-    """Shares of layers as typed, 0,0.1,0.25, ascending and each once. Raises OptionError."""
+    """Shares of layers as typed, ascending and each once. Raises OptionError.
+
+    >>> shares_from_text("0.25,0,0.1,0.1")
+    [0.0, 0.1, 0.25]
+    """
     shares = set()
     for part in text.split(","):
         try:
             share = parse_skip(float(part))
         except ValueError as error:
-            raise OptionError(f"--skip: {part!r} is no share of layers ({error})") from None
+            raise OptionError(f"--skip: {part!r} is not a share of layers ({error})") from None
         assert isinstance(share, float)
         shares.add(share)
     return sorted(shares)
 
 
 def whole_number(at_least: int, at_most: int = 2**31 - 1) -> Callable[[str], int]:
-    """An argparse type: a whole number that is at least, and at most, so large."""
+    """An argparse type: a whole number in a range.
+
+    >>> whole_number(1)("12")
+    12
+    """
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"-?\d+", text) or int(text) < at_least:
@@ -40,7 +48,11 @@ def whole_number(at_least: int, at_most: int = 2**31 - 1) -> Callable[[str], int
 
 
 def number(at_least: float, at_most: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a finite number in a range."""
+    """An argparse type: a finite number in a range.
+
+    >>> number(0, 1)("0.5")
+    0.5
+    """
 
     def parse(text: str) -> float:
         try:
@@ -63,7 +75,11 @@ def not_empty(text: str) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
+    """Whether an address can be reached from this machine only.
+
+    >>> is_local("127.0.0.1"), is_local("0.0.0.0")
+    (True, False)
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Answer one prompt: the text goes to stdout as it comes, all else to stderr."""
+"""Answer one prompt. The text goes to stdout as it is generated, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OptionError
+from ..llama import Llama
 from ..runtime.streaming import in_thread
+from .answer_record import AnswerRecorder
 from .execute import add_debug
-from .model_options import add_model_arguments, add_sampling_arguments, load_model, sampling_of
+from .model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
 
 EPILOG = """examples:
   first-cpp run "Who built the first lighthouse?"
@@ -20,47 +22,54 @@ EPILOG = """examples:
   echo "The ferry leaves at noon." | first-cpp run "Summarize this text."
   first-cpp run --raw -n 16 --json "Once upon a time"
 
-With a prompt and a pipe, the text from the pipe follows the prompt. Exit codes: 0, 1 failure, 2 usage, 130 interrupted.
+With a prompt and a pipe, the text from the pipe follows the prompt.
+Exit codes: 0, 1 failure, 2 usage, 130 Ctrl-C, 143 SIGTERM.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer; - or none: read it from stdin")
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="what to answer; it is read from stdin without it or with -"
+    )
     parser.add_argument("--system", metavar="TEXT", help="a system message before it")
-    parser.add_argument("--raw", action="store_true", help="continue the text itself, without the model's chat template")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with the text, times and layers")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without the chat template")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the text, times and layers")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_debug(parser)
 
 
 def command(args: argparse.Namespace) -> None:
-    from .answer_record import Summary
-
-    prompt = read_prompt(args.prompt)
     if args.raw and args.system:
-        raise OptionError("--system is part of a chat, --raw leaves the chat template out; give one of them")
-    llm = load_model(args)
-    with contextlib.closing(llm):
-        text, reason = "", None
-        try:
-            for piece, ended in in_thread(llm, lambda: pieces(llm, prompt, args)):
-                text, reason = text + piece, ended
-                if not args.json:
-                    print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            reason = "interrupted"
-        summary, routing = Summary(llm), llm.routing
+        raise OptionError("--system is part of a chat, --raw uses no chat template; give one of them")
+    options = model_options(args)
+    prompt = read_prompt(args.prompt)
+    with contextlib.closing(options.load()) as llm:
+        text, reason = _answer(llm, prompt, args)
+        record = AnswerRecorder(llm).record()
         if args.json:
-            told = summary.as_json(routing, llm.timing) if routing else {}
-            print(json.dumps({"text": text, "finish_reason": reason, "model": llm.model_path, "first_cpp": told}))
-        else:
-            print()
-            if routing is not None and sys.stderr.isatty():
-                print(summary.line(routing, llm.timing), file=sys.stderr)
-        if reason == "interrupted":
-            raise KeyboardInterrupt
+            made = {"text": text, "finish_reason": reason, "model": llm.model_path}
+            print(json.dumps({**made, "first_cpp": record.as_json() if record else None}))
+        elif record is not None and sys.stderr.isatty():
+            print(record.line(), file=sys.stderr)
+    if reason == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _answer(llm: Llama, prompt: str, args: argparse.Namespace) -> tuple[str, str | None]:
+    """Print the answer as it comes, unless it is to be JSON. Returns its text and why it ended."""
+    text, reason = "", None
+    try:
+        for part, ended in in_thread(llm, lambda: text_parts(llm, prompt, args)):
+            text, reason = text + part, ended
+            if not args.json:
+                print(part, end="", flush=True)
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    if not args.json:
+        print()
+    return text, reason
 
 
 def read_prompt(given: str | None) -> str:
@@ -79,7 +88,7 @@ def read_prompt(given: str | None) -> str:
     return "\n\n".join(parts)
 
 
-def pieces(llm: Any, prompt: str, args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+def text_parts(llm: Any, prompt: str, args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     """The answer's text as it comes, and in the end why it ended."""
     if args.raw:
         for chunk in llm.create_completion(prompt, stream=True, **sampling_of(args)):

@@ -8,7 +8,11 @@ from fastapi.responses import JSONResponse
 
 
 class ApiError(Exception):
-    """A request that cannot be answered. status: of HTTP. code, param: what OpenAI clients look at."""
+    """A request that cannot be answered. status: of HTTP. code, param: the fields that OpenAI clients read.
+
+    >>> ApiError(400, "n=2: one answer a request is made", param="n").body["error"]["type"]
+    'invalid_request_error'
+    """
 
     def __init__(
         self,
@@ -26,7 +30,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON object that tells of it."""
+        """The error as OpenAI clients read it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
@@ -43,7 +47,7 @@ def too_long(n_tokens: int, most: int, n_ctx: int) -> ApiError:
     return ApiError(400, message, "context_length_exceeded", "messages")
 
 
-def line_full(waiting: int, seconds: int) -> ApiError:
+def queue_full(waiting: int, seconds: int) -> ApiError:
     message = f"{waiting} requests are waiting already, as many as may; try again in {seconds} s"
     return ApiError(503, message, "queue_full", headers={"Retry-After": str(seconds)})
 

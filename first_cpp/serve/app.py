@@ -17,12 +17,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from .._version import __version__
-from .answering import AnswerResponse, Desk
+from .access import AccessControl, AccessRules
+from .answer_response import AnswerResponse
 from .api_errors import ApiError
-from .guard import Guard, Rules
 from .prepare import prepare_chat, prepare_completion, prepare_embedding
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
-from .served import Served
+from .served_model import ServedModel
+from .worker import Worker
 
 PAGE = Path(__file__).with_name("page")
 PAGE_ROUTES = {"/": "index.html", "/page/app.js": "app.js", "/page/style.css": "style.css", "/page/icon.svg": "icon.svg"}
@@ -35,17 +36,17 @@ PAGE_HEADERS = {
 }
 
 
-def build(served: Served, desk: Desk, rules: Rules) -> ASGIApp:
+def build(served: ServedModel, worker: Worker, rules: AccessRules) -> ASGIApp:
     """The whole server as one ASGI application."""
     # docs_url: FastAPI's own pages load scripts from another host
     app = FastAPI(title="first_cpp", version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
-    _add_answers(app, served, desk)
+    _add_answers(app, served, worker)
     _add_upstream(app, served)
-    _add_state(app, served, desk, rules)
+    _add_state(app, served, worker, rules)
     _add_page(app)
     routes = {route.path for route in app.routes if hasattr(route, "path")}
-    guarded: ASGIApp = Guard(app, rules, desk.metrics, routes, open_routes={"/health", *PAGE_ROUTES})
+    guarded: ASGIApp = AccessControl(app, rules, worker.metrics, routes, open_routes={"/health", *PAGE_ROUTES})
     if rules.origins:
         return CORSMiddleware(
             guarded, allow_origins=rules.origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "Content-Type"]
@@ -53,32 +54,32 @@ def build(served: Served, desk: Desk, rules: Rules) -> ASGIApp:
     return guarded
 
 
-def _add_answers(app: FastAPI, served: Served, desk: Desk) -> None:
+def _add_answers(app: FastAPI, served: ServedModel, worker: Worker) -> None:
     """The routes that compute. llama_cpp.server's own would start a stream before they know whether it can be answered,
     and notice only between two tokens that a client has gone."""
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest) -> Response:
-        return AnswerResponse(desk, await run_in_threadpool(prepare_chat, served, body))
+        return AnswerResponse(worker, await run_in_threadpool(prepare_chat, served, body))
 
     @app.post("/v1/completions", response_model=None)
     async def completion(body: CompletionRequest) -> Response:
-        return AnswerResponse(desk, await run_in_threadpool(prepare_completion, served, body))
+        return AnswerResponse(worker, await run_in_threadpool(prepare_completion, served, body))
 
     @app.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
     async def copilot(body: CompletionRequest) -> Response:
         body.model = None
-        return AnswerResponse(desk, await run_in_threadpool(prepare_completion, served, body))
+        return AnswerResponse(worker, await run_in_threadpool(prepare_completion, served, body))
 
     @app.post("/v1/embeddings", response_model=None)
     async def embedding(body: EmbeddingRequest) -> Response:
-        return AnswerResponse(desk, await run_in_threadpool(prepare_embedding, served, body))
+        return AnswerResponse(worker, await run_in_threadpool(prepare_embedding, served, body))
 
 
-def _add_upstream(app: FastAPI, served: Served) -> None:
+def _add_upstream(app: FastAPI, served: ServedModel) -> None:
     """The routes of llama_cpp.server that only read the vocabulary and names, which needs no turn."""
 
-    async def proxy() -> Served:
+    async def proxy() -> ServedModel:
         return served
 
     app.dependency_overrides[upstream.get_llama_proxy] = proxy
@@ -95,15 +96,15 @@ def _add_upstream(app: FastAPI, served: Served) -> None:
         return DetokenizeInputResponse(text=llm.detokenize(body.tokens).decode("utf-8", "replace"))
 
 
-def _add_state(app: FastAPI, served: Served, desk: Desk, rules: Rules) -> None:
+def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessRules) -> None:
     @app.get("/health", response_model=None)
     async def health() -> JSONResponse:
-        closed = desk.line.closed
+        closed = worker.queue.closed
         state: dict[str, Any] = {
             "status": "stopping" if closed else "ok",
             "model": served.name,
-            "answering": desk.line.busy,
-            "queue": desk.line.waiting,
+            "answering": worker.queue.busy,
+            "queue": worker.queue.waiting,
             "n_layer": served.n_layer,
             "skip": served.skip,
             "max_skip": served.dial,
@@ -113,7 +114,7 @@ def _add_state(app: FastAPI, served: Served, desk: Desk, rules: Rules) -> None:
 
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
-        return Response(desk.metrics.text(), media_type=desk.metrics.content_type)
+        return Response(worker.metrics.text(), media_type=worker.metrics.content_type)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -154,4 +155,4 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def rest(_: Request, error: Exception) -> Response:
-        return ApiError(500, f"the server failed: {type(error).__name__}; its log tells more").response()
+        return ApiError(500, f"the server failed: {type(error).__name__}; its log has more").response()

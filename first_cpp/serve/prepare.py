@@ -1,4 +1,4 @@
-"""From a request to the work it means. All that can be wrong with it is said here, before it waits in line."""
+"""From a request to its job. Everything that can be wrong with it is refused here, before it waits in the queue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..runtime.grammar import check_grammar
 from ..skip import Skip
 from .api_errors import ApiError, too_long
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
-from .served import Served
+from .served_model import ServedModel
 
 MOST_LOGPROBS = 100
 MOST_BIAS = 1e6  # more could leave a grammar no token with a finite logit
@@ -27,8 +27,8 @@ _NOT_FOR_LLAMA = {"n", "best_of", "logit_bias_type", "user", "min_tokens", "skip
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the worker thread does. make: gives the answer, or its chunks. skip: set before, where layers can be left out."""
+class Job:
+    """What the worker thread does. make: returns the answer, or its chunks. skip: its setting. routed: whether it has one."""
 
     make: Callable[[], Any]
     stream: bool
@@ -36,7 +36,7 @@ class Work:
     routed: bool = True
 
 
-def prepare_chat(served: Served, body: ChatRequest) -> Work:
+def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
     kwargs = _arguments(served, body)
     if body.logprobs:
@@ -48,10 +48,10 @@ def prepare_chat(served: Served, body: ChatRequest) -> Work:
         _check_grammar(served, body, grammar._grammar)
     _check_length(served, _count(served.llm, prompt) if isinstance(prompt, str) else len(prompt))
     make = functools.partial(served.llm.create_chat_completion, **kwargs)
-    return Work(make, bool(body.stream), _skip(served, body))
+    return Job(make, bool(body.stream), _skip(served, body))
 
 
-def prepare_completion(served: Served, body: CompletionRequest) -> Work:
+def prepare_completion(served: ServedModel, body: CompletionRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
     kwargs = _arguments(served, body)
     if isinstance(body.prompt, list):
@@ -66,10 +66,10 @@ def prepare_completion(served: Served, body: CompletionRequest) -> Work:
         _check_grammar(served, body, body.grammar)
     infill = 0 if body.suffix is None else _count(served.llm, body.suffix) + 3  # three tokens mark its parts
     _check_length(served, _count(served.llm, kwargs["prompt"]) + infill)
-    return Work(functools.partial(served.llm.create_completion, **kwargs), bool(body.stream), _skip(served, body))
+    return Job(functools.partial(served.llm.create_completion, **kwargs), bool(body.stream), _skip(served, body))
 
 
-def prepare_embedding(served: Served, body: EmbeddingRequest) -> Work:
+def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
     llm = served(body.model)
     if not served.embeddings:
@@ -78,13 +78,13 @@ def prepare_embedding(served: Served, body: EmbeddingRequest) -> Work:
     for text in texts:
         if (n_tokens := _count(llm, text)) > min(served.max_prompt, llm.n_batch):
             raise too_long(n_tokens, min(served.max_prompt, llm.n_batch), llm.n_ctx())
-    return Work(functools.partial(llm.create_embedding, body.input, model=served.name), stream=False, routed=False)
+    return Job(functools.partial(llm.create_embedding, body.input, model=served.name), stream=False, routed=False)
 
 
 # -- checks -------------------------------------------------------------------------------------------------------------
 
 
-def _arguments(served: Served, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+def _arguments(served: ServedModel, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
     """The keywords of `Llama`'s method, as llama_cpp.server makes them."""
     llm = served(body.model)
     if body.n not in (None, 1):
@@ -102,7 +102,7 @@ def _arguments(served: Served, body: ChatRequest | CompletionRequest) -> dict[st
     return kwargs  # type: ignore[no-any-return]
 
 
-def _skip(served: Served, body: ChatRequest | CompletionRequest) -> Skip:
+def _skip(served: ServedModel, body: ChatRequest | CompletionRequest) -> Skip:
     if "skip" not in body.model_fields_set:
         return served.skip
     return _refusing("skip", served.check_skip, body.skip)  # type: ignore[no-any-return]
@@ -116,14 +116,14 @@ def _refusing(param: str, function: Callable[..., Any], *args: Any) -> Any:
         raise ApiError(400, str(error), "invalid_skip" if isinstance(error, SkipError) else None, param) from error
 
 
-def _check_logprobs(served: Served, count: int) -> None:
+def _check_logprobs(served: ServedModel, count: int) -> None:
     if not served.logits_all:
         raise ApiError(400, "logprobs need the server to be started with --logits-all", param="logprobs")
     if count > MOST_LOGPROBS:
         raise ApiError(400, f"{count} logprobs a token; at most {MOST_LOGPROBS} are given", param="logprobs")
 
 
-def _check_grammar(served: Served, body: ChatRequest | CompletionRequest, grammar: str) -> None:
+def _check_grammar(served: ServedModel, body: ChatRequest | CompletionRequest, grammar: str) -> None:
     if body.min_tokens > 0:  # the grammar may be at its end before, and llama.cpp ends the process then
         raise ApiError(400, "min_tokens cannot be combined with a grammar, a JSON schema or a chosen tool", param="min_tokens")
     _refusing("grammar", check_grammar, served.llm, grammar)
@@ -140,7 +140,7 @@ def _check_response_format(body: ChatRequest) -> None:
         raise ApiError(400, f"this JSON schema cannot be expressed: {error!r}", param="response_format") from error
 
 
-def _check_length(served: Served, n_tokens: int) -> None:
+def _check_length(served: ServedModel, n_tokens: int) -> None:
     most = min(served.max_prompt, served.llm.n_ctx() - 1)
     if n_tokens > most:
         raise too_long(n_tokens, most, served.llm.n_ctx())

@@ -1,4 +1,4 @@
-"""The server's process: it listens, and when asked to end it finishes what is being answered."""
+"""The server's process: it listens, and when asked to end it finishes the running answer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from .answering import Desk
+from .worker import Worker
 
 _TICK = 0.05
-_LAST_WORDS_SECONDS = 5
+_LAST_SECONDS = 5
 
 
-class Process(uvicorn.Server):
-    """Runs an application until SIGTERM or SIGINT: new requests are refused then, the answer going on has `grace` seconds."""
+class ServerProcess(uvicorn.Server):
+    """Runs an application until SIGTERM or SIGINT; then it refuses requests, and the running answer has `grace` seconds."""
 
-    def __init__(self, app: ASGIApp, desk: Desk, grace: float, verbose: bool, ready: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, worker: Worker, grace: float, verbose: bool, ready: Callable[[], None]) -> None:
         level = "info" if verbose else "warning"
         super().__init__(
-            uvicorn.Config(app, lifespan="off", ws="none", log_level=level, timeout_graceful_shutdown=_LAST_WORDS_SECONDS)
+            uvicorn.Config(app, lifespan="off", ws="none", log_level=level, timeout_graceful_shutdown=_LAST_SECONDS)
         )
         self.signals: list[int] = []
-        self._desk = desk
+        self._worker = worker
         self._grace = grace
         self._ready = ready
 
@@ -36,7 +36,7 @@ class Process(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends the server after the answer going on, a second one at once."""
+        """The first signal ends the server after the running answer, a second one at once."""
         self.signals.append(sig)
 
     async def on_tick(self, counter: int) -> bool:
@@ -46,26 +46,14 @@ class Process(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _finish(self) -> None:
-        self._desk.line.close()
+        self._worker.queue.close()
         deadline = time.monotonic() + self._grace
-        while self._desk.line.busy and time.monotonic() < deadline and len(self.signals) < 2:
+        while self._worker.queue.busy and time.monotonic() < deadline and len(self.signals) < 2:
             await asyncio.sleep(_TICK)
-        self._desk.stop_current()
-        while self._desk.line.busy:
+        self._worker.stop_current()
+        while self._worker.queue.busy:
             await asyncio.sleep(_TICK)
 
     @property
     def interrupted(self) -> bool:
         return signal.SIGINT in self.signals
-
-
-def listen_on(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not listening yet. Raises OSError that names the address."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return bound

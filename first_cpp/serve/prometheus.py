@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Metrics:
         self._cancelled = Counter("first_cpp_answers_cancelled", "Answers whose client went away", registry=r)
         self._prompt = Counter("first_cpp_prompt_tokens", "Prompt tokens, those reused from the KV cache included", registry=r)
         self._tokens = Counter("first_cpp_tokens", "Tokens generated", registry=r)
-        self._waited = Histogram("first_cpp_wait_seconds", "Time in line before an answer", buckets=_TTFT, registry=r)
+        self._waited = Histogram("first_cpp_wait_seconds", "Time in the queue before an answer", buckets=_TTFT, registry=r)
         self._ttft = Histogram("first_cpp_ttft_seconds", "Time to first token, without the wait", buckets=_TTFT, registry=r)
         self._tpot = Histogram("first_cpp_tpot_seconds", "Mean time per output token after it", buckets=_TPOT, registry=r)
-        self._skipped = Summary("first_cpp_layers_skipped", "Layers left out of an answer's decoding", registry=r)
+        self._skipped = Summary("first_cpp_layers_skipped", "Layers that an answer's decoding skipped", registry=r)
         Gauge("first_cpp_layers", "Layers of the model", registry=r).set(n_layer)
-        Gauge("first_cpp_queue_length", "Requests waiting in line", registry=r).set_function(waiting)
+        Gauge("first_cpp_queue_length", "Requests waiting in the queue", registry=r).set_function(waiting)
 
     def request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()

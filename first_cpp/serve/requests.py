@@ -7,7 +7,7 @@ from typing import Any
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest, CreateEmbeddingRequest
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-_SKIP = Field(None, description='Layers to leave out: "auto", null, a share below 1, or a list of layers.')
+_SKIP = Field(None, description='Layers to skip: "auto", null, a share below 1, or a list of layers.')
 _FINITE = ConfigDict(allow_inf_nan=False)  # NaN reaches the sampler otherwise
 
 
@@ -39,11 +39,11 @@ class ChatRequest(CreateChatCompletionRequest):  # type: ignore[misc]
 
     @field_validator("response_format", mode="before")
     @classmethod
-    def _json_schema(cls, wanted: Any) -> Any:
+    def _json_schema(cls, given: Any) -> Any:
         """OpenAI's `json_schema` in the words of llama_cpp."""
-        if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            return wanted
-        schema = wanted.get("json_schema")
+        if not isinstance(given, dict) or given.get("type") != "json_schema":
+            return given
+        schema = given.get("json_schema")
         if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
             raise ValueError("json_schema needs an object `schema`")
         return {"type": "json_object", "schema": schema["schema"]}

@@ -69,7 +69,7 @@ def test_dial_and_layers(arguments):
     out = chat(arguments, "/layers", "/skip 0.5", "Hello", "/layers", "/skip 1,2", "/skip", "Again", "/layers", "/skip 7")
     assert "no prompt was read yet" in out
     assert "skip is 0.5" in out
-    assert out.count("left out\n") == 3
+    assert out.count("skipped\n") == 3
     assert "share 0.5 asks for 3 of 6 layers" in out
     assert "skip is (1, 2)" in out
     assert "#..###  no keep scores (fixed set)" in out
@@ -113,7 +113,7 @@ def test_bad_arguments_before_the_model_is_loaded(tmp_path):
     bad.write_text('{"messages": [{"role": "pope", "content": "x"}]}')
     done = subprocess.run([*COMMAND, "-m", "nowhere.gguf", "--load", str(bad)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "is no saved conversation: message 0 has role 'pope'" in done.stderr
+    assert "is not a saved conversation: message 0 has role 'pope'" in done.stderr
 
 
 # -- at a terminal -------------------------------------------------------------------------------------------------
@@ -229,5 +229,5 @@ def test_saving_where_one_cannot_write_loses_nothing(tmp_path):
 def test_files_that_are_no_conversation(tmp_path, text):
     path = tmp_path / "talk.json"
     path.write_text(text)
-    with pytest.raises(OptionError, match="is no saved conversation"):
+    with pytest.raises(OptionError, match="is not a saved conversation"):
         Conversation().load(str(path))

@@ -97,7 +97,7 @@ def test_demo_measures_routers_for_other_models(tiny, capsys):
     assert out.count("TTFT ") == 6
 
 
-def test_inspect_says_what_can_be_left_out(tiny, capsys, monkeypatch):
+def test_inspect_shows_what_can_be_skipped(tiny, capsys, monkeypatch):
     assert main(["inspect", "--check", tiny]) == 0
     assert "skippable    0-5 (6 of 6 layers)" in capsys.readouterr().out
     trouble = ("", "", "its KV", "", "its KV", "its KV")
@@ -106,4 +106,4 @@ def test_inspect_says_what_can_be_left_out(tiny, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-2:] == ["skippable    0-1, 3 (3 of 6 layers)", "not          2, 4-5: its KV"]
     monkeypatch.setattr(Llama, "dense_because", "it has no KV cache")
     assert main(["inspect", "--check", tiny]) == 1
-    assert "no layer can be left out, it would run dense: it has no KV cache" in capsys.readouterr().err
+    assert "no layer can be skipped, it would run dense: it has no KV cache" in capsys.readouterr().err

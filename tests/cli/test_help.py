@@ -34,8 +34,25 @@ def test_every_verb_has_help(verb):
 
 
 @pytest.mark.parametrize("verb", ["bench", "chat", "completion", "run", "serve"])
-def test_verbs_for_people_show_examples(verb):
+def test_verbs_show_examples(verb):
     assert verb_parsers()[verb].epilog.count("first-cpp ") >= 2
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"bench", "eval"}))
+def test_help_fits_80_columns(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for line in verb_parsers()[verb].format_help().splitlines():
+        assert len(line) <= 80, line
+
+
+def model_group(verb):
+    """Option, default and help of what belongs to the model."""
+    group = next(group for group in verb_parsers()[verb]._action_groups if group.title == "model")
+    return [(action.option_strings, action.default, action.help) for action in group._group_actions]
+
+
+def test_verbs_that_answer_take_the_same_options_of_a_model():
+    assert model_group("run") == model_group("chat") == model_group("serve")
 
 
 @pytest.mark.slow  # loads SmolLM2 for each
@@ -46,8 +63,7 @@ def test_examples_run(example, smollm2, tmp_path, monkeypatch):
         shutil.copy(smollm2, tmp_path / name)
     (tmp_path / "test.jsonl").write_text('{"task": "qa", "prompt": "How long is it?", "response": "three metres"}\n')
     os.rename(routed_model(smollm2, tmp_path, n_layer=30, n_embd=576), tmp_path / "model-first.gguf")
-    for folder in (".local/share/bash-completion/completions", ".zfunc"):
-        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / ".zfunc").mkdir()
     command = example.replace("first-cpp", f"{shlex.quote(sys.executable)} -m first_cpp", 1)
     for verb in ("run", "chat"):
         if f"first_cpp {verb}" in command and " -n " not in command:

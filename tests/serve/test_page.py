@@ -139,8 +139,8 @@ def test_chat_with_the_picture_of_its_layers(page, server):
     assert len(page.all(".layers span")) == 6
     assert len(page.all(".layers .out")) == 2
     out = page.find(".layers .out").get_attribute("title")
-    assert "left out, keep score 0." in out
-    assert page.find(".layers").get_attribute("aria-label").startswith("4 of 6 layers computed; left out: ")
+    assert "skipped, keep score 0." in out
+    assert page.find(".layers").get_attribute("aria-label").startswith("4 of 6 layers computed; skipped: ")
     figures = page.find(".figures").text
     assert "4 of 6 layers" in figures
     assert "TTFT " in figures
@@ -165,7 +165,7 @@ def test_dial(page):
     assert page.find("#auto").is_selected()
     page.find("#count").send_keys("\ue014", "\ue014")  # right, twice
     assert not page.find("#auto").is_selected()
-    assert page.find("#dialText").text == "2 of 6 layers left out"
+    assert page.find("#dialText").text == "2 of 6 layers skipped"
     page.ask("a")
     page.find("#count").send_keys("\ue010")  # end
     page.ask("b")

@@ -362,7 +362,7 @@ def test_other_sites_cannot_use_it_through_a_browser(server, routed):
         assert ask(open_one.url, Origin="https://example.com").status_code == 403
 
 
-# -- the line ------------------------------------------------------------------------------------------------------------
+# -- the queue -----------------------------------------------------------------------------------------------------------
 
 
 def test_full_line_is_a_503_with_retry_after(server, long_answer):

@@ -36,7 +36,7 @@ def body_of(number: int) -> dict:
 
 
 def expected_answers(llm, numbers) -> dict[int, tuple]:
-    """What the same prompts give alone: text, and layers left out."""
+    """What the same prompts give alone: text, and skipped layers."""
     answers = {}
     for number in numbers:
         body = body_of(number)

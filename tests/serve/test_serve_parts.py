@@ -1,4 +1,4 @@
-"""Parts of the server by themselves: the line, an answer that takes long, what command lines share."""
+"""Parts of the server by themselves: the queue, an answer that takes long, what command lines share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from first_cpp import SkipError, Timing
 from first_cpp.cli.options import is_local, number, whole_number
 from first_cpp.gguf.model_file import context_length
 from first_cpp.runtime.machine import physical_cores
-from first_cpp.serve import answering
-from first_cpp.serve.answering import AnswerResponse, Desk
-from first_cpp.serve.guard import Guard, Rules
-from first_cpp.serve.line import Line, LineClosed, LineFull
-from first_cpp.serve.prepare import Work
+from first_cpp.serve import answer_response
+from first_cpp.serve.access import AccessControl, AccessRules
+from first_cpp.serve.answer_response import AnswerResponse
+from first_cpp.serve.prepare import Job
 from first_cpp.serve.prometheus import Metrics
+from first_cpp.serve.request_queue import QueueClosed, QueueFull, RequestQueue
+from first_cpp.serve.worker import Worker
 from first_cpp.skip import skip_from_text
 
 
@@ -27,54 +28,54 @@ def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 10))
 
 
-# -- the line --------------------------------------------------------------------------------------------------------
+# -- the queue -------------------------------------------------------------------------------------------------------
 
 
-def test_line_serves_in_order():
+def test_queue_serves_in_order():
     async def scene():
-        line = Line(3)
-        turns = [line.join() for _ in range(4)]
+        queue = RequestQueue(3)
+        turns = [queue.enter() for _ in range(4)]
         assert [turn.done() for turn in turns] == [True, False, False, False]
-        assert line.waiting == 3
-        line.leave(turns[2])  # does not want to wait any longer
-        line.leave(turns[0])
-        line.leave(turns[0])
+        assert queue.waiting == 3
+        queue.leave(turns[2])  # does not want to wait any longer
+        queue.leave(turns[0])
+        queue.leave(turns[0])
         assert [turn.done() for turn in (turns[1], turns[3])] == [True, False]
-        line.leave(turns[1])
+        queue.leave(turns[1])
         assert turns[3].done()
-        line.leave(turns[3])
-        assert not line.busy
-        assert line.join().done()
+        queue.leave(turns[3])
+        assert not queue.busy
+        assert queue.enter().done()
 
     run(scene())
 
 
-def test_line_is_bounded():
+def test_queue_is_bounded():
     async def scene():
-        line = Line(1)
-        first, second = line.join(), line.join()
-        with pytest.raises(LineFull):
-            line.join()
-        line.leave(first)
+        queue = RequestQueue(1)
+        first, second = queue.enter(), queue.enter()
+        with pytest.raises(QueueFull):
+            queue.enter()
+        queue.leave(first)
         assert second.done()
-        assert not line.join().done()
+        assert not queue.enter().done()
 
     run(scene())
 
 
-def test_closed_line_serves_only_who_is_being_served():
+def test_closed_queue_serves_only_the_request_being_served():
     async def scene():
-        line = Line(5)
-        first, second = line.join(), line.join()
-        line.close()
-        with pytest.raises(LineClosed):
-            line.join()
-        with pytest.raises(LineClosed):
+        queue = RequestQueue(5)
+        first, second = queue.enter(), queue.enter()
+        queue.close()
+        with pytest.raises(QueueClosed):
+            queue.enter()
+        with pytest.raises(QueueClosed):
             await second
-        line.leave(second)
-        assert line.busy
-        line.leave(first)
-        assert not line.busy
+        queue.leave(second)
+        assert queue.busy
+        queue.leave(first)
+        assert not queue.busy
 
     run(scene())
 
@@ -94,7 +95,12 @@ class SlowModel:
         pass
 
 
-def answer(work: Work, receive) -> list[dict]:
+class NoRecords:
+    def record(self):
+        return None
+
+
+def answer(job: Job, receive) -> list[dict]:
     """What AnswerResponse sends."""
     sent = []
 
@@ -102,12 +108,12 @@ def answer(work: Work, receive) -> list[dict]:
         sent.append(message)
 
     async def scene():
-        line = Line(1)
-        desk = Desk(SlowModel(), line, Metrics(lambda: 0, 6))
-        await AnswerResponse(desk, work)({"type": "http"}, receive, send)
+        queue = RequestQueue(1)
+        worker = Worker(SlowModel(), queue, Metrics(lambda: 0, 6), NoRecords())
+        await AnswerResponse(worker, job)({"type": "http"}, receive, send)
         await asyncio.sleep(0.05)
-        assert not line.busy
-        desk.close()
+        assert not queue.busy
+        worker.close()
 
     run(scene())
     return sent
@@ -118,13 +124,13 @@ async def stays():
 
 
 def test_stream_is_kept_alive_while_the_prompt_is_read(monkeypatch):
-    monkeypatch.setattr(answering, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(answer_response, "PING_SECONDS", 0.05)
 
     def chunks():
         time.sleep(0.2)
         yield {"choices": [{"finish_reason": "stop"}]}
 
-    sent = answer(Work(chunks, stream=True), stays)
+    sent = answer(Job(chunks, stream=True), stays)
     text = b"".join(message.get("body", b"") for message in sent).decode()
     assert text.count(": still at work\n\n") >= 2
     assert text.endswith('data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
@@ -136,7 +142,7 @@ def test_error_before_the_first_token_has_its_status_and_one_after_it_is_an_even
         yield from [{"choices": []}] * n
         raise RuntimeError("made up")
 
-    early, late = (answer(Work(lambda n=n: chunks(n), stream=True), stays) for n in (0, 1))
+    early, late = (answer(Job(lambda n=n: chunks(n), stream=True), stays) for n in (0, 1))
     assert early[0]["status"] == 500
     assert json.loads(early[1]["body"])["error"]["type"] == "server_error"
     assert late[0]["status"] == 200
@@ -149,23 +155,23 @@ def test_reader_that_does_not_read_holds_up_nobody():
     """The answer is made to its end, whatever its client does with it."""
 
     async def scene():
-        desk = Desk(SlowModel(), Line(1), Metrics(lambda: 0, 6))
+        worker = Worker(SlowModel(), RequestQueue(1), Metrics(lambda: 0, 6), NoRecords())
         reached = asyncio.Event()
 
         async def send(_):
             reached.set()
             await stays()
 
-        chunks = Work(lambda: ({"choices": []} for _ in range(9)), stream=True)
-        lazy = asyncio.create_task(AnswerResponse(desk, chunks)({"type": "http"}, stays, send))
+        chunks = Job(lambda: ({"choices": []} for _ in range(9)), stream=True)
+        lazy = asyncio.create_task(AnswerResponse(worker, chunks)({"type": "http"}, stays, send))
         await reached.wait()
         for _ in range(100):
             await asyncio.sleep(0.01)
-            if not desk.line.busy:
+            if not worker.queue.busy:
                 break
-        assert not desk.line.busy
+        assert not worker.queue.busy
         lazy.cancel()
-        desk.close()
+        worker.close()
 
     run(scene())
 
@@ -174,7 +180,7 @@ def test_nothing_is_sent_to_who_has_gone():
     async def gone():
         return {"type": "http.disconnect"}
 
-    assert answer(Work(lambda: time.sleep(0.2), stream=False), gone) == []
+    assert answer(Job(lambda: time.sleep(0.2), stream=False), gone) == []
 
 
 # -- what command lines share ------------------------------------------------------------------------------------------
@@ -248,9 +254,9 @@ def test_a_body_that_does_not_come():
     async def never(scope, receive, send):
         raise AssertionError("the application must not see it")
 
-    rules = Rules(key=None, max_body=1000, local_only=False, body_seconds=0.05)
+    rules = AccessRules(key=None, max_body=1000, local_only=False, body_seconds=0.05)
     scope = {"type": "http", "path": "/v1/completions", "headers": []}
-    asyncio.run(Guard(never, rules, Metrics(lambda: 0, 6), [], [])(scope, receive, send))
+    asyncio.run(AccessControl(never, rules, Metrics(lambda: 0, 6), [], [])(scope, receive, send))
     start, body = sent[1:]
     assert start["status"] == 408
     assert json.loads(body["body"])["error"]["code"] == "body_too_slow"

@@ -3,7 +3,7 @@
 
 const at = (id) => document.getElementById(id);
 const messages = [];
-let server = null; // what /health told
+let server = null; // the answer of /health
 let skip; // undefined: what the server does by default
 let running = null; // the AbortController of the answer going on
 
@@ -38,10 +38,10 @@ function turnDial(event) {
 
 function showDial() {
   const count = Number(at("count").value);
-  let text = `${count} of ${server.n_layer} layers left out`;
+  let text = `${count} of ${server.n_layer} layers skipped`;
   if (at("auto").checked) text = "the model's own share";
   else if (at("dial").disabled) text = "no routers: every layer is computed";
-  if (skip === undefined && Array.isArray(server.skip)) text = `layers ${server.skip.join(", ")} left out`;
+  if (skip === undefined && Array.isArray(server.skip)) text = `layers ${server.skip.join(", ")} skipped`;
   at("dialText").textContent = text;
   at("count").classList.toggle("unused", at("auto").checked);
 }
@@ -73,9 +73,9 @@ async function ask(event) {
   setRunning(new AbortController());
   answer.setAttribute("aria-busy", "true");
   try {
-    const told = await stream(answer.querySelector(".text"));
-    if (told.layers) answer.append(...picture(told));
-    report(`The answer is complete, ${told.tokens} tokens.`);
+    const made = await stream(answer.querySelector(".text"));
+    if (made.layers) answer.append(...picture(made));
+    report(`The answer is complete, ${made.tokens} tokens.`);
   } catch (error) {
     fail(error, question, answer, text);
   } finally {
@@ -99,17 +99,17 @@ async function stream(place) {
     askForKey();
   }
   if (!response.ok) throw new Error((await response.json()).error.message);
-  const told = { tokens: 0, layers: null };
+  const made = { tokens: 0, layers: null };
   for await (const event of events(response.body)) {
     if (event.error) throw new Error(event.error.message);
     const said = event.choices[0].delta.content;
     if (said) {
-      told.tokens += 1;
+      made.tokens += 1;
       show(() => place.append(said));
     }
-    told.layers = event.first_cpp ?? told.layers;
+    made.layers = event.first_cpp ?? made.layers;
   }
-  return told;
+  return made;
 }
 
 // The JSON objects of a stream of server-sent events.
@@ -179,20 +179,20 @@ function paragraph(kind, text) {
   return element;
 }
 
-// One cell a layer: filled as high as its keep score, or empty where it was left out.
+// One cell a layer: filled as high as its keep score, or empty where it was skipped.
 function picture({ tokens, layers }) {
   const out = new Set(layers.skipped_layers);
   const row = document.createElement("div");
   row.className = "layers";
   row.setAttribute("role", "img");
   const computed = layers.n_layer - out.size;
-  const names = out.size ? `; left out: ${[...out].join(", ")}` : "";
+  const names = out.size ? `; skipped: ${[...out].join(", ")}` : "";
   row.setAttribute("aria-label", `${computed} of ${layers.n_layer} layers computed${names}`);
   for (let layer = 0; layer < layers.n_layer; layer++) {
     const cell = document.createElement("span");
     const keep = layers.keep?.[layer];
     cell.classList.toggle("out", out.has(layer));
-    cell.title = `layer ${layer}: ${out.has(layer) ? "left out" : "computed"}`;
+    cell.title = `layer ${layer}: ${out.has(layer) ? "skipped" : "computed"}`;
     if (keep !== undefined) {
       cell.title += `, keep score ${keep.toFixed(2)}`;
       cell.style.setProperty("--keep", Math.max(keep, 0.08));

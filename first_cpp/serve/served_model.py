@@ -15,7 +15,7 @@ from .api_errors import unknown_model
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """name: of the model in requests and answers. max_skip: the largest skip share. max_prompt: tokens.
 
     Calling it and iterating over it is what llama_cpp.server's routes do with their LlamaProxy.
@@ -48,7 +48,7 @@ class Served:
         return min(self.max_skip, (self.n_layer - 1) / self.n_layer) if self.llm.routers else 0.0
 
     def check_skip(self, value: Any) -> Skip:
-        """A request's skip setting. Raises SkipError that tells what is wrong and what is allowed."""
+        """A request's skip setting. Raises SkipError with what is wrong and what is allowed."""
         skip = parse_skip(value if not isinstance(value, dict) else str(value))
         if isinstance(skip, tuple):
             check_layers(skip, self.n_layer)

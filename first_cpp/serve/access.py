@@ -1,4 +1,4 @@
-"""What stands in front of every route: the key, the browser's origin, the size of the body; and what is counted."""
+"""Middleware in front of every route: checks the key, the browser's origin and the body's size, and counts requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .prometheus import Metrics
 
 
 @dataclass(frozen=True)
-class Rules:
+class AccessRules:
     """key: what clients must send, None for no key. max_body: bytes. origins: of other web pages that may ask.
     body_seconds: within which a body must have come.
 
@@ -32,10 +32,12 @@ class Rules:
     body_seconds: float = 30.0
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware that refuses before anything is read or computed."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics, routes: Collection[str], open_routes: Collection[str]):
+    def __init__(
+        self, app: ASGIApp, rules: AccessRules, metrics: Metrics, routes: Collection[str], open_routes: Collection[str]
+    ):
         """routes: paths with a count of their own. open_routes: those that need no key."""
         self._app = app
         self._rules = rules
