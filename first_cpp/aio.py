@@ -19,6 +19,13 @@ class AsyncLlama:
     Takes the arguments of `Llama`, or `llama=` for one that is loaded. Calls wait for each other, in order. A task that is
     cancelled ends its answer within a token, amid prefill within a graph node, and the next call finds the model ready. Close
     an iterator that is left early (`contextlib.aclosing`), or the model stays taken until it is collected.
+
+    >>> async def ask():
+    ...     async with AsyncLlama("model.gguf", verbose=False) as llm:
+    ...         answer = await llm.create_completion("Hello", max_tokens=2, temperature=0)
+    ...         return answer["usage"]["completion_tokens"]
+    >>> asyncio.run(ask())
+    2
     """
 
     def __init__(self, *args: Any, llama: Llama | None = None, **kwargs: Any) -> None:

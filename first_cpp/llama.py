@@ -62,7 +62,7 @@ class Llama(GuardedLlama):
     >>> llm = Llama("model-first.gguf", verbose=False)
     >>> answer = llm.create_completion("Hello", max_tokens=4, temperature=0)
     >>> llm.routing.skipped
-    (0, 1)
+    (4, 5)
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Llama(GuardedLlama):
         super().__init__(file.path, **kwargs)
         if self._routers is not None:
             check_base(self._routers, file.base, own.routers_path or file.path)
-        self._read = ReadContext(self, self._layers, self._routers, self.forget_logits)
+        self._read = ReadContext(self, self._layers, self._routers, self._forget_logits)
         deciding = (route_tokens or self._read.micro_batch) if prefill == "routed" else self._n_ctx
         learn_layout(self, self._layers, file.n_layer, self._read.micro_batch, self._offload)
         self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload)
@@ -207,6 +207,8 @@ class Llama(GuardedLlama):
         """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.
 
         Without an answer it does nothing. The model stays usable, and the next answer is not concerned.
+
+        >>> Llama("model.gguf", verbose=False).cancel()
         """
         self._current.cancel()
 

@@ -53,7 +53,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
             if self._logits_all:
                 self.scores = np.concatenate([self.scores, np.zeros((missing, self._n_vocab), np.single)])
 
-    def forget_logits(self) -> None:
+    def _forget_logits(self) -> None:
         """The logits that llama.cpp holds are no longer those of the last position: it is to be evaluated again."""
         self._requires_eval = True
 
