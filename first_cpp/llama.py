@@ -1,8 +1,8 @@
 """`Llama`: llama_cpp.Llama whose decoding skips the layers that the prompt chose.
 
-The path of a prompt: `generate` drops what the KV cache cannot vouch for and begins an answer; its first `eval` is prefill: all
-layers run and the routers score every position (`runtime.context`); `runtime.policy` turns the scores into a set of layers;
-every later `eval` of that answer is decoding, and skips them (`runtime.layers`, cpp_ext/graph_patch.cpp).
+The path of a prompt: `generate` (`runtime.decoding`) drops what the KV cache cannot vouch for and begins an answer; its first
+`eval` is prefill: all layers run and the routers score every position (`runtime.context`); `runtime.policy` turns the scores
+into a set of layers; every later `eval` of that answer is decoding, and skips them (`runtime.layers`, cpp_ext/graph_patch.cpp).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import llama_cpp
@@ -18,16 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import CacheTensor
-from .errors import ContextFull, SkipError
+from .errors import SkipError
 from .gguf.lora_file import find_lora
 from .gguf.model_file import ModelFile
 from .gguf.router_format import load_routers, read_routers
 from .gguf.routers import Routers, check_base
-from .runtime.answer import Answer, ContextEnd, CurrentAnswer, Timing
+from .runtime.answer import CurrentAnswer
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
-from .runtime.guarded import GuardedLlama
+from .runtime.decoding import DecodingLlama
+from .runtime.fidelity import AnswerMeasure, Fidelity
 from .runtime.hidden_states import read_hidden_states
+from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
 from .runtime.one_thread import exclusive
 from .runtime.policy import RoutingPolicy
@@ -39,7 +41,7 @@ from .skip import Skip
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
-class Llama(GuardedLlama):
+class Llama(DecodingLlama):
     """A drop-in `llama_cpp.Llama` that skips layers in decoding (FiRST, arXiv 2410.12513).
 
     All arguments and methods of the base class work as they do there. Further arguments:
@@ -56,6 +58,8 @@ class Llama(GuardedLlama):
     kv: "drop": a skipped layer writes no KV (or recurrent state). "keep": it writes them all the same, at the cost of reading
         the weights that make them: a saved state is then whole for stock llama_cpp, and `skipping` never reads again.
     strict: raise RoutingError where a model has no layer to skip; by default it runs dense with one warning.
+    measure: "choice": decoding's first choices are kept, to be compared by `catch_up` (`fidelity`); "kl": whole distributions,
+        at 4 bytes per token of the vocabulary and position; None: nothing.
 
     Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
 
@@ -76,10 +80,11 @@ class Llama(GuardedLlama):
         route_tokens: int | None = None,
         kv: str = "drop",
         strict: bool = False,
+        measure: str | None = "choice",
         **kwargs: Any,
     ) -> None:
         check_base_arguments(kwargs)
-        own = self._arguments = Arguments(skip, routers, release_kv, prefill, route_tokens, kv, strict)
+        own = self._arguments = Arguments(skip, routers, release_kv, prefill, route_tokens, kv, strict, measure)
         file = ModelFile.open(model_path)
         self._routers = self._find_routers(file)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
@@ -94,6 +99,8 @@ class Llama(GuardedLlama):
         deciding = (route_tokens or self._read.micro_batch) if prefill == "routed" else self._n_ctx
         learn_layout(self, self._layers, file.n_layer, self._read.micro_batch, self._offload)
         self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload)
+        self._measure = AnswerMeasure(self, measure, self._logits_all)
+        self._idle = IdlePass(self, self._read, self._policy, self._current, self._measure, self._exclusive, self._layers.abort)
         self.skip = own.skip
 
     def _find_routers(self, file: ModelFile) -> Routers | None:
@@ -155,11 +162,6 @@ class Llama(GuardedLlama):
         """What the last prompt decided, None before the first."""
         return self._routing
 
-    @property
-    def timing(self) -> Timing:
-        """How long the last answer took, or takes."""
-        return self._current.last.timing
-
     @contextlib.contextmanager
     def skipping(self, layers: Iterable[int]) -> Iterator[None]:
         """Skip `layers` for every token evaluated inside, prompt or not. Nothing is routed meanwhile.
@@ -174,96 +176,25 @@ class Llama(GuardedLlama):
         with self._policy.forcing(layers):
             yield
 
-    # -- one answer -------------------------------------------------------------------------------------------------
+    def catch_up(self, stop: Callable[[], bool] | None = None) -> bool:
+        """Read what the last answer was decoded with layers skipped again, with all of them, while nobody waits.
 
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """Yield the tokens that answer a prompt; arguments as in `llama_cpp.Llama.generate`.
-
-        Raises BusyError when it is resumed after a newer prompt was started on this model, AnswerCancelled after `cancel`.
+        The next turn then reads only what is new, and `fidelity` says what skipping cost. Ends early, keeping what was done,
+        when `stop()` returns true or another call arrives, which is not kept waiting. Returns whether all has been read.
 
         >>> llm = Llama("model-first.gguf", verbose=False)
-        >>> answer = llm.generate(llm.tokenize(b"Hello"), temp=0.0)
-        >>> tokens = [next(answer) for _ in range(3)]
+        >>> answer = llm.create_completion("Hello", max_tokens=9, temperature=0)
+        >>> llm.catch_up()
+        True
+        >>> llm.fidelity.positions
+        8
         """
-        given = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments
-        given.pop("self")
-        reset, end = given.get("reset", True), given.get("stopping_criteria")
-        answer = Answer()
-        if isinstance(end, ContextEnd):
-            given["stopping_criteria"] = end.further
-        with self._exclusive:
-            if not len(tokens) and (reset or self.n_tokens == 0):
-                raise ValueError("the prompt has no tokens")
-            given["tokens"] = self._drop_unusable(list(tokens), reset)
-            self._current.begin(answer)  # last: a prompt that is refused begins no answer
-        inner = super().generate(**given)
-        try:
-            yield from self._current.steps(inner, answer, self._exclusive, end if isinstance(end, ContextEnd) else None)
-        finally:
-            inner.close()
-            self._current.end(answer)
+        return self._idle.run(stop)
 
-    def cancel(self) -> None:
-        """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.
-
-        Without an answer it does nothing. The model stays usable, and the next answer is not concerned.
-
-        >>> Llama("model.gguf", verbose=False).cancel()
-        """
-        self._current.cancel()
-
-    def eval(self, tokens: Sequence[int]) -> None:
-        """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself.
-
-        Raises ContextFull, and changes nothing, where the context has no room for them.
-        """
-        with self._exclusive:
-            if (asked := self.n_tokens + len(tokens)) > self._n_ctx:
-                raise ContextFull(
-                    f"Requested tokens ({asked}) exceed context window of {self._n_ctx}; a larger n_ctx= has room"
-                )
-            answer, read, policy = self._current.answer, self._read, self._policy
-            if answer is not None and answer.skipped is not None and policy.forced is None:
-                if self.n_tokens == read.kv.end:  # the per-token path: nothing was changed behind our back
-                    read.run(tokens, answer.skipped)
-                else:
-                    read.evaluate(tokens, answer.skipped)
-            elif answer is None or answer.skipped is not None:
-                read.evaluate(tokens, policy.forced_set, score=answer is None and policy.scoring)
-            else:
-                self._read_prompt(answer, tokens)
-
-    def _read_prompt(self, answer: Answer, tokens: Sequence[int]) -> None:
-        """Prefill and decision: all layers on every position that decides, with prefill="routed" fewer on the rest."""
-        read, policy = self._read, self._policy
-        read.sync()
-        end = self.n_tokens + len(tokens)
-        whole = policy.forced is not None or read.n_image > 0
-        deciding = len(tokens) if whole else max(0, policy.route_tokens - self.n_tokens)
-        if deciding:
-            read.evaluate(tokens[:deciding], policy.forced_set, policy.scoring)
-        self._routing = policy.decide(self.n_tokens, end)
-        answer.skipped = frozenset(self._routing.skipped)
-        if rest := tokens[deciding:]:
-            read.evaluate(rest, answer.skipped)
-
-    def _drop_unusable(self, tokens: list[int], reset: bool) -> list[int]:
-        """Rewind to the prefix that a fresh model would have evaluated the same way; returns the tokens to evaluate."""
-        self._read.sync()
-        usable = self._policy.usable_prefix()
-        if reset:
-            self._read.new_prompt(tokens)
-        dropped = self._read.rewind(usable)
-        return tokens if reset else dropped + tokens
-
-    def reset(self) -> None:
-        """As in the base class; an answer that was going on ends."""
-        with self._exclusive:
-            super().reset()
-            answer = self._current.answer
-            if answer is not None and answer.skipped is not None:
-                self._current.end()  # an answer that is decoding ends here; one that has not begun is resetting itself
-            self._read.sync()
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """How the last answer agrees with the dense model, as far as `catch_up` has read it; None before."""
+        return self._measure.fidelity
 
     @exclusive
     def hidden_states(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -283,6 +214,7 @@ class Llama(GuardedLlama):
     @exclusive
     def save_state(self) -> LlamaState:
         """The base class's state, with what is known of its positions."""
+        self._read.settle()
         return self._read.save(super().save_state())
 
     @exclusive

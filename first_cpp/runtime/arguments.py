@@ -45,10 +45,13 @@ class Arguments:
     route_tokens: int | None = None
     kv: str = "drop"
     strict: bool = False
+    measure: str | None = "choice"
 
     def __post_init__(self) -> None:
         check_prefill(self.prefill, self.route_tokens)
         check_kv(self.kv, self.release_kv)
+        if self.measure not in (None, "choice", "kl"):
+            raise SettingError(f'measure={self.measure!r} is not "choice", "kl" or None')
         object.__setattr__(self, "skip", parse_skip(self.skip))
         if self.routers is not None and not isinstance(self.routers, Routers):
             object.__setattr__(self, "routers", normal_path(self.routers))

@@ -38,6 +38,8 @@ class ReadContext:
         self.kv = KvRecord()
         self.n_image = 0
         """Positions up to the end of the last image: they came without tokens, and have no scores."""
+        self.pending: list[int] = []
+        """Tokens after the last position that an interrupted idle pass was to read again."""
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
@@ -77,12 +79,22 @@ class ReadContext:
         """
         self.sync()
         readable = self.kv.readable_with(skipped)
-        if readable < self._llm.n_tokens:
-            tokens = self.rewind(readable) + list(tokens)
+        if readable < self._llm.n_tokens or self.pending:
+            pending, self.pending = self.pending, []
+            tokens = self.rewind(readable) + pending + list(tokens)
         self.run(tokens, skipped, score)
 
-    def run(self, tokens: Sequence[int], skipped: frozenset[int], score: bool = False) -> None:
-        """`evaluate` where nothing before needs to be read again: the path of every decoded token."""
+    def run(
+        self,
+        tokens: Sequence[int],
+        skipped: frozenset[int],
+        score: bool = False,
+        evaluate: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """`evaluate` where nothing before needs to be read again: the path of every decoded token.
+
+        evaluate: in place of the base class's eval of a micro-batch.
+        """
         start, scores = self._llm.n_tokens, self._scores_from_here() if score else None
         try:
             if scores is not None:
@@ -92,7 +104,10 @@ class ReadContext:
             for part in parts:  # Ctrl-C is heard between two
                 if skipped:
                     self._layers.skip(skipped)
-                _BASE.eval(self._llm, part)
+                if evaluate is None:
+                    _BASE.eval(self._llm, part)
+                else:
+                    evaluate(part)
                 if skipped or scores is not None:
                     self._layers.check()
         except BaseException as error:
@@ -145,15 +160,20 @@ class ReadContext:
 
     # -- states -----------------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Read what an interrupted idle pass has not: the context holds all its tokens again."""
+        self.sync()
+        if self.pending:
+            self.evaluate([], NOTHING, score=True)
+
     def save(self, state: llama_cpp.LlamaState) -> LlamaState:
         """The base class's state with what is known of its positions."""
-        self.sync()
         scores = None if self._scores is None else self._scores.scores()
         return LlamaState(state, self.kv.copy(), self.n_image, scores, self._router_id)
 
     def load(self, state: llama_cpp.LlamaState) -> None:
         """What is known of a state that the base class has loaded; one of stock llama_cpp was evaluated dense."""
-        self.kv, self.n_image, scores = KvRecord(), 0, None
+        self.kv, self.n_image, self.pending, scores = KvRecord(), 0, [], None
         if isinstance(state, LlamaState):
             self.kv, self.n_image = state.kv.copy(), state.n_image
             scores = state.router_scores if state.router_id == self._router_id else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from ..errors import BusyError, ClosedError, ForkedError
@@ -33,13 +34,17 @@ if hasattr(os, "register_at_fork"):
 class OneThread:
     """llama.cpp's context serves one thread at a time, of one process; others get an error instead of a crash."""
 
-    __slots__ = ("_acquire", "_release")
+    __slots__ = ("_acquire", "_gate", "_interrupt", "_release", "entries")
 
     def __init__(self) -> None:
         self.check_process()
         _Process.loaded = True
         lock = threading.RLock()
         self._acquire, self._release = lock.acquire, lock.release
+        self._interrupt: Callable[[bool], None] | None = None
+        self._gate = threading.Lock()
+        self.entries = 0
+        """How often the model was entered, not counting work that gives way."""
 
     @property
     def forked(self) -> bool:
@@ -56,10 +61,42 @@ class OneThread:
         if _Process.forked_loaded:
             self.check_process()
         if not self._acquire(False):
-            raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
+            self._ask_to_give_way()
+        self.entries += 1
 
     def __exit__(self, *exception: object) -> None:
         self._release()
+
+    def _ask_to_give_way(self) -> None:
+        """Another thread has the model: wait for it where its work gives way, which it does at once."""
+        with self._gate:  # while it is held, that work does not end: whoever comes after it is not interrupted
+            interrupt = self._interrupt
+            if interrupt is not None:
+                interrupt(True)
+        if interrupt is None:
+            if not self._acquire(False):
+                raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
+            return
+        self._acquire()
+        interrupt(False)
+
+    @contextlib.contextmanager
+    def giving_way(self, interrupt: Callable[[bool], None]) -> Iterator[bool]:
+        """Hold the model, if it is free, for work that gives way to other threads. Gives whether it was free.
+
+        interrupt: called with True by a thread that wants the model, and with False by the same thread once it has it.
+        """
+        self.check_process()
+        held = self._acquire(False)
+        if held:
+            self._interrupt = interrupt
+        try:
+            yield held
+        finally:
+            if held:
+                with self._gate:
+                    self._interrupt = None
+                self._release()
 
 
 def exclusive(method: Callable[P, T]) -> Callable[P, T]:

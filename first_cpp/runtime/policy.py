@@ -135,6 +135,13 @@ class RoutingPolicy:
             kv_bytes_released=released,
         )
 
+    def how_to_read(self, position: int) -> tuple[frozenset[int], int, bool]:
+        """How a prompt is read from a position on: the layers to skip, for how many tokens, and whether routers score them."""
+        if position < self.route_tokens or self._read.n_image:
+            n_most = self._n_ctx if self._read.n_image else self.route_tokens - position
+            return NOTHING, n_most, self.scoring
+        return frozenset(self.choose(position).skipped), self._n_ctx, False
+
     def usable_prefix(self) -> int:
         """How many positions a fresh model would have evaluated the same way for a prompt that begins with them."""
         read = self._read

@@ -63,6 +63,24 @@ def test_second_turn_on_a_recurrent_state(architecture, memory, tmp_path, load):
     np.testing.assert_array_equal(logits(llm), logits(fresh))
 
 
+@pytest.mark.parametrize("architecture", ["mamba2", "lfm2", "gemma3", "gpt-oss"])
+def test_the_idle_pass(architecture, tmp_path, load):
+    """A recurrent state has no past, and a sliding window forgets it: all is read again, and the next turn reads what is new."""
+    model = tmp_path / "model.gguf"
+    write_tiny(model, architecture)
+    llm, fresh = (load(model, skip=[1, 2], n_threads=1, n_threads_batch=1) for _ in range(2))
+    turn = [*PROMPT, *greedy(llm, PROMPT, 12)]
+    assert llm.catch_up()
+    assert llm.n_tokens == len(turn) - 1
+    more = [*turn, *tokens(9, seed=5)]
+    for each in (llm, fresh):
+        made = each.generate(more, temp=0.0)
+        next(made)
+        made.close()
+    assert llm.fidelity is None  # of the new answer
+    np.testing.assert_allclose(logits(llm), logits(fresh), rtol=0, atol=0.01 * np.abs(logits(fresh)).max())
+
+
 @pytest.mark.parametrize("settings", [{}, {"swa_full": True}, {"flash_attn": True, "n_ubatch": 16}], ids=str)
 @pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss"])
 def test_second_turn_of_sliding_windows(architecture, settings, tmp_path, load):
