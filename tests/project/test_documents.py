@@ -82,6 +82,18 @@ def test_every_page_is_reached_from_the_index():
     assert {page for page in PAGES if page.is_relative_to(ROOT / "docs") or page.is_relative_to(ROOT / "examples")} <= found
 
 
+def paths_in(path: pathlib.Path) -> list[str]:
+    """Source files that a page names: from the root, from the package, or by their name alone."""
+    return re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|cpp|h|sh|yml))`", path.read_text())
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if page.parent.name != "research"], ids=name_of)
+def test_every_source_file_that_a_page_names_is_there(path):
+    here = [file for file in ROOT.rglob("*.*") if not {".venv", "build", ".git"} & set(file.relative_to(ROOT).parts)]
+    known = [f"/{file.relative_to(ROOT)}" for file in here]
+    assert [name for name in paths_in(path) if not any(file.endswith(f"/{name}") for file in known)] == []
+
+
 # -- generated parts -----------------------------------------------------------------------------------------------------
 
 
