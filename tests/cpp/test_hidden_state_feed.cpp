@@ -44,7 +44,7 @@ TEST(hidden_state_feed_batches_give_the_same_states) {
     const auto read = [&](const std::vector<int> & sizes) {
         model.set_caches(caches);
         HiddenStates states(4);
-        hook.feed.start(states, {"embd", "l_out-0", "l_out-1", "l_out-2"});
+        hook.start_reading(states, {"embd", "l_out-0", "l_out-1", "l_out-2"});
         int begin = 0;
         for (const int n : sizes) {
             evaluation.build(model, tokens(begin, n), all);
@@ -74,7 +74,7 @@ TEST(hidden_state_feed_exceptions_are_remembered) {
     Evaluation evaluation(&hook);
     const Model model(three_layers(), evaluation.backend());
     Throwing reader;
-    hook.feed.start(reader, {"embd"});
+    hook.start_reading(reader, {"embd"});
     evaluation.build(model, tokens(0, 2), LayerActions(3, LayerAction::RUN));
     CHECK_EQUAL(evaluation.compute(model, tokens(0, 2)), GGML_STATUS_SUCCESS);
     CHECK(!hook.feed.active());
@@ -85,7 +85,7 @@ TEST(hidden_state_feed_exceptions_are_remembered) {
 TEST(hidden_state_feed_without_names_reads_nothing) {
     EvalHook hook;
     Throwing reader;
-    hook.feed.start(reader, {});
+    hook.start_reading(reader, {});
     CHECK(!hook.feed.active());
 }
 
@@ -96,7 +96,7 @@ TEST(hidden_state_feed_refuses_states_that_are_not_float32) {
     spec.half_mask = true;
     const Model model(spec, evaluation.backend());
     Throwing reader;
-    hook.feed.start(reader, {"kq_mask_cast-0"});
+    hook.start_reading(reader, {"kq_mask_cast-0"});
     evaluation.build(model, tokens(0, 2), LayerActions(3, LayerAction::RUN));
     evaluation.compute(model, tokens(0, 2));
     CHECK_EQUAL(hook.take_error(), "hidden state kq_mask_cast-0 is not contiguous float32");

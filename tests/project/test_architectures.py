@@ -65,7 +65,7 @@ def test_second_turn_on_a_recurrent_state(architecture, memory, tmp_path, load):
 
 @pytest.mark.parametrize("architecture", ["mamba2", "lfm2", "gemma3", "gpt-oss"])
 def test_the_idle_pass(architecture, tmp_path, load):
-    """A recurrent state has no past, and a sliding window forgets it: all is read again, and the next turn reads what is new."""
+    """A recurrent state has no past, a sliding window forgets it: all is read again, and the next turn reads what is new."""
     model = tmp_path / "model.gguf"
     write_tiny(model, architecture)
     llm, fresh = (load(model, skip=[1, 2], n_threads=1, n_threads_batch=1) for _ in range(2))
