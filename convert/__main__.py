@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from first_cpp.cli.execute import add_debug, run
 from first_cpp.errors import MissingFileError, OptionError
-from first_cpp.gguf.bundled import find_adapter, shipped_adapters
+from first_cpp.gguf.bundled import bundled_adapters, find_adapter
 from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
 from first_cpp.gguf.merge import merge
 from first_cpp.gguf.model_file import ModelFile, normal_path
@@ -39,7 +39,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--routers",
         metavar="FILE",
         help="safetensors with weight [n_layer, n_embd] and bias [n_layer], the folder of a training run, or the name of an "
-        f"adapter that is bundled with first_cpp: {', '.join(shipped_adapters())}",
+        f"adapter that is bundled with first_cpp: {', '.join(bundled_adapters())}",
     )
     what.add_argument(
         "--block-influence",

@@ -1,1 +1,1 @@
-"""Files: models, routers in their metadata, LoRA, merging, pruned and synthetic models."""
+"""Files: models, routers in their metadata, LoRA, and models that are merged, quantised, pruned or synthetic."""

@@ -15,7 +15,7 @@ _KV_STEP = 256  # llama.cpp reads KV cells in multiples of this (llama-kv-cache.
 
 @dataclass(frozen=True)
 class Reads:
-    """layers: bytes of weights that a token reads in each layer. rest: outside the layers."""
+    """What a token reads: of weights in each layer, and outside the layers (`rest`), in bytes."""
 
     layers: tuple[int, ...]
     rest: int
@@ -63,12 +63,22 @@ def _count(model: ModelFile, name: str) -> int:
 
 
 def kv_reads(cache: Sequence[CacheTensor], n_ctx: int, position: int, skipped: Collection[int] = ()) -> int:
-    """Bytes of KV cache that the token at `position` reads: the cells in use of the layers not `skipped`."""
+    """Bytes of KV cache that the token at `position` reads: the cells in use of the layers not `skipped`.
+
+    >>> kv_reads([], n_ctx=256, position=0)
+    0
+    """
     cells = min(n_ctx, -(-(position + 1) // _KV_STEP) * _KV_STEP)
     return sum(tensor.n_bytes for tensor in cache if tensor.layer not in skipped) * cells // n_ctx
 
 
 def byte_limit(reads: Reads, cache: Sequence[CacheTensor], n_ctx: int, position: int, skipped: Collection[int]) -> float:
-    """The speed-up over dense if decoding took exactly as long as reading its bytes."""
+    """The speed-up over dense if decoding took exactly as long as reading its bytes.
+
+    cache: the KV cache of a model, `Llama.kv_cache`. position: of the token, from 0.
+
+    >>> byte_limit(Reads(layers=(10, 10), rest=20), cache=[], n_ctx=256, position=0, skipped=[1])
+    1.3333333333333333
+    """
     dense = reads.weights() + kv_reads(cache, n_ctx, position)
     return dense / (reads.weights(skipped) + kv_reads(cache, n_ctx, position, skipped))

@@ -38,6 +38,7 @@ def embed(
     quiet: no progress bar. Raises errors of `first_cpp.errors` for inputs that do not fit, OutputError for an output that must
     not be written; on any error `out` is what it was before.
 
+    >>> from first_cpp import load_routers
     >>> embed(load_routers("model-first.gguf"), "model.gguf", "half.gguf", skip=0.5, quiet=True)
     >>> load_routers("half.gguf").skip
     0.5
@@ -72,6 +73,7 @@ def write_sidecar(
 ) -> None:
     """Write `out`: a GGUF of type "adapter" with the routers alone. Arguments and errors are those of `embed`.
 
+    >>> from first_cpp import load_routers
     >>> write_sidecar(load_routers("model-first.gguf"), "model.gguf", "side.gguf")
     >>> load_routers("side.gguf").weight.shape
     (6, 128)
@@ -94,6 +96,8 @@ def write_lora_sidecar(
     """Write `out`: a GGUF adapter with the routers and the LoRA (F16) of a training run, which llama.cpp's LoRA loader takes.
 
     Raises LoraError for a LoRA that does not fit, else as `embed` does.
+
+    >>> write_lora_sidecar("run/", "SmolLM2-135M-Instruct.Q4_1.gguf", "adapter.gguf")  # doctest: +SKIP
     """
     run, base, out = normal_path(run), ModelFile.open(model), normal_path(out)
     pairs = read_run_lora(run, base)
@@ -110,7 +114,12 @@ def write_lora_sidecar(
 
 
 def side_file(routers: Routers) -> GgufFile:
-    """A GGUF of type "adapter" that carries the routers, in memory."""
+    """A GGUF of type "adapter" that carries the routers, in memory.
+
+    >>> from first_cpp import load_routers
+    >>> side_file(load_routers("model-first.gguf")).get("general.type")
+    b'adapter'
+    """
     file = GgufFile()
     file.set_str("general.architecture", routers.base.architecture)
     file.set_str("general.type", "adapter")
@@ -122,6 +131,10 @@ def routers_for(routers: Routers | str | os.PathLike[str], model: ModelFile, ski
     """Routers as they go into a file for `model`, with `skip` as the recommended share where given.
 
     Raises RouterError where they were made for another model, and as `read_safetensors` does.
+
+    >>> from first_cpp import load_routers
+    >>> routers_for(load_routers("model-first.gguf"), ModelFile.open("model.gguf"), skip=0.5).skip
+    0.5
     """
     if not isinstance(routers, Routers):
         return read_safetensors(os.fspath(routers), model.base, model.norm_eps, skip)

@@ -1,4 +1,4 @@
-"""A peft LoRA in GGUF terms: which tensor each pair belongs to, and how its rows are ordered there."""
+"""A LoRA of peft in GGUF terms: which tensor each pair belongs to, and how its rows are ordered there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LoraError(FirstCppError, ValueError):
 
 @dataclass(frozen=True)
 class LoraPair:
-    """W + scale * b @ a for the GGUF tensor `name`; a [rank, n_in], b [n_out, rank], rows in GGUF's order."""
+    """W + scale * b @ a for the GGUF tensor `name`: a [rank, n_in], b [n_out, rank] float32, rows in GGUF's order."""
 
     name: str
     a: Array
@@ -56,7 +56,10 @@ def _heads(file: GgufFile, key: str, default: int) -> int:
 
 
 def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_kv: int) -> list[LoraPair]:
-    """The pairs of a peft adapter folder. Raises LoraError for what cannot be folded in, MissingFileError."""
+    """The pairs of a peft adapter folder, by tensor name; n_head, n_head_kv: heads of q, and of k and v.
+
+    Raises LoraError for what cannot be folded in, MissingFileError.
+    """
     import gguf
 
     config = _config(folder)
@@ -70,32 +73,41 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
     names = gguf.get_tensor_name_map(keys[architecture], n_layer)
     tensors = _tensors(os.path.join(folder, "adapter_model.safetensors"))
     pairs = []
-    for key, a in sorted(tensors.items()):
+    for key in sorted(tensors):
         found = re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", key)
         if found is None:
             if not key.endswith(".lora_B.weight"):
                 raise LoraError(f"{folder}: tensor {key} is not a LoRA weight")
             continue
         name = names.get_name(found[1])
-        b = tensors.get(key.replace(".lora_A.", ".lora_B."))
-        if name is None or b is None:
+        other = key.replace(".lora_A.", ".lora_B.")
+        if name is None or other not in tensors:
             raise LoraError(f"{folder}: {key} has {'no lora_B' if name else 'no place in a ' + architecture + ' GGUF'}")
-        if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[0] == b.shape[1]:
-            raise LoraError(f"{folder}: {key} of shape {list(a.shape)} and its lora_B of {list(b.shape)} are no pair")
-        b = np.ascontiguousarray(b, np.float32)
-        if architecture in PERMUTED and re.search(r"attn_[qk]$", name):
-            heads = n_head if name.endswith("q") else n_head_kv
-            if b.shape[0] % (2 * heads):
-                raise LoraError(f"{folder}: {key}: {b.shape[0]} rows are no even number for each of {heads} heads")
-            b = rope_order(b, heads)
-        pairs.append(LoraPair(f"{name}.weight", np.ascontiguousarray(a, np.float32), b, scale))
+        heads = {"q": n_head, "k": n_head_kv}.get(name[-1]) if architecture in PERMUTED and ".attn_" in name else None
+        pairs.append(_pair(name, tensors[key], tensors[other], scale, heads, f"{folder}: {key}"))
     if not pairs:
         raise LoraError(f"{folder}: no LoRA weights")
     return pairs
 
 
+def _pair(name: str, a: Array, b: Array, scale: float, heads: int | None, where: str) -> LoraPair:
+    """heads: of the tensor, where its rows are stored in another order than transformers'."""
+    if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[0] == b.shape[1]:
+        raise LoraError(f"{where} of shape {list(a.shape)} and its lora_B of {list(b.shape)} are no pair")
+    b = np.ascontiguousarray(b, np.float32)
+    if heads is not None:
+        if b.shape[0] % (2 * heads):
+            raise LoraError(f"{where}: {b.shape[0]} rows are no even number for each of {heads} heads")
+        b = rope_order(b, heads)
+    return LoraPair(f"{name}.weight", np.ascontiguousarray(a, np.float32), b, scale)
+
+
 def rope_order(rows: Array, n_head: int) -> Array:
-    """Rows of q or k from transformers' order (first halves, second halves) to llama.cpp's (neighbours), per head."""
+    """Rows [n_head * head_dim, n] of q or k, per head, from transformers' order (halves) to llama.cpp's (neighbours).
+
+    >>> rope_order(np.arange(4, dtype=np.float32).reshape(4, 1), n_head=1).ravel()
+    array([0., 2., 1., 3.], dtype=float32)
+    """
     reordered: Array = rows.reshape(n_head, 2, rows.shape[0] // n_head // 2, -1).swapaxes(1, 2).reshape(rows.shape)
     return reordered
 

@@ -30,6 +30,8 @@ def merge(
     run: the folder that `first-cpp train` left. quantize: llama.cpp's name of a file type; without it the folded tensors are
     F32. skip: the share to recommend. force: an existing `out` may be replaced. quiet: no progress bar. Raises errors of
     `first_cpp.errors` for inputs that do not fit, OutputError, QuantizeError; on any error `out` is what it was before.
+
+    >>> merge("run/", "SmolLM2-135M-Instruct.Q4_1.gguf", "model-first.gguf", quantize="Q4_0")  # doctest: +SKIP
     """
     run, base, out = normal_path(run), ModelFile.open(model), normal_path(out)
     if quantize is not None:
@@ -51,7 +53,10 @@ def merge(
 
 
 def write_merged(model: str, pairs: list[LoraPair], out: str) -> None:
-    """Copy `model` with W + scale * b @ a, in F32, for each pair's tensor; all others keep their bytes."""
+    """Copy `model` with W + scale * b @ a, in F32, for each pair's tensor; all others keep their bytes.
+
+    Raises LoraError for a pair whose tensor is not there or has another shape, OutputError as `new_file` does.
+    """
     source = open_gguf(model)
     before = {tensor.name: tensor for tensor in source.tensors()}
     folded = {pair.name: pair for pair in pairs}
@@ -77,7 +82,12 @@ def write_merged(model: str, pairs: list[LoraPair], out: str) -> None:
 
 
 def fold(data: bytes, type_name: str, pair: LoraPair) -> bytes:
-    """The bytes of W + scale * b @ a in F32."""
+    """The bytes of W + scale * b @ a in F32; data, type_name: W as stored, and ggml's name of its type.
+
+    >>> ones = np.ones((1, 2), np.float32)
+    >>> np.frombuffer(fold(ones.tobytes(), "f32", LoraPair("x", a=ones, b=np.ones((1, 1), np.float32), scale=2.0)), np.float32)
+    array([3., 3.], dtype=float32)
+    """
     import gguf
 
     quantised = gguf.GGMLQuantizationType[type_name.upper()]

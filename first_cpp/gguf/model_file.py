@@ -24,7 +24,11 @@ _WITHOUT_NEXTN = {"deepseek4"}
 
 
 def normal_path(path: str | bytes | os.PathLike[str]) -> str:
-    """The path as text, with ``~`` expanded. Raises TypeError for what is no path."""
+    """The path as text, with ``~`` expanded. Raises TypeError for what is no path, ModelFileError where it is not UTF-8.
+
+    >>> normal_path(Path("models") / "model.gguf")
+    'models/model.gguf'
+    """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"a model path is str, bytes or os.PathLike, not {type(path).__name__}: {path!r}")
     text = os.path.expanduser(os.fsdecode(path))
@@ -39,6 +43,10 @@ def open_gguf(path: str) -> GgufFile:
     """Read a GGUF file's metadata.
 
     Raises MissingFileError, PermissionError, or ModelFileError that names the file and what is wrong with it.
+
+    >>> file = open_gguf("model.gguf")
+    >>> file.kind("llama.block_count"), file.get("llama.block_count")
+    ('u32', 6)
     """
     _check_header(path)
     try:
@@ -199,7 +207,11 @@ class ModelFile:
 
 
 def context_length(model: str) -> int:
-    """`ModelFile.default_context` of a model file. Raises as `ModelFile.open` does."""
+    """`ModelFile.default_context` of a model file. Raises as `ModelFile.open` does.
+
+    >>> context_length("model.gguf")
+    2048
+    """
     return ModelFile.open(model).default_context
 
 

@@ -24,6 +24,10 @@ def check_output(out: str, inputs: Iterable[str], force: bool, n_bytes: int) -> 
 
     inputs: files that are read meanwhile, so none of them may be `out`. force: an existing file may be replaced; what is
     no regular file never is.
+
+    >>> check_output("model.gguf", inputs=[], force=False, n_bytes=0)
+    Traceback (most recent call last):
+    first_cpp.gguf.new_file.OutputError: model.gguf exists; use --force to overwrite it
     """
     folder = _folder(_check_target(out))
     for path in inputs:

@@ -16,7 +16,7 @@ from .._ext import GgufFile
 from .._version import __version__
 from ..errors import MissingFileError, RouterError
 from ..skip import needs_order
-from .bundled import shipped_adapters
+from .bundled import bundled_adapters
 from .model_file import normal_path, open_gguf
 from .new_file import new_file
 from .routers import MAX_LAYERS, Base, Routers, check_values
@@ -41,7 +41,7 @@ def load_routers(path: str) -> Routers:
     >>> load_routers("model-first.gguf").base.n_layer
     6
     """
-    if os.path.isdir(path) or (not os.path.exists(path) and path in shipped_adapters()):
+    if os.path.isdir(path) or (not os.path.exists(path) and path in bundled_adapters()):
         what = "a folder" if os.path.isdir(path) else "the name of an adapter that is bundled with first_cpp"
         raise RouterError(
             f"routers={path} is {what}; a file is needed: `python -m convert --routers {path} --model MODEL.gguf --sidecar "

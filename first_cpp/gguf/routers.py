@@ -58,6 +58,10 @@ def check_values(routers: Routers, where: str) -> None:
     """Raise RouterError for values no router may have: NaN, Inf, scores that overflow, settings out of range.
 
     where: the file they come from, which the error names.
+
+    >>> check_values(Routers(Base("llama", 1, 2, ""), np.zeros((1, 2)), np.zeros(1), 1e-5, (True,), skip=1.5), "my file")
+    Traceback (most recent call last):
+    first_cpp.errors.RouterError: my file: first.policy.skip is 1.5, expected a share from 0 up to 1
     """
     _check_shapes(routers, where)
     for name, values in (("weight", routers.weight), ("bias", routers.bias)):

@@ -1,17 +1,21 @@
-"""Random-weight GGUF files of a known shape, for benchmarks and tests. Kernels do not look at values: latency is that
-of the real model, the text is noise. Needs the gguf package."""
+"""Random-weight GGUF files of a known shape, for benchmarks and tests. Needs the gguf package.
+
+Kernels do not look at values: latency is that of the real model, the text is noise.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _ext
 from ..errors import FirstCppError
+from .new_file import new_path
 
 Tensor = tuple[str, tuple[int, ...], npt.NDArray[np.float32] | None]
 """Name, numpy shape (rows first), and values; None for random ones."""
@@ -80,7 +84,12 @@ _FALLBACK = {"q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}  # for rows that 25
 def write_random(path: str | os.PathLike[str], shape: Shape, file_type: str = "f32", seed: int = 0) -> None:
     """Write a random model of one of the FILE_TYPES, the bits mixed over its matrices as llama.cpp's quantizer mixes them.
 
-    Raises SyntheticError for another file type.
+    Raises SyntheticError for another file type, OutputError as `new_file` does.
+
+    >>> from first_cpp.gguf.model_file import ModelFile
+    >>> write_random("random.gguf", SHAPES["tiny"], "q8_0", seed=1)
+    >>> ModelFile.open("random.gguf").n_layer
+    6
     """
     write_model(path, shape, _random_tensors(shape, np.random.default_rng(seed)), file_type)
 
@@ -91,8 +100,19 @@ def write_model(path: str | os.PathLike[str], shape: Shape, tensors: Iterator[Te
 
     if file_type not in FILE_TYPES:
         raise SyntheticError(f"file type {file_type!r} cannot be written; allowed: {', '.join(FILE_TYPES)}")
-    writer = gguf.GGUFWriter(os.fspath(path), shape.architecture)
-    _add_metadata(writer, shape)
+    with new_path(path) as part:
+        writer = gguf.GGUFWriter(part, shape.architecture)
+        _add_metadata(writer, shape)
+        _add_tensors(writer, shape, tensors, file_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _add_tensors(writer: Any, shape: Shape, tensors: Iterator[Tensor], file_type: str) -> None:
+    import gguf
+
     blocks: dict[str, npt.NDArray[np.uint8]] = {}
     for name, dims, values in tensors:
         if len(dims) == 1:
@@ -107,10 +127,6 @@ def write_model(path: str | os.PathLike[str], shape: Shape, tensors: Iterator[Te
         else:
             data = np.frombuffer(_ext.quantize(kind, np.ascontiguousarray(values, np.float32)), np.uint8).reshape(dims[0], -1)
         writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind.upper()])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def matrix_type(name: str, row: int, shape: Shape, file_type: str) -> str:
@@ -162,7 +178,7 @@ def _random_block(kind: str) -> npt.NDArray[np.uint8]:
     return np.frombuffer(_ext.quantize(kind, values), np.uint8)
 
 
-def _add_metadata(writer: object, shape: Shape) -> None:
+def _add_metadata(writer: Any, shape: Shape) -> None:
     add = {
         "name": f"random weights ({shape.n_layer} layers)",
         "block_count": shape.n_layer,
@@ -183,15 +199,18 @@ def _add_metadata(writer: object, shape: Shape) -> None:
     add_vocabulary(writer, shape.n_vocab)
 
 
-def add_vocabulary(writer: object, n_vocab: int) -> None:
-    """A SentencePiece vocabulary of single bytes, so that any text can be tokenised; the rest are filler words."""
+def add_vocabulary(writer: Any, n_vocab: int) -> None:
+    """A SentencePiece vocabulary of single bytes, so that any text can be tokenised; the rest are words of no use.
+
+    writer: a gguf.GGUFWriter.
+    """
     tokens = [b"<unk>", b"<s>", b"</s>", *(f"<0x{b:02X}>".encode() for b in range(256))]
     types = [2, 3, 3, *[6] * 256]  # unknown, control, control, byte
     tokens += [f"w{i}".encode() for i in range(n_vocab - len(tokens))]
     types += [1] * (n_vocab - len(types))
-    writer.add_tokenizer_model("llama")  # type: ignore[attr-defined]
-    writer.add_token_list(tokens)  # type: ignore[attr-defined]
-    writer.add_token_scores([0.0] * n_vocab)  # type: ignore[attr-defined]
-    writer.add_token_types(types)  # type: ignore[attr-defined]
-    writer.add_bos_token_id(1)  # type: ignore[attr-defined]
-    writer.add_eos_token_id(2)  # type: ignore[attr-defined]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * n_vocab)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)

@@ -230,6 +230,7 @@ def test_of_experts_only_those_in_use_are_read(tmp_path):
 
     path = tmp_path / "moe.gguf"
     writer = gguf.GGUFWriter(str(path), "qwen3moe")
+    writer.add_block_count(1)
     writer.add_expert_count(8)
     writer.add_expert_used_count(2)
     writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((8, 32, 32), np.float32))

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from convert.__main__ import main
 from first_cpp import RouterError
 from first_cpp._ext import GgufFile
-from first_cpp.gguf.bundled import FOLDER, find_adapter, shipped_adapters
+from first_cpp.gguf.bundled import FOLDER, bundled_adapters, find_adapter
 from first_cpp.gguf.lora import rope_order
 from first_cpp.gguf.model_file import ModelFile, open_gguf
 from first_cpp.gguf.synthetic import SHAPES
@@ -158,7 +158,7 @@ def test_run_without_an_adapter(run, tmp_path, capsys):
 
 
 @pytest.mark.smollm2
-def test_shipped_adapter_fits_the_demo_model(smollm2, tmp_path, load):
+def test_bundled_adapter_fits_the_demo_model(smollm2, tmp_path, load):
     """It merges by its name, is trained (prompts differ in their layers), small, and says where it comes from."""
     from first_cpp.gguf.bundled import DEMO_ADAPTER
 
@@ -187,7 +187,7 @@ def test_shipped_adapter_fits_the_demo_model(smollm2, tmp_path, load):
 
 def test_names_of_adapters_are_no_paths(tmp_path, monkeypatch):
     """A file of the same name comes first; another name is a path that does not exist."""
-    name = shipped_adapters()[0]
+    name = bundled_adapters()[0]
     assert find_adapter(name) == os.path.join(FOLDER, name)
     assert find_adapter("other") == "other"
     monkeypatch.chdir(tmp_path)

@@ -242,7 +242,7 @@ def test_row_25_missing_side_file(tiny):
 
 @pytest.mark.parametrize("routers", ["smollm2-135m-instruct", "run"])
 def test_what_convert_makes_a_side_file_of(tiny, tmp_path, monkeypatch, routers):
-    """The name of an adapter that comes along, and a run's folder: the error says how a file is made."""
+    """The name of a bundled adapter, and a run's folder: the error says how a file is made."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     with pytest.raises(RouterError, match=f"python -m convert --routers {routers} --model MODEL.gguf --sidecar"):
