@@ -5,14 +5,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard cpp_ext/*)
 CPP := $(wildcard cpp_ext/*.cpp cpp_ext/*.h tests/cpp/*.cpp tests/cpp/*.h tests/fuzz/*.cpp)
-# GCC 12 optimises away the tile configuration of ggml's AMX code, which then ends the process on CPUs that have AMX (docs/FAULTS.md):
+# GCC 12 optimises away the tile configuration of ggml's AMX code, which then ends the process on CPUs that have AMX (docs/internals/faults.md, 106):
 # llama.cpp is compiled without it.
 export CFLAGS += -U__AMX_INT8__
 export CXXFLAGS += -U__AMX_INT8__
 # Warnings in our C++ are errors here.
 INSTALL := $(PIP) install -c constraints.txt -C cmake.define.FIRST_CPP_WERROR=ON -e
 
-.PHONY: demo test test-slow test-archs test-cpp test-sanitize test-aarch64 fuzz coverage bench lint format clean
+.PHONY: demo test test-slow test-archs test-cpp test-sanitize test-aarch64 fuzz coverage bench docs lint format clean
 
 demo: .venv/installed-demo
 	$(BIN)/first-cpp demo
@@ -24,9 +24,9 @@ test-slow: .venv/installed-test
 	$(BIN)/pytest -m slow
 
 test-archs: .venv/installed-test
-	cd tests && ../$(BIN)/python -m architectures --out ../docs/ARCHITECTURES.md
+	cd tests && ../$(BIN)/python -m architectures --out ../docs/reference/architectures.md
 
-# The C++ tests alone; docs/TESTING.md says what each target below does.
+# The C++ tests alone; docs/internals/testing.md says what each target below does.
 CMAKE_TESTS = $(BIN)/cmake -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -D FIRST_CPP_EXTENSION=OFF \
 	-D FIRST_CPP_WERROR=ON -D Python_EXECUTABLE=$(CURDIR)/$(BIN)/python
 QUIET := GGML_NO_BACKTRACE=1 OMP_WAIT_POLICY=passive
@@ -67,6 +67,13 @@ coverage: .venv/installed-native
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/all.py
+
+# The generated parts of documents; the transcript of README.md is `python tools/transcript.py`.
+docs: .venv/installed-test
+	$(BIN)/python benchmarks/document.py
+	$(BIN)/python tools/command_line.py
+	$(BIN)/python tools/errors_page.py
+	$(BIN)/python tools/results_page.py
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""TTFT by turn of a ten-turn chat: what a turn reads again. SmolLM2-135M Q4_0, a quarter of the layers left out.
+"""TTFT by turn of a ten-turn chat: what a turn reads again. SmolLM2-135M Q4_0, a quarter of the layers skipped.
 
 stock: llama_cpp.Llama. skipping: first_cpp, the last answer is read again with all layers. routed prefill: the answer is kept
 too. from the beginning: first_cpp without reuse.
@@ -17,7 +17,7 @@ from common import SETTINGS, parser, save, smollm2_q4_0
 
 from first_cpp import Llama
 
-LEFT_OUT = list(range(11, 19))  # 8 of 30: a share of 0.25
+SKIPPED = list(range(11, 19))  # 8 of 30: a share of 0.25
 QUESTION = "Tell me one more thing about old bridges, rivers and the towns beside them, please; number {}."
 
 
@@ -32,9 +32,9 @@ def main() -> None:
         settings = {"n_ctx": 2048, **SETTINGS}
         models = {
             "stock": llama_cpp.Llama(model, **settings),
-            "skipping": Llama(model, skip=LEFT_OUT, **settings),
-            "routed prefill": Llama(model, skip=LEFT_OUT, prefill="routed", route_tokens=32, **settings),
-            "from the beginning": Llama(model, skip=LEFT_OUT, **settings),
+            "skipping": Llama(model, skip=SKIPPED, **settings),
+            "routed prefill": Llama(model, skip=SKIPPED, prefill="routed", route_tokens=32, **settings),
+            "from the beginning": Llama(model, skip=SKIPPED, **settings),
         }
         times: dict[str, list[list[float]]] = {name: [] for name in models}
         for _ in range(args.rounds):

@@ -1,4 +1,4 @@
-"""Writes docs/BENCHMARKS.md from the files in benchmarks/results. No number in it is written by hand."""
+"""Writes docs/reference/benchmarks.md from the files in benchmarks/results. No number in it is written by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import llama_cpp
+from commands import COMMANDS
 from common import RESULTS
 
 from first_cpp.bench.engines import write_random_routers
 from first_cpp.gguf.model_file import open_gguf
 
-PATH = os.path.join(os.path.dirname(RESULTS), os.pardir, "docs", "BENCHMARKS.md")
+PATH = os.path.join(os.path.dirname(RESULTS), os.pardir, "docs", "reference", "benchmarks.md")
 Record = dict[str, Any]
 
 
@@ -45,7 +46,7 @@ def table(columns: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def section(title: str, words: str, body: str, *sources: str) -> str:
-    commands = "\n".join(f"    {read(source)['command']}" for source in sources)
+    commands = "\n".join(f"    {COMMANDS[source]}" for source in sources)
     return f"## {title}\n{words}\n\n{body}\n\n{commands}\n"
 
 
@@ -79,14 +80,14 @@ def limit_rows() -> list[list[str]]:
     return rows
 
 
-LIMIT_COLUMNS = ["model", "left out", "TPOT ms", "TPOT / pruned", "idle / stock", "speed-up", "byte limit", "reached"]
+LIMIT_COLUMNS = ["model", "skipped", "median step, ms", "step / pruned", "idle / stock", "speed-up", "byte limit", "reached"]
 
 
 def limit() -> str:
     return section(
         "Decoding against the limit",
-        "The same model with the same layers pruned from the file is the limit of what leaving them out can reach. The byte limit\n"
-        "is bytes of weights and KV read per token, dense over the rest. Medians of ratios taken token by token in turns.",
+        "The same model with the same layers pruned from the file is the limit of what skipping them can reach. The byte limit\n"
+        "is bytes of weights and KV read per token, dense over the rest. Medians of ratios, the two taken step by step in turns.",
         table(LIMIT_COLUMNS, limit_rows()),
         "limit-smollm2",
         "limit-1b",
@@ -107,8 +108,8 @@ def depth() -> str:
     ]
     return section(
         "With context already there",
-        "3B shape, Q4_0, 7 of 28 layers left out: their KV is not read either, so the gain grows with the context.",
-        table(["tokens there", "TPOT ms", "speed-up", "byte limit", "reached"], rows),
+        "3B shape, Q4_0, 7 of 28 layers skipped: their KV is not read either, so the gain grows with the context.",
+        table(["tokens there", "median step, ms", "speed-up", "byte limit", "reached"], rows),
         "depth",
     )
 
@@ -140,7 +141,7 @@ def prefill() -> str:
         + "\n"
         + section(
             'prefill="routed" costs quality',
-            f"The first {routed['route_tokens']} tokens decide, the rest of the prompt is read without the layers left out too (share "
+            f"The first {routed['route_tokens']} tokens decide, the rest of the prompt is read without the skipped layers too (skip share "
             f"{routed['skip']:g}, input-blind\nrouters, SmolLM2-135M Q4_0). KL from dense to each, per token of dense's own answer, in "
             "nats; same: how often the\nlikeliest next token is dense's.",
             table(["prompt tokens", "prefill", "TTFT s", "/ full", "KL", "same"], rows),
@@ -159,7 +160,7 @@ def whole_answer() -> str:
     return (
         section(
             "A whole answer",
-            "`create_completion`: 128-token prompt, 256 tokens, greedy, SmolLM2-135M Q4_0, 8 of 30 layers left out.",
+            "`create_completion`: 128-token prompt, 256 tokens, greedy, SmolLM2-135M Q4_0, 8 of 30 layers skipped.",
             table(["engine", "seconds", "speed-up over stock"], rows),
             "whole_answer",
         )
@@ -209,8 +210,8 @@ def memory() -> str:
         section(
             "A model larger than memory",
             f"{found['shape']} {found['type'].upper()} with random weights, {found['file_bytes'] / 2**20:.0f} MiB, in a process held to "
-            f"{found['limit_bytes'] / 2**20:.0f} MiB ({found['how']}):\nthe pages of layers left out are never read.",
-            table(["left out", "TPOT ms", "MiB read per token", "major faults per token", "speed-up"], rows),
+            f"{found['limit_bytes'] / 2**20:.0f} MiB ({found['how']}):\nthe pages of skipped layers are never read.",
+            table(["skipped", "median step, ms", "MiB read per token", "major faults per token", "speed-up"], rows),
             "memory_limit",
         )
         + "\n"
@@ -240,7 +241,7 @@ def drafts() -> str:
     costs = [[model, *(f"{cost[n]:.2f}" for n in sizes)] for model, cost in found["step_cost_over_one_token"].items()]
     return section(
         "Prompt-lookup drafts",
-        f"Whole greedy answers of up to {found['tokens']} tokens, SmolLM2-135M Q4_0, share {found['skip']:g} left out by input-blind "
+        f"Whole greedy answers of up to {found['tokens']} tokens, SmolLM2-135M Q4_0, skip share {found['skip']:g}, input-blind "
         "routers; speed-up per token over\nstock without drafts, prompt included. near tie: where an answer with drafts leaves the one "
         "without, by how many logits\nthe latter preferred its token. A draft pays when a step yields more tokens than it costs "
         "(second table).\nNo length does here, so nothing is drafted unless asked for.",
@@ -256,7 +257,7 @@ def turns() -> str:
     rows = [[name, *(f"{value:.0f}" for value in values)] for name, values in found["ttft_ms"].items()]
     return section(
         "A chat of ten turns",
-        f"TTFT in ms by turn, answers of {found['tokens']} tokens, SmolLM2-135M Q4_0, 8 of 30 layers left out. stock keeps all of the "
+        f"TTFT in ms by turn, answers of {found['tokens']} tokens, SmolLM2-135M Q4_0, 8 of 30 layers skipped. stock keeps all of the "
         'KV cache;\nskipping reads the last answer again with all layers; with `prefill="routed"` the answer stays valid.',
         table(["row", *(str(turn + 1) for turn in range(found["turns"]))], rows),
         "chat_turns",
@@ -275,21 +276,6 @@ def write() -> None:
     parts = [head, limit(), depth(), prefill(), whole_answer(), memory(), turns(), drafts()]
     with open(PATH, "w", encoding="utf-8") as file:
         file.write("\n".join(parts))
-    write_readme()
-
-
-def write_readme() -> None:
-    """Put the first table into the README, between its two marks."""
-    path = os.path.join(os.path.dirname(RESULTS), os.pardir, "README.md")
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    before, rest = text.split("<!-- written by make bench -->\n", 1)
-    after = rest.split("<!-- end -->", 1)[1]
-    columns = [0, 1, 3, 4, 5]
-    shown = table([LIMIT_COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in limit_rows()])
-    machine = f"{read('limit-smollm2')['machine']}; llama-cpp-python {llama_cpp.__version__}."
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{before}<!-- written by make bench -->\n{shown}\n\n{machine}\n<!-- end -->{after}")
 
 
 if __name__ == "__main__":

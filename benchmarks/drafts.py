@@ -30,7 +30,7 @@ Row = tuple[str, int]
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--drafts", default="0,2,3,6")
-    arguments.add_argument("--skip", type=float, default=0.1, help="share left out; input-blind routers choose")
+    arguments.add_argument("--skip", type=float, default=0.1, help="skip share; input-blind routers choose")
     arguments.add_argument("--tokens", type=int, default=96, help="longest answer")
     args = arguments.parse_args()
     drafts = [int(part) for part in args.drafts.split(",")]

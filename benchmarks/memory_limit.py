@@ -1,4 +1,4 @@
-"""A model larger than memory: pages of layers left out are never read, so decoding needs less of the disk.
+"""A model larger than memory: pages of skipped layers are never read, so decoding needs less of the disk.
 
 The process is held by a cgroup to less memory than the file needs (Linux, root). Where there is no cgroup to write to, every
 token finds the file's pages evicted instead.
@@ -103,15 +103,15 @@ def evict(path: str) -> None:
 
 
 def child(given: list[object]) -> None:
-    """Decode and tell the time, the major faults and the bytes read for each token."""
+    """Decode and print the time, the major faults and the bytes read for each token."""
     model, share, n_tokens, evicting = given
     sys.stdin.readline()
     n_layer = open_gguf(str(model)).get("llama.block_count")
     count = int(float(share) * int(n_layer) + 0.5)
     start = (int(n_layer) - count) // 2
     settings = {"n_ctx": 256, **SETTINGS}
-    left_out = list(range(start, start + count))
-    llm = Llama(str(model), skip=left_out, **settings) if left_out else llama_cpp.Llama(str(model), **settings)
+    skipped = list(range(start, start + count))
+    llm = Llama(str(model), skip=skipped, **settings) if skipped else llama_cpp.Llama(str(model), **settings)
     answer = llm.generate([100, 101, 102, 103], temp=0.0)
     for _ in range(3):  # the prompt needed every page: let those of the skipped layers go
         next(answer)

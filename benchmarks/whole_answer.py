@@ -1,4 +1,4 @@
-"""A whole answer through create_completion: 128-token prompt, 256 tokens, greedy; SmolLM2-135M Q4_0, a quarter left out.
+"""A whole answer through create_completion: 128-token prompt, 256 tokens, greedy; SmolLM2-135M Q4_0, a quarter skipped.
 
 python benchmarks/whole_answer.py --rounds 6
 """

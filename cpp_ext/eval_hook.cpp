@@ -2,6 +2,7 @@
 #include "eval_hook.h"
 
 #include <exception>
+#include <utility>
 
 namespace first_cpp {
 
@@ -31,18 +32,28 @@ bool EvalHook::on_node(ggml_tensor * t) {
     if (probe.active()) {
         probe.on_node(t);
     }
-    return reader.active() && reader.on_node(t);
+    return feed.active() && feed.on_node(t);
 }
 
 void EvalHook::on_computed(const ggml_tensor * t) {
-    if (reader.active()) {
-        reader.on_computed(t);
+    if (feed.active()) {
+        feed.on_computed(t);
     }
+}
+
+void EvalHook::start_skipping() {
+    take_error();
+    patch.start();
+}
+
+void EvalHook::start_reading(HiddenStateReader & reader, std::vector<std::string> names) {
+    take_error();
+    feed.start(reader, std::move(names));
 }
 
 void EvalHook::stop() noexcept {
     patch.stop();
-    reader.stop();
+    feed.stop();
 }
 
 void EvalHook::fail(const char * what) noexcept {

@@ -3,19 +3,20 @@
 
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "graph_patch.h"
 #include "graph_probe.h"
-#include "residual_reader.h"
+#include "hidden_state_feed.h"
 
 namespace first_cpp {
 
-// One per llama context, and it must outlive it. Nothing here needs Python's GIL, nothing throws across C:
-// an exception is remembered, the graph runs on dense, and error() tells after the decode.
+// One per llama context, and it must outlive it. Nothing here needs Python's GIL, nothing throws across C: an exception
+// in the callback is remembered, the graph runs on dense, and take_error() returns its message after the evaluation.
 class EvalHook {
 public:
     GraphPatch patch;
-    ResidualReader reader;
+    HiddenStateFeed feed;
     GraphProbe probe;
 
     // bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data)
@@ -24,13 +25,17 @@ public:
     // bool (*ggml_abort_callback)(void * data): asked by the CPU backend between nodes.
     static bool aborted(void * data) noexcept;
 
-    // While set, every evaluation ends with llama_decode's status 2. From any thread.
+    // While on, every evaluation ends with llama_decode's status 2. From any thread.
     void abort(bool on) noexcept { abort_ = on; }
 
-    // The graph as llama.cpp built it, and nothing read or left out from now on.
+    // patch.start() and feed.start(); an error that nobody took is forgotten.
+    void start_skipping();
+    void start_reading(HiddenStateReader & reader, std::vector<std::string> names);
+
+    // The graph as llama.cpp built it, and nothing read or skipped from now on.
     void stop() noexcept;
 
-    // What went wrong since the last call, empty when nothing did.
+    // What went wrong since the last call, empty when nothing did. Before stop(), which ends the search for it.
     std::string take_error();
 
 private:

@@ -1,35 +1,26 @@
-// Leaves layers out of the graphs that llama.cpp computes, and puts them back afterwards.
+// Skips layers in the graphs that llama.cpp computes, and puts the graphs back afterwards.
 #include "graph_patch.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
-
-#include "graph.h"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define FIRST_CPP_PREFETCH(p) __builtin_prefetch(p)
-#else
-#define FIRST_CPP_PREFETCH(p) static_cast<void>(p)
-#endif
 
 namespace first_cpp {
 
 void GraphPatch::set_outputs(std::vector<std::string> names) {
     stop();
     outputs_ = std::move(names);
-    fates_.assign(outputs_.size(), Fate::RUN);
+    actions_.assign(outputs_.size(), LayerAction::RUN);
 }
 
-void GraphPatch::set_fates(std::vector<Fate> fates) {
+void GraphPatch::set_actions(std::vector<LayerAction> actions) {
     stop();
-    if (fates.size() != outputs_.size()) {
-        throw std::invalid_argument("a fate for each of " + std::to_string(outputs_.size()) + " layers is needed, got " +
-                                    std::to_string(fates.size()));
+    if (actions.size() != outputs_.size()) {
+        throw std::invalid_argument("an action for each of " + std::to_string(outputs_.size()) + " layers is needed, got " +
+                                    std::to_string(actions.size()));
     }
-    fates_ = std::move(fates);
+    actions_ = std::move(actions);
 }
 
 void GraphPatch::start() {
@@ -42,55 +33,43 @@ void GraphPatch::stop() noexcept {
     active_ = false;
 }
 
-// Streaming the weights has pushed the graph's nodes out of the caches; a reused graph has them where they were.
-void GraphPatch::fetch_ahead(const ggml_tensor * t) {
-    constexpr size_t ahead = 8;
-    if (on_trail_ == trail_.size()) {
-        trail_.push_back(t);
-    }
-    trail_[on_trail_] = t;
-    if (on_trail_ + ahead < trail_.size()) {
-        const auto next = reinterpret_cast<uintptr_t>(trail_[on_trail_ + ahead]);
-        for (uintptr_t line = 0; line < sizeof(ggml_tensor); line += 64) {
-            FIRST_CPP_PREFETCH(reinterpret_cast<const void *>(next + line));
-        }
-    }
-    ++on_trail_;
-}
-
 bool GraphPatch::is_output(const ggml_tensor * t, size_t layer) const {
     return layer < outputs_.size() && std::strncmp(t->name, outputs_[layer].c_str(), GGML_MAX_NAME) == 0;
 }
 
 void GraphPatch::on_node(ggml_tensor * t) {
-    fetch_ahead(t);
     nodes_.push_back(t);
     if (is_output(t, next_layer_)) {
         end_layer(next_layer_, t);
-    } else if (next_layer_ > 0 && is_output(t, 0)) {  // a second graph
-        check_complete();
-        if (!rewritten_.empty() && error_.empty()) {
-            error_ = "a graph was computed that had not been put back";
-        }
-        last_output_ = nullptr;
+    } else if (next_layer_ > 0 && is_output(t, 0)) {
+        begin_second_graph();
         end_layer(0, t);
     }
 }
 
+// Legal while nothing is changed in the first graph, which may be gone by now.
+void GraphPatch::begin_second_graph() {
+    check_complete();
+    if (!rewritten_.empty() && error_.empty()) {
+        error_ = "a graph was computed that had not been put back";
+    }
+    last_output_ = nullptr;
+}
+
 void GraphPatch::check_complete() {
-    if (error_.empty() && on_trail_ > 0 && next_layer_ < outputs_.size()) {
+    if (error_.empty() && !nodes_.empty() && next_layer_ < outputs_.size()) {
         error_ = "the graph has no output of layer " + std::to_string(next_layer_) + " (" + outputs_[next_layer_] + ")";
     }
 }
 
 void GraphPatch::end_layer(size_t layer, ggml_tensor * out) {
-    if (fates_[layer] != Fate::RUN) {
-        finder_.find(nodes_, last_output_, fates_[layer] == Fate::LEAVE_OUT_KEEP_CACHE, span_);
-        if (span_.trouble == nullptr) {
-            leave_out(out);
-            ++layers_left_out_;
+    if (actions_[layer] != LayerAction::RUN) {
+        planner_.plan(nodes_, last_output_, actions_[layer] == LayerAction::SKIP_KEEP_CACHE, plan_);
+        if (plan_.obstacle == nullptr) {
+            skip(out);
+            ++layers_skipped_;
         } else if (error_.empty()) {
-            error_ = "layer " + std::to_string(layer) + " cannot be left out of this graph: " + span_.trouble;
+            error_ = "layer " + std::to_string(layer) + " cannot be skipped in this graph: " + plan_.obstacle;
         }
     }
     next_layer_ = layer + 1;
@@ -98,18 +77,21 @@ void GraphPatch::end_layer(size_t layer, ggml_tensor * out) {
     nodes_.assign(1, out);
 }
 
-void GraphPatch::leave_out(ggml_tensor * out) {
-    ggml_tensor * from = span_.source;
-    cleared_.reserve(cleared_.size() + span_.work.size());
+void GraphPatch::skip(ggml_tensor * out) {
+    const Span & span = plan_.span;
+    cleared_.reserve(cleared_.size() + span.work.size());
     rewritten_.reserve(rewritten_.size() + 2);  // before any change: these two may throw
-    if (span_.stopover != nullptr) {
-        rewrite(span_.stopover, from, nullptr);
-        from = span_.stopover;
+    if (plan_.stopover != nullptr) {
+        rewrite(plan_.stopover, span.source, nullptr);
+        rewrite(out, plan_.stopover, span.row_ids);
+    } else {
+        rewrite(out, span.source, span.row_ids);
     }
-    rewrite(out, from, span_.row_ids);
-    for (ggml_tensor * t : span_.work) {
-        t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
-        cleared_.push_back(t);
+    for (ggml_tensor * t : span.work) {
+        if (t != plan_.stopover) {
+            t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+            cleared_.push_back(t);
+        }
     }
 }
 
@@ -140,7 +122,6 @@ void GraphPatch::restore() noexcept {
     nodes_.clear();
     next_layer_ = 0;
     last_output_ = nullptr;
-    on_trail_ = 0;
 }
 
 }  // namespace first_cpp

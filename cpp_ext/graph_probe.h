@@ -1,4 +1,4 @@
-// Looks at one graph of a model without computing it: which layers can be left out, and why others cannot.
+// Looks at one graph of a model without computing it: which layers can be skipped, and why others cannot.
 #pragma once
 
 #include <cstdint>
@@ -6,15 +6,16 @@
 #include <vector>
 
 #include "ggml.h"
+#include "node_index.h"
 
 namespace first_cpp {
 
 struct LayerLayout {
-    std::string input;             // name of the node that enters the layer; empty when not found
-    std::string output;            // name of the node that leaves it; empty when not found
-    std::string trouble;           // why the layer cannot be left out; empty when it can
-    std::string trouble_keeping;   // the same for leaving it out while its cache is written
-    bool cache_is_shared = false;  // another layer reads its cache: it must go on being written
+    std::string input;                   // name of the node that enters the layer; empty when not found
+    std::string output;                  // name of the node that leaves it; empty when not found
+    std::string unskippable;             // why the layer cannot be skipped; empty when it can
+    std::string unskippable_keep_cache;  // why it cannot be skipped while its cache is written; empty when it can
+    bool cache_is_shared = false;        // another layer reads its cache: it must go on being written
 };
 
 // A tensor of the KV cache (or recurrent state) that a layer writes. It lives as long as the llama context.
@@ -38,15 +39,15 @@ public:
     bool active() const { return n_layer_ > 0; }
     void on_node(ggml_tensor * t);
 
-    // Puts the graph back and says what it is. Call it right after the decode, before another graph is built.
+    // Puts the graph back and returns its layout. Call it right after the evaluation, before another graph is built.
     Layout finish();
 
 private:
     void restore();
 
     int n_layer_ = 0;
-    std::vector<ggml_tensor *> nodes_;
-    std::vector<ggml_tensor *> cleared_;
+    Nodes nodes_;
+    Nodes cleared_;
 };
 
 }  // namespace first_cpp

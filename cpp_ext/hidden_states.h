@@ -1,18 +1,17 @@
-// Keeps the residual stream of evaluated tokens, to look at: block influence, tests, training.
+// Keeps the residual stream of evaluated tokens: for block influence, tests, training.
 #pragma once
 
-#include <utility>
 #include <vector>
 
-#include "residual_reader.h"
+#include "hidden_state_feed.h"
 
 namespace first_cpp {
 
-class HiddenStates : public ResidualSink {
+class HiddenStates : public HiddenStateReader {
 public:
     explicit HiddenStates(int n_points) : points_(static_cast<size_t>(n_points)) {}
 
-    void take(int point, const float * rows, int64_t n_rows, int64_t n_embd) override {
+    void read(int point, const float * rows, int64_t n_rows, int64_t n_embd) override {
         auto & kept = points_.at(static_cast<size_t>(point));
         kept.insert(kept.end(), rows, rows + n_rows * n_embd);
     }

@@ -57,7 +57,7 @@ void RouterScores::seek(size_t position) {
     scores_.resize(position * bias_.size());
 }
 
-void RouterScores::take(int point, const float * rows, int64_t n_rows, int64_t n_embd) {
+void RouterScores::read(int point, const float * rows, int64_t n_rows, int64_t n_embd) {
     const size_t layers = bias_.size();
     const auto layer = static_cast<size_t>(point);
     const auto width = static_cast<size_t>(n_embd);
@@ -86,6 +86,10 @@ void RouterScores::take(int point, const float * rows, int64_t n_rows, int64_t n
 }
 
 size_t RouterScores::size() const { return *std::min_element(next_.begin(), next_.end()); }
+
+std::vector<float> RouterScores::scores() const {
+    return std::vector<float>(scores_.begin(), scores_.begin() + static_cast<std::ptrdiff_t>(size() * bias_.size()));
+}
 
 void RouterScores::load(std::vector<float> scores) {
     if (scores.size() % bias_.size() != 0) {

@@ -4,13 +4,13 @@
 #include <cstddef>
 #include <vector>
 
-#include "residual_reader.h"
+#include "hidden_state_feed.h"
 
 namespace first_cpp {
 
 // score(position, layer) = sigmoid(weight[layer] . h / sqrt(mean(h^2) + norm_eps) + bias[layer]) with h the hidden
 // state entering the layer (FiRST, arXiv 2410.12513). Kept per position, so that a reused prompt prefix still counts.
-class RouterScores : public ResidualSink {
+class RouterScores : public HiddenStateReader {
 public:
     RouterScores(std::vector<float> weight, std::vector<float> bias, float norm_eps);
 
@@ -18,11 +18,11 @@ public:
 
     // The next rows of every layer belong to `position` and those after it; what was known from there on is forgotten.
     void seek(size_t position);
-    void take(int point, const float * rows, int64_t n_rows, int64_t n_embd) override;
+    void read(int point, const float * rows, int64_t n_rows, int64_t n_embd) override;
 
     // Positions from 0 on for which every layer has a score.
     size_t size() const;
-    const std::vector<float> & scores() const { return scores_; }  // [position, layer]
+    std::vector<float> scores() const;  // of those: [size(), n_layer], row-major
     void load(std::vector<float> scores);
 
     // Scores that were not finite; they count as 1, "keep the layer".

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 ROOT = os.path.join(os.path.dirname(__file__), os.pardir)
-README, RESULTS = os.path.join(ROOT, "README.md"), os.path.join(ROOT, "docs", "RESULTS.md")
+NOTES = os.path.join(ROOT, "research", "notes.md")
 
 
 def fill(path: str, writer: str, text: str) -> None:

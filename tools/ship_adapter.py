@@ -3,7 +3,7 @@
     python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md
 
 RUN is what `first-cpp train` left, REPORT what `first-cpp eval` left, about.md says what no file knows: data and licences.
-The table of REPORT goes into docs/RESULTS.md as well, and a short one of what routing keeps into README.md.
+The tables of REPORT go into research/notes.md as well; `make docs` then takes what users read from the card.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 
-from marks import README, RESULTS, fill
+from marks import NOTES, fill
 from safetensors.numpy import load_file, save_file
 
 from first_cpp.evaluate.report import markdown
@@ -58,23 +58,10 @@ Routers and LoRA for {base}: {train["method"]}.
     {train["command"]}
 
 {train["data"]}; {train["steps"]} steps, seed {seed}, {train["seconds"] / 60:.0f} minutes on {machine}; torch {train["torch"]}.
-Validation loss, mean over tasks, by share left out: {losses}.
+Validation loss, mean over tasks, by skip share: {losses}.
 
 {table.strip()}
 """
-
-
-def brief(report: dict) -> str:
-    """What the routed rows keep of the dense one."""
-    names = [(task, next(iter(scores))) for task, scores in report["rows"][0]["scores"].items()]
-    lines = ["| left out | score / dense | " + " | ".join(f"{task} {name}" for task, name in names) + " |"]
-    lines.append("|" + " --- |" * (2 + len(names)))
-    for row in report["rows"]:
-        if row["system"] in ("dense", "routed"):
-            value, low, high = row["ratio"]
-            scores = " | ".join(f"{row['scores'][task][name]:.1f}" for task, name in names)
-            lines.append(f"| {row['share_skipped']:.3f} | {value:.3f} ({low:.3f} to {high:.3f}) | {scores} |")
-    return "\n".join(lines) + "\n\nQuestions: " + ", ".join(f"{task} {n}" for task, n in report["tasks"].items()) + "."
 
 
 def main() -> None:
@@ -93,8 +80,7 @@ def main() -> None:
     copy_weights(args.run, out, args.base)
     with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
-    fill(RESULTS, "tools/ship_adapter.py", markdown(report).replace("# Evaluation\n", ""))
-    fill(README, "tools/ship_adapter.py", brief(report))
+    fill(NOTES, "tools/ship_adapter.py", markdown(report).replace("# Evaluation\n", ""))
     size = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(out) for name in names)
     if size > LIMIT:
         raise SystemExit(f"{out} has {size} bytes, allowed: {LIMIT}")

@@ -1,6 +1,6 @@
-"""Puts the tables of `first-cpp eval` into docs/RESULTS.md.
+"""Puts the tables of `first-cpp eval` into research/notes.md.
 
-    python tools/show_report.py REPORT --part NAME [--document docs/RESULTS.md]
+    python tools/show_report.py REPORT --part NAME [--document research/notes.md]
 
 They go between the marks of this file's name and NAME. Every number is from the report's report.json.
 """
@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 
-from marks import RESULTS, fill
+from marks import NOTES, fill
 
 from first_cpp.evaluate.report import markdown
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", metavar="REPORT")
     parser.add_argument("--part", required=True, metavar="NAME")
-    parser.add_argument("--document", default=RESULTS)
+    parser.add_argument("--document", default=NOTES)
     args = parser.parse_args()
     with open(os.path.join(args.report, "report.json"), encoding="utf-8") as file:
         text = markdown(json.load(file))

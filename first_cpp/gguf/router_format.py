@@ -1,6 +1,6 @@
 """The format of routers: the metadata keys ``first.*`` of a GGUF file, and the safetensors file that training leaves.
 
-Both are written and read here and nowhere else; docs/FORMAT.md describes them.
+Both are written and read here and nowhere else; docs/reference/format.md describes them.
 """
 
 from __future__ import annotations

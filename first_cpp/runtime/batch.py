@@ -11,12 +11,13 @@ import llama_cpp
 @contextlib.contextmanager
 def empty_memory(llm: llama_cpp.Llama) -> Iterator[None]:
     """The KV cache is empty inside, and empty afterwards."""
+    # sequence 0: recurrent memories do not know -1 for all
     memory = llama_cpp.llama_get_memory(llm.ctx)
-    llama_cpp.llama_memory_seq_rm(memory, -1, 0, -1)
+    llama_cpp.llama_memory_seq_rm(memory, 0, 0, -1)
     try:
         yield
     finally:
-        llama_cpp.llama_memory_seq_rm(memory, -1, 0, -1)
+        llama_cpp.llama_memory_seq_rm(memory, 0, 0, -1)
 
 
 def decode(llm: llama_cpp.Llama, tokens: Sequence[int], start: int = 0, all_outputs: bool = False) -> None:

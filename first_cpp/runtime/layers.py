@@ -35,7 +35,7 @@ class Layers:
         self._found: list[str] = []  # the outputs of layers from the first on, as far as they are known by name
         self._kept: frozenset[int] = NOTHING
         self._skipped: frozenset[int] = NOTHING
-        self._reader: _ext.ResidualSink | None = None
+        self._reader: _ext.HiddenStateReader | None = None
 
     def attach(self, params: Any) -> None:
         """Set the callbacks in `llama_context_params`, before the context is created."""
@@ -60,7 +60,7 @@ class Layers:
         self._inputs = [layer.input for layer in layers]
         self._output = layers[-1].output
         self._kept |= {il for il, layer in enumerate(layers) if self._keep_kv or layer.cache_is_shared}
-        reasons = (layer.trouble_keeping if il in self._kept else layer.trouble for il, layer in enumerate(layers))
+        reasons = (layer.unskippable_keep_cache if il in self._kept else layer.unskippable for il, layer in enumerate(layers))
         self.unskippable = tuple(reasons) if first else tuple(a or b for a, b in zip(self.unskippable, reasons, strict=True))
         found = list(itertools.takewhile(bool, (layer.output for layer in layers)))
         if not first and found != self._found:
@@ -80,14 +80,14 @@ class Layers:
     def skip(self, layers: frozenset[int]) -> None:
         """Skip `layers` in the next micro-batch."""
         if layers != self._skipped:
-            self._hook.set_fates([self._action(il, layers) for il in range(len(self._found))])
+            self._hook.set_actions([self._action(il, layers) for il in range(len(self._found))])
             self._skipped = layers
-        self._hook.start_leaving_out()
+        self._hook.start_skipping()
 
-    def _action(self, layer: int, skipped: frozenset[int]) -> _ext.Fate:
+    def _action(self, layer: int, skipped: frozenset[int]) -> _ext.LayerAction:
         if layer not in skipped:
-            return _ext.Fate.RUN
-        return _ext.Fate.LEAVE_OUT_KEEP_CACHE if layer in self._kept else _ext.Fate.LEAVE_OUT
+            return _ext.LayerAction.RUN
+        return _ext.LayerAction.SKIP_KEEP_CACHE if layer in self._kept else _ext.LayerAction.SKIP
 
     @property
     def readable(self) -> bool:
@@ -98,14 +98,14 @@ class Layers:
         """The layers whose KV a position lacks that was evaluated with `skipped` skipped."""
         return skipped - self._kept if self._kept else skipped
 
-    def read(self, reader: _ext.ResidualSink, final: bool = False) -> None:
+    def read(self, reader: _ext.HiddenStateReader, final: bool = False) -> None:
         """Hand the hidden states entering every layer to `reader` until `stop`; with `final` also what leaves the last."""
         names = self._inputs + ([self._output] if final else [])
         self._reader = reader  # the hook keeps a bare pointer
-        self._hook.read(reader, names)
+        self._hook.start_reading(reader, names)
 
     @contextlib.contextmanager
-    def reading(self, reader: _ext.ResidualSink, final: bool = False) -> Iterator[None]:
+    def reading(self, reader: _ext.HiddenStateReader, final: bool = False) -> Iterator[None]:
         """`read` for the evaluations inside. Raises RoutingError at the end if a graph did not allow it."""
         self.read(reader, final)
         try:

@@ -29,8 +29,8 @@ EPILOG = """examples:
   first-cpp serve
   first-cpp serve -m model-first.gguf --skip 0.25 --max-skip 0.4
 
-Then open http://127.0.0.1:8080 in a browser, or give an OpenAI client base_url=http://127.0.0.1:8080/v1. docs/SERVER.md
-tells routes, metrics and limits.
+Then open http://127.0.0.1:8080 in a browser, or give an OpenAI client base_url=http://127.0.0.1:8080/v1. docs/guide/server.md
+lists routes, metrics and limits.
 """
 
 

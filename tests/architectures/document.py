@@ -1,4 +1,4 @@
-"""docs/ARCHITECTURES.md from the results of a run."""
+"""docs/reference/architectures.md from the results of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _HEADER = """# Architectures
 
 Written by `make test-archs`; first_cpp {version}, llama-cpp-python {llama_cpp}. {n} architectures: {counts}.
 
-A tiny model of each, random weights, is run without every single layer that can be left out and without pairs of them: from
+A tiny model of each, random weights, is run with every single layer skipped that can be, and with pairs of them: from
 the first token on, and from the first token of the answer on, with kv="drop" and kv="keep". The logits must be those of
 stock llama.cpp on the oracle: the file in which everything that these layers add is zero (for the answer: with the state of
 the unchanged model restored into it), and where a file pruned by llama.cpp's quantizer means the same, that agrees with it.
 
 - exact: the logits of every such run are the oracle's. Error: the largest mean square difference over the mean square, which
   must be below {exact:.0e}; 0 is bit for bit. The oracle itself is more than {effect:.0e} away from the unchanged model.
-- dense: first_cpp leaves no layer of it out, and says why; the logits, where it has a KV cache, are those of stock llama.cpp.
+- dense: first_cpp skips no layer of it, and says why; the logits, where it has a KV cache, are those of stock llama.cpp.
 - not run: there is no such model to run.
 
 | architecture | result | layers | memory | oracle | error | why |

@@ -32,10 +32,10 @@ void Evaluation::forget_plan() {
     CHECK(ggml_backend_sched_alloc_graph(sched_.get(), other));
 }
 
-const Graph & Evaluation::build(const Model & model, const Batch & batch, const Fates & fates) {
+const Graph & Evaluation::build(const Model & model, const Batch & batch, const LayerActions & actions) {
     forget_plan();
     context_.reset(ggml_init(ggml_init_params{memory_.size(), memory_.data(), /*no_alloc=*/true}));
-    graph_ = model.build(context_.get(), batch, fates);
+    graph_ = model.build(context_.get(), batch, actions);
     ggml_backend_sched_reset(sched_.get());
     CHECK(ggml_backend_sched_alloc_graph(sched_.get(), graph_.nodes));
     return graph_;

@@ -21,7 +21,7 @@ public:
     ggml_backend_t backend() const { return backend_.get(); }
 
     // Builds and allocates a graph; the one before is gone.
-    const Graph & build(const Model & model, const Batch & batch, const Fates & fates);
+    const Graph & build(const Model & model, const Batch & batch, const LayerActions & actions);
     ggml_status compute(const Model & model, const Batch & batch);
 
     // The bytes of the result, as far as the graph was computed.

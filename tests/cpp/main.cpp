@@ -8,7 +8,7 @@
 #include "ggml.h"
 
 int main(int argc, char ** argv) {
-    ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);  // it tells of every broken file
+    ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);  // it reports every broken file
     int failed = 0;
     int run = 0;
     for (const auto & test : first_cpp::testing::all_tests()) {

@@ -1,4 +1,4 @@
-// One random case for the graph patch: a model, and evaluations of it with layers left out.
+// One random case for the graph patch: a model, and evaluations of it with layers skipped.
 #include "patch_case.h"
 
 #include <stdexcept>
@@ -14,7 +14,7 @@ namespace {
 class Case {
 public:
     Case(Choices & choices, const ModelSpec & spec)
-        : choices_(choices), model_(spec, patched_.backend()), all_(model_.spec().layers.size(), Fate::RUN) {
+        : choices_(choices), model_(spec, patched_.backend()), all_(model_.spec().layers.size(), LayerAction::RUN) {
         patched_.set_hook(&hook_, choices.from_seed() && choices.one_in(8) ? 2 : 1);
     }
 
@@ -43,7 +43,7 @@ private:
         return counts_;
     }
 
-    // Nothing is computed, the graph is as it was, and no layer is accepted that cannot be left out.
+    // Nothing is computed, the graph is as it was, and no layer is accepted that cannot be skipped.
     void probe() {
         const Batch batch = draw_batch(choices_, model_.spec());
         const Graph & graph = patched_.build(model_, batch, all_);
@@ -60,14 +60,14 @@ private:
         bool named = true;  // as far as the outputs of all layers before are known
         for (int il = 0; il < model_.spec().n_layer(); ++il) {
             const LayerLayout & layer = layout.layers[static_cast<size_t>(il)];
-            check_accepted(il, layer.trouble.empty() && !layer.cache_is_shared, /*keep_cache=*/false);
-            check_accepted(il, layer.trouble_keeping.empty(), /*keep_cache=*/true);
+            check_accepted(il, layer.unskippable.empty() && !layer.cache_is_shared, /*keep_cache=*/false);
+            check_accepted(il, layer.unskippable_keep_cache.empty(), /*keep_cache=*/true);
             named = named && !layer.output.empty();
             if (named) {
                 outputs.push_back(layer.output);
             }
-            can_leave_out_.push_back(named && layer.trouble.empty() && !layer.cache_is_shared);
-            can_keep_cache_.push_back(named && layer.trouble_keeping.empty());
+            can_skip_.push_back(named && layer.unskippable.empty() && !layer.cache_is_shared);
+            can_keep_cache_.push_back(named && layer.unskippable_keep_cache.empty());
             const ModelSpec & spec = model_.spec();
             if (spec.output_names == OutputNames::Usual && !spec.random_order && spec.separable(il, /*keep_cache=*/true)) {
                 ++counts_.n_separable;
@@ -80,29 +80,29 @@ private:
 
     void check_accepted(int il, bool accepted, bool keep_cache) {
         if (accepted && !model_.spec().separable(il, keep_cache)) {
-            fail(__FILE__, __LINE__, "layer " + std::to_string(il) + " was accepted and cannot be left out");
+            fail(__FILE__, __LINE__, "layer " + std::to_string(il) + " was accepted and cannot be skipped");
         }
     }
 
-    Fates draw_fates() {
-        Fates fates(all_);
-        for (size_t il = 0; il < fates.size(); ++il) {
+    LayerActions draw_actions() {
+        LayerActions actions(all_);
+        for (size_t il = 0; il < actions.size(); ++il) {
             const uint32_t choice = choices_.below(3);
-            if (choice == 1 && can_leave_out_[il]) {
-                fates[il] = Fate::LEAVE_OUT;
+            if (choice == 1 && can_skip_[il]) {
+                actions[il] = LayerAction::SKIP;
             } else if (choice == 2 && can_keep_cache_[il]) {
-                fates[il] = Fate::LEAVE_OUT_KEEP_CACHE;
+                actions[il] = LayerAction::SKIP_KEEP_CACHE;
             }
         }
-        return fates;
+        return actions;
     }
 
     void evaluate(const Batch & batch, bool reuse) {
-        const Fates fates = draw_fates();
+        const LayerActions actions = draw_actions();
         const auto caches = model_.caches();
         const Graph & graph = reuse ? patched_.graph() : patched_.build(model_, batch, all_);
         const auto before = copy_nodes(graph);
-        hook_.patch.set_fates(Fates(fates.begin(), fates.begin() + static_cast<std::ptrdiff_t>(n_outputs_)));
+        hook_.patch.set_actions(LayerActions(actions.begin(), actions.begin() + static_cast<std::ptrdiff_t>(n_outputs_)));
         hook_.patch.start();
         CHECK_EQUAL(patched_.compute(model_, batch), GGML_STATUS_SUCCESS);
         const std::string error = hook_.take_error();
@@ -114,24 +114,25 @@ private:
             model_.set_caches(caches);
             return;
         }
-        for (const Fate fate : fates) {
-            counts_.n_left_out += fate == Fate::RUN ? 0 : 1;
+        for (const LayerAction action : actions) {
+            counts_.n_skipped += action == LayerAction::RUN ? 0 : 1;
         }
         const auto result = patched_.result();
         const auto caches_after = model_.caches();
         model_.set_caches(caches);
-        direct_.build(model_, batch, fates);
+        direct_.build(model_, batch, actions);
         CHECK_EQUAL(direct_.compute(model_, batch), GGML_STATUS_SUCCESS);
-        check_same(caches_after, model_.caches(), "the caches", fates);
-        check_same(result, direct_.result(), "the result", fates);
+        check_same(caches_after, model_.caches(), "the caches", actions);
+        check_same(result, direct_.result(), "the result", actions);
     }
 
     static void check_same(const std::vector<uint8_t> & found, const std::vector<uint8_t> & expected, const char * what,
-                           const Fates & fates) {
+                           const LayerActions & actions) {
         if (found != expected) {
             std::string text = std::string("not equal: ") + what + " without layers";
-            for (size_t il = 0; il < fates.size(); ++il) {
-                text += fates[il] == Fate::RUN ? "" : (fates[il] == Fate::LEAVE_OUT ? " " : " c") + std::to_string(il);
+            for (size_t il = 0; il < actions.size(); ++il) {
+                text +=
+                    actions[il] == LayerAction::RUN ? "" : (actions[il] == LayerAction::SKIP ? " " : " c") + std::to_string(il);
             }
             fail(__FILE__, __LINE__, text);
         }
@@ -143,9 +144,9 @@ private:
     static thread_local Evaluation patched_;
     static thread_local Evaluation direct_;
     Model model_;
-    const Fates all_;
+    const LayerActions all_;
     size_t n_outputs_ = 0;  // layers from the first on whose outputs are known
-    std::vector<bool> can_leave_out_;
+    std::vector<bool> can_skip_;
     std::vector<bool> can_keep_cache_;
     CaseResult counts_;
 };

@@ -228,21 +228,21 @@ public:
         n_used_ = batch.begin + batch.n_tokens;
     }
 
-    Graph build(const Fates & fates) {
+    Graph build(const LayerActions & actions) {
         make_inputs();
         ggml_tensor * x = embed();
         for (int il = 0; il < spec_.n_layer(); ++il) {
-            const Fate fate = fates[static_cast<size_t>(il)];
+            const LayerAction action = actions[static_cast<size_t>(il)];
             const bool selects = spec_.rows != Rows::All && il + 1 == spec_.n_layer();
             selected_ = false;
-            if (fate != Fate::LEAVE_OUT) {
+            if (action != LayerAction::SKIP) {
                 ggml_tensor * out = layer(il, x, selects);  // cache writes are in the graph from here on
-                graph_.outputs.push_back(fate == Fate::RUN ? out : nullptr);
+                graph_.outputs.push_back(action == LayerAction::RUN ? out : nullptr);
             } else {
                 graph_.outputs.push_back(nullptr);
                 inside_.push_back(nullptr);
             }
-            if (fate == Fate::RUN) {
+            if (action == LayerAction::RUN) {
                 x = graph_.outputs.back();
                 name_output(x, il);
                 ggml_build_forward_expand(graph_.nodes, x);
@@ -621,8 +621,8 @@ private:
     uint64_t n_named_ = 0;
 };
 
-Graph Model::build(ggml_context * context, const Batch & batch, const Fates & fates) const {
-    return Builder(*this, context, batch).build(fates);
+Graph Model::build(ggml_context * context, const Batch & batch, const LayerActions & actions) const {
+    return Builder(*this, context, batch).build(actions);
 }
 
 void Model::set_inputs(const Graph & graph, const Batch & batch) const {

@@ -96,12 +96,12 @@ struct Batch {
 
 Batch draw_batch(Choices & choices, const ModelSpec & spec);
 
-using Fates = std::vector<Fate>;  // one a layer
+using LayerActions = std::vector<LayerAction>;  // one a layer
 
 struct Graph {
     ggml_cgraph * nodes = nullptr;
     ggml_tensor * result = nullptr;
-    std::vector<ggml_tensor *> outputs;  // per layer; null where it is left out
+    std::vector<ggml_tensor *> outputs;  // per layer; null where it is skipped
     // inputs
     ggml_tensor * tokens = nullptr;
     ggml_tensor * embeddings = nullptr;
@@ -118,7 +118,7 @@ public:
     Model(ModelSpec spec, ggml_backend_t backend);
 
     const ModelSpec & spec() const { return spec_; }
-    Graph build(ggml_context * context, const Batch & batch, const Fates & fates) const;
+    Graph build(ggml_context * context, const Batch & batch, const LayerActions & actions) const;
     void set_inputs(const Graph & graph, const Batch & batch) const;
 
     // The bytes of all caches, in a fixed order.

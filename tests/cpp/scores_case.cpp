@@ -56,7 +56,7 @@ void hand_over(RouterScores & scores, const Routers & r, const std::vector<std::
     for (size_t layer = 0; layer < r.n_layer; ++layer) {
         for (size_t at = begin; at < n_positions;) {
             const size_t n = 1 + choices.below(static_cast<uint32_t>(n_positions - at));
-            scores.take(static_cast<int>(layer), states[layer].data() + at * r.n_embd, static_cast<int64_t>(n),
+            scores.read(static_cast<int>(layer), states[layer].data() + at * r.n_embd, static_cast<int64_t>(n),
                         static_cast<int64_t>(r.n_embd));
             at += n;
         }

@@ -5,7 +5,7 @@
 
 namespace first_cpp::testing {
 
-// Throws when scores depend on how positions were split into batches, leave 0..1, are not what double precision gives,
+// Throws when scores depend on how positions were split into batches, are outside 0..1, are not what double precision gives,
 // or are not forgotten from a position on.
 void run_scores_case(Choices & choices);
 

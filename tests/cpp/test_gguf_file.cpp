@@ -60,6 +60,55 @@ TEST(gguf_file_reads_what_it_wrote) {
     CHECK(file.metadata() == whole_file());
 }
 
+TEST(gguf_file_counts_values) {
+    const TemporaryFile written(whole_file());
+    const GgufFile file(written.path());
+    CHECK_EQUAL(file.count("u8"), size_t{1});
+    CHECK_EQUAL(file.count("strings"), size_t{3});
+    CHECK_THROWS(MissingName, file.count("none"));
+    CHECK_THROWS(MissingName, file.find("none"));
+}
+
+TEST(gguf_file_sets_replaces_and_removes_values) {
+    GgufFile file;
+    file.set_u32("u32", 7);
+    file.set_u32("u32", 8);
+    file.set_f32("f32", 0.25F);
+    file.set_str("str", "two words");
+    const float floats[] = {1.0F, 2.0F};
+    file.set_f32_array("floats", floats, 2);
+    file.set_bool_array("bools", {true, false, true});
+    file.set_str("gone", "");
+    CHECK(file.remove("gone"));
+    CHECK(!file.remove("gone"));
+    const TemporaryFile written(file.metadata());
+    const GgufFile read(written.path());
+    CHECK_EQUAL(read.keys().size(), size_t{5});
+    CHECK_EQUAL(gguf_get_val_u32(read.get(), read.find("u32")), 8U);
+    CHECK_EQUAL(gguf_get_val_f32(read.get(), read.find("f32")), 0.25F);
+    CHECK_EQUAL(std::string(gguf_get_val_str(read.get(), read.find("str"))), "two words");
+    CHECK_EQUAL(read.kind("floats"), "arr[f32]");
+    CHECK_EQUAL(static_cast<const float *>(gguf_get_arr_data(read.get(), read.find("floats")))[1], 2.0F);
+    CHECK_EQUAL(read.kind("bools"), "arr[bool]");
+    CHECK_EQUAL(read.count("bools"), size_t{3});
+}
+
+TEST(gguf_file_declares_tensors) {
+    GgufFile file;
+    file.add_tensor_f16("a", 64, 2);
+    file.add_tensor_f16("b", 32, 1);
+    file.set_tensor_f32("b");
+    CHECK_EQUAL(file.tensors().size(), size_t{2});
+    CHECK_EQUAL(file.tensors()[0].type, "f16");
+    CHECK(file.tensors()[0].shape == std::vector<int64_t>({64, 2}));
+    CHECK_EQUAL(file.tensors()[1].type, "f32");
+    CHECK_EQUAL(file.tensors()[1].n_bytes, uint64_t{32 * 4});
+    CHECK_THROWS(MissingName, file.set_tensor_f32("c"));
+    CHECK_THROWS(std::invalid_argument, file.add_tensor_f16("a", 1, 1));
+    CHECK_THROWS(std::invalid_argument, file.add_tensor_f16("c", 0, 1));
+    CHECK_THROWS(std::invalid_argument, file.add_tensor_f16(std::string(64, 'c'), 1, 1));
+}
+
 TEST(gguf_file_that_is_not_there) { CHECK_THROWS(std::invalid_argument, GgufFile("/no/such/file.gguf")); }
 
 TEST(gguf_file_cut_anywhere_is_refused) {

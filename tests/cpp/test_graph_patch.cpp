@@ -1,4 +1,4 @@
-// The graph patch over random models: whatever is left out, the result is that of the model without it.
+// The graph patch over random models: whatever is skipped, the result is that of the model without it.
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
@@ -22,29 +22,29 @@ TEST(graph_patch_equals_models_without_the_layers) {
             sum.n_accepted += one.n_accepted;
             sum.n_evaluations += one.n_evaluations;
             sum.n_refused += one.n_refused;
-            sum.n_left_out += one.n_left_out;
+            sum.n_skipped += one.n_skipped;
         } catch (const std::exception & e) {
             throw std::logic_error("seed " + std::to_string(seed) + ": " + e.what());
         }
     }
-    std::printf("  %d layers can be left out, %d accepted; %d evaluations, %d refused, %d layers left out\n", sum.n_separable,
-                sum.n_accepted, sum.n_evaluations, sum.n_refused, sum.n_left_out);
+    std::printf("  %d layers can be skipped, %d accepted; %d evaluations, %d refused, %d layers skipped\n", sum.n_separable,
+                sum.n_accepted, sum.n_evaluations, sum.n_refused, sum.n_skipped);
     // Refusing everything would satisfy every check above.
     CHECK(sum.n_accepted * 10 > sum.n_separable * 8);
     CHECK(sum.n_refused * 10 < sum.n_evaluations);
-    CHECK(sum.n_left_out > 1000);
+    CHECK(sum.n_skipped > 1000);
 }
 
 namespace {
 
-// Many evaluations of one model; how many layers were left out in all.
+// Many evaluations of one model; how many layers were skipped in all.
 int evaluate_often(const ModelSpec & spec) {
-    int n_left_out = 0;
+    int n_skipped = 0;
     for (uint64_t seed = 0; seed < 100; ++seed) {
         Choices choices(seed);
-        n_left_out += run_patch_case(choices, spec).n_left_out;
+        n_skipped += run_patch_case(choices, spec).n_skipped;
     }
-    return n_left_out;
+    return n_skipped;
 }
 
 LayerSpec layer_that_reads(Work work, Reads reads, int other = 0) {
@@ -70,9 +70,9 @@ TEST(graph_patch_row_numbers_in_memory_that_is_used_again) {
     }
 }
 
-// Where the input waits in the memory of a node that is left out, that is not a cache that such a node writes.
+// Where the input waits in the memory of a skipped node, that is not a cache that such a node writes.
 TEST(graph_patch_input_waits_in_no_cache) {
-    int n_left_out = 0;
+    int n_skipped = 0;
     for (uint64_t seed = 0; seed < 1500; ++seed) {
         Choices choices(seed);
         ModelSpec spec = draw_model(choices);
@@ -80,9 +80,9 @@ TEST(graph_patch_input_waits_in_no_cache) {
         spec.layers.resize(1);
         spec.layers[0].work = Work::State;
         spec.layers[0].reads = Reads::OwnRows;
-        n_left_out += run_patch_case(choices, spec).n_left_out;
+        n_skipped += run_patch_case(choices, spec).n_skipped;
     }
-    CHECK(n_left_out > 100);
+    CHECK(n_skipped > 100);
 }
 
 // The token embedding is a term of the first layer's input, and something else in the layer reads it.
@@ -119,7 +119,7 @@ public:
         evaluation.compute(model, batch);
         names.clear();
         for (const LayerLayout & layer : hook.probe.finish().layers) {
-            CHECK_EQUAL(layer.trouble, "");
+            CHECK_EQUAL(layer.unskippable, "");
             names.push_back(layer.output);
         }
         hook.patch.set_outputs(names);
@@ -134,7 +134,7 @@ public:
     EvalHook hook;
     Evaluation evaluation;
     Model model;
-    Fates all;
+    LayerActions all;
     Batch batch;
     std::vector<std::string> names;
 };
@@ -144,7 +144,7 @@ public:
 TEST(graph_patch_names_the_layer_whose_output_is_missing) {
     PlainModel m(3);
     m.hook.patch.set_outputs({"l_out-0", "other", "l_out-2"});
-    m.hook.patch.set_fates(Fates(3, Fate::RUN));
+    m.hook.patch.set_actions(LayerActions(3, LayerAction::RUN));
     m.evaluation.build(m.model, m.batch, m.all);
     m.hook.patch.start();
     m.evaluation.compute(m.model, m.batch);
@@ -154,16 +154,16 @@ TEST(graph_patch_names_the_layer_whose_output_is_missing) {
     CHECK_EQUAL(m.hook.take_error(), "");
 }
 
-TEST(graph_patch_wants_a_fate_for_each_layer) {
+TEST(graph_patch_needs_an_action_for_each_layer) {
     PlainModel m(3);
-    CHECK_THROWS(std::invalid_argument, m.hook.patch.set_fates(Fates(2)));
+    CHECK_THROWS(std::invalid_argument, m.hook.patch.set_actions(LayerActions(2)));
 }
 
 // One graph after the other, each at the addresses of the one before.
 TEST(graph_patch_of_several_graphs) {
     PlainModel m(4);
-    m.hook.patch.set_fates({Fate::RUN, Fate::LEAVE_OUT, Fate::LEAVE_OUT_KEEP_CACHE, Fate::RUN});
-    const size_t before = m.hook.patch.layers_left_out();
+    m.hook.patch.set_actions({LayerAction::RUN, LayerAction::SKIP, LayerAction::SKIP_KEEP_CACHE, LayerAction::RUN});
+    const size_t before = m.hook.patch.layers_skipped();
     for (int i = 0; i < 3; ++i) {
         const auto nodes = copy_nodes(m.evaluation.build(m.model, m.batch, m.all));
         m.hook.patch.start();
@@ -172,13 +172,40 @@ TEST(graph_patch_of_several_graphs) {
         m.hook.stop();
         check_nodes_equal(m.evaluation.graph(), nodes);
     }
-    CHECK_EQUAL(m.hook.patch.layers_left_out() - before, size_t{6});
+    CHECK_EQUAL(m.hook.patch.layers_skipped() - before, size_t{6});
+}
+
+// As for the micro-batches of one prompt: each start() puts back the graph of the one before.
+TEST(graph_patch_is_started_again_and_again) {
+    PlainModel m(4);
+    m.hook.patch.set_actions({LayerAction::SKIP, LayerAction::RUN, LayerAction::SKIP, LayerAction::RUN});
+    const auto nodes = copy_nodes(m.evaluation.build(m.model, m.batch, m.all));
+    for (int i = 0; i < 3; ++i) {
+        m.hook.start_skipping();
+        check_nodes_equal(m.evaluation.graph(), nodes);
+        m.evaluation.compute(m.model, m.batch);
+        CHECK_EQUAL(m.hook.take_error(), "");
+    }
+    m.hook.stop();
+    check_nodes_equal(m.evaluation.graph(), nodes);
+    CHECK_EQUAL(m.hook.patch.layers_skipped(), size_t{6});
+}
+
+TEST(graph_patch_second_graph_is_legal_where_nothing_is_skipped) {
+    PlainModel m(3);
+    m.evaluation.build(m.model, m.batch, m.all);
+    m.hook.start_skipping();
+    m.evaluation.compute(m.model, m.batch);
+    m.evaluation.build(m.model, m.batch, m.all);
+    m.evaluation.compute(m.model, m.batch);
+    CHECK_EQUAL(m.hook.take_error(), "");
+    m.hook.stop();
 }
 
 // stop() did not follow a graph: the next graph says so, and nothing changed stays.
-TEST(graph_patch_tells_of_a_graph_that_was_not_put_back) {
+TEST(graph_patch_reports_a_graph_that_was_not_put_back) {
     PlainModel m(2);
-    m.hook.patch.set_fates({Fate::RUN, Fate::LEAVE_OUT});
+    m.hook.patch.set_actions({LayerAction::RUN, LayerAction::SKIP});
     m.evaluation.build(m.model, m.batch, m.all).outputs[1]->op_params[3] = 7;  // an addition has none, nor has the copy
     const auto nodes = copy_nodes(m.evaluation.graph());
     m.hook.patch.start();
@@ -192,7 +219,7 @@ TEST(graph_patch_tells_of_a_graph_that_was_not_put_back) {
 // Evaluation ends between two nodes; what was changed up to there is put back by stop().
 TEST(graph_patch_is_undone_after_an_aborted_evaluation) {
     PlainModel m(4);
-    m.hook.patch.set_fates({Fate::LEAVE_OUT, Fate::RUN, Fate::LEAVE_OUT, Fate::RUN});
+    m.hook.patch.set_actions({LayerAction::SKIP, LayerAction::RUN, LayerAction::SKIP, LayerAction::RUN});
     const auto nodes = copy_nodes(m.evaluation.build(m.model, m.batch, m.all));
     m.hook.patch.start();
     m.hook.abort(true);

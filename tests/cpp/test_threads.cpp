@@ -19,9 +19,10 @@ TEST(threads_abort_while_evaluating) {
     spec.layers.assign(6, LayerSpec{});
     const Model model(spec, evaluation.backend());
     const Batch batch;
-    const Fates all(6, Fate::RUN);
+    const LayerActions all(6, LayerAction::RUN);
     hook.patch.set_outputs({"l_out-0", "l_out-1", "l_out-2", "l_out-3", "l_out-4", "l_out-5"});
-    hook.patch.set_fates({Fate::RUN, Fate::LEAVE_OUT, Fate::RUN, Fate::LEAVE_OUT, Fate::RUN, Fate::RUN});
+    hook.patch.set_actions(
+        {LayerAction::RUN, LayerAction::SKIP, LayerAction::RUN, LayerAction::SKIP, LayerAction::RUN, LayerAction::RUN});
 
     std::atomic<bool> done{false};
     std::thread other([&] {

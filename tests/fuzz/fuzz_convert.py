@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from first_cpp import load_routers
 from first_cpp._ext import GgufFile
 from first_cpp.errors import FirstCppError
-from first_cpp.gguf.embed import embed, write_sidecar
-from first_cpp.gguf.merge import merge, write_lora_sidecar
+from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
+from first_cpp.gguf.merge import merge
 from first_cpp.gguf.synthetic import Shape, write_random
 
 SHAPE = Shape(n_layer=2, n_embd=32, n_head=2, n_head_kv=1, n_ff=32, n_vocab=260)

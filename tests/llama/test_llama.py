@@ -86,13 +86,13 @@ def test_prompt_whose_last_micro_batch_is_one_token_is_prefill(routed, load):
     next(llm.generate(prompt, temp=0.0))
     dense.eval(prompt)
     np.testing.assert_array_equal(logits(llm), logits(dense))
-    assert llm._layers._hook.layers_left_out == 0
+    assert llm._layers._hook.layers_skipped == 0
 
 
 def test_layers_left_out_are_counted(routed, load):
     llm = load(routed, skip=[1, 2, 5])
     greedy(llm, PROMPT, 11)
-    assert llm._layers._hook.layers_left_out == 10 * 3  # ten decoding steps after the prompt's own token
+    assert llm._layers._hook.layers_skipped == 10 * 3  # ten decoding steps after the prompt's own token
 
 
 def test_embeddings_are_the_bases(routed, load):
@@ -231,7 +231,7 @@ def test_after_a_graph_that_could_not_be_patched_the_next_answer_is_right(routed
     llm = load(routed, skip=[2])
 
     def check():
-        raise RoutingError("layer 2 cannot be left out of this graph: made up")
+        raise RoutingError("layer 2 cannot be skipped in this graph: made up")
 
     monkeypatch.setattr(llm._layers, "check", check)
     with pytest.raises(RoutingError, match="made up"):

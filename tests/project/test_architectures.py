@@ -1,4 +1,4 @@
-"""Leaving layers out is exact on every architecture that llama.cpp runs; the table of them is docs/ARCHITECTURES.md."""
+"""Skipping layers is exact on every architecture that llama.cpp runs; the table of them is docs/reference/architectures.md."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_second_turn_of_sliding_windows(architecture, settings, tmp_path, load):
 
 
 def test_a_crash_is_one_result():
-    """llama.cpp ends the process of a model that does not suit it; the run goes on and tells what ended it."""
+    """llama.cpp ends the process of a model that does not suit it; the run goes on and says what ended it."""
     crash = "import os; os.write(2, b'/src/ggml.c:7: GGML_ASSERT(false) failed'); os.abort()"
     crashed, unsuited = run(["llama", "clip"], command=[sys.executable, "-c", crash])
     assert (crashed.outcome, crashed.why) == ("wrong", "ggml.c:7: GGML_ASSERT(false) failed")
@@ -89,7 +89,7 @@ def test_a_crash_is_one_result():
 
 
 def test_table_names_every_architecture_once_and_counts_them():
-    page = (pathlib.Path(__file__).parents[2] / "docs" / "ARCHITECTURES.md").read_text()
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "architectures.md").read_text()
     rows = re.findall(r"^\| (\S+) \| (exact|dense|not run) \|", page, re.MULTILINE)
     assert tuple(name for name, _ in rows) == ARCHITECTURES
     assert f"llama-cpp-python {llama_cpp.__version__}" in page

@@ -1,4 +1,4 @@
-"""docs/FAULTS.md has a line for every known fault, and the tests that it names exist."""
+"""docs/internals/faults.md has a line for every known fault, and the tests that it names exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ ROW = re.compile(r"\| (\d+) \| (.+) \| (.+) \| (.+) \|")
 
 def test_every_fault_has_a_line_and_every_line_its_test():
     rows = [
-        match.groups() for line in (TESTS.parent / "docs/FAULTS.md").read_text().splitlines() if (match := ROW.fullmatch(line))
+        match.groups()
+        for line in (TESTS.parent / "docs/internals/faults.md").read_text().splitlines()
+        if (match := ROW.fullmatch(line))
     ]
     assert [int(number) for number, *_ in rows] == list(range(1, 107))
     for number, _, happens, test in rows:

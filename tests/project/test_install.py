@@ -6,9 +6,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 
+import llama_cpp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,8 +31,8 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"first_cpp", "convert", "first_cpp-0.1.0.dist-info"}
     assert any(name.startswith("first_cpp/_ext.") and name.endswith(".so") for name in names)
-    assert "first_cpp/_ext.pyi" in names
-    page = {path.name for path in (ROOT / "first_cpp" / "server" / "page").iterdir()}
+    assert {"first_cpp/_ext.pyi", "first_cpp/py.typed"} <= set(names)
+    page = {path.name for path in (ROOT / "first_cpp" / "serve" / "page").iterdir()}
     assert page == {"index.html", "style.css", "app.js", "icon.svg"}
     assert {f"first_cpp/serve/page/{name}" for name in page} <= set(names)
     adapter = ("README.md", "routers.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
@@ -58,3 +60,50 @@ print(first_cpp.__file__, llm.routing.skipped)
     ).stdout
     assert str(tmp_path) in version
     assert subprocess.run([python, "-m", "convert", "--help"], capture_output=True, check=True, cwd=tmp_path).stdout
+
+
+USER = """
+from first_cpp import Llama, Routing, load_routers
+
+def share(path: str) -> float:
+    llm = Llama(path, skip=0.25)
+    routing = llm.routing
+    reveal_type(routing)
+    reveal_type(llm.timing.ttft)
+    llm.route()
+    load_routers(3)
+    return routing.share
+"""
+
+
+@pytest.mark.slow
+def test_mypy_sees_our_types_in_a_users_script(wheel, tmp_path):
+    """Installed from the wheel, away from the sources: what is public has types, and mistakes are found."""
+    site, python = tmp_path / "site", tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, *PIP, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    venv.create(tmp_path / "venv")
+    (folder,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    beside = pathlib.Path(llama_cpp.__file__).parents[1]  # mypy takes the base class from there
+    (folder / "wheel.pth").write_text(f"{site}\n{beside}\n")
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--python-executable", str(python), "--strict", "user.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    found = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if line.startswith("user.py:")}
+    assert 'Revealed type is "first_cpp.' in found[7]
+    assert "Routing | None" in found[7]
+    assert 'Revealed type is "float"' in found[8].replace("builtins.", "")
+    assert '"Llama" has no attribute "route"' in found[9]
+    assert 'incompatible type "int"' in found[10]
+    assert 'of "Routing | None" has no attribute "share"' in found[11]
+    assert set(found) == {7, 8, 9, 10, 11}
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_what_a_build_needs_and_no_more(tmp_path, monkeypatch):
+    from scikit_build_core.build import build_sdist
+
+    monkeypatch.chdir(ROOT)
+    with tarfile.open(tmp_path / build_sdist(str(tmp_path))) as archive:
+        names = {name.split("/")[1] for name in archive.getnames()}
+    assert {"first_cpp", "convert", "cpp_ext", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"} <= names
+    assert not names & {"research", "benchmarks", "docs", "examples", "tests", "tools", ".github", ".ci"}

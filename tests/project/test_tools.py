@@ -114,27 +114,18 @@ def test_a_report_is_shown_in_its_part(tmp_path):
     assert lines[-1] == "after"
 
 
-def test_the_readme_says_what_routing_keeps(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    from ship_adapter import brief
-
-    scores = [
-        {"qa": {"F1": 60.0, "EM": 50.0}, "tldr": {"ROUGE-L": 35.0}},
-        {"qa": {"F1": 54.0, "EM": 9.0}, "tldr": {"ROUGE-L": 28.0}},
-    ]
-    rows = [
-        {"system": system, "share_skipped": share, "ratio": [ratio, 0.8, 0.9], "scores": some}
-        for system, share, ratio, some in (
-            ("dense", 0, 1, scores[0]),
-            ("routed", 0.26666, 0.85, scores[1]),
-            ("set", 0.2, 1, scores[0]),
-        )
-    ]
-    assert brief({"rows": rows, "tasks": {"qa": 3, "tldr": 4}}).split("\n") == [
-        "| left out | score / dense | qa F1 | tldr ROUGE-L |",
-        "| --- | --- | --- | --- |",
-        "| 0.000 | 1.000 (0.800 to 0.900) | 60.0 | 35.0 |",
-        "| 0.267 | 0.850 (0.800 to 0.900) | 54.0 | 28.0 |",
-        "",
-        "Questions: qa 3, tldr 4.",
-    ]
+def test_an_idea_stands_in_the_place_of_the_program(tmp_path):
+    document = tmp_path / "notes.md"
+    document.write_text("<!-- written by tools/compare_runs.py -->\n<!-- end -->\n")
+    runs = [leave_run(tmp_path / name, "--lr 1", (1.0, 2.0)) for name in ("base", "windows", "given")]
+    for run, idea in ((runs[1], "windows"), (runs[2], "given --orders a b")):
+        path = os.path.join(run, "train.json")
+        with open(path, encoding="utf-8") as file:
+            text = file.read().replace("first-cpp train", f"python research/try_ideas.py {idea}")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    assert compare(document, *runs).returncode == 0
+    assert "| `python research/try_ideas.py windows` | 1.000 |" in document.read_text()
+    assert "| `python research/try_ideas.py given`, `--orders a b` | 1.000 |" in document.read_text()
+    assert compare(document, runs[2], runs[0]).returncode == 0
+    assert "| `first-cpp train` | 1.000 |" in document.read_text()

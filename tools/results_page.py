@@ -1,0 +1,113 @@
+"""Writes the tables of docs/results.md, and docs/gain.svg, from files that commands wrote: python tools/results_page.py"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from chart import Panel, Series, draw
+from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine
+from marks import ROOT, fill
+
+PAGE = os.path.join(ROOT, "docs", "results.md")
+PICTURE = os.path.join(ROOT, "docs", "gain.svg")
+WAYS = {
+    "routed": "routers",
+    "set": "best single set",
+    "influence": "block influence",
+    "random": "random",
+    "even": "evenly spaced",
+    "last": "last layers",
+}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def kept() -> str:
+    """What the bundled adapter keeps, by share."""
+    scores = ("qa F1", "tldr ROUGE-L")
+    rows = adapter_rows()
+    columns = ["skip share", "score / dense", *scores, "KL", "decoding speed / dense"]
+    names = ("skipped", "of reference", *scores, "KL")
+    return table(
+        columns, [[*(row[name] for name in names), f"{speed:.2f}"] for row, (_, speed) in zip(rows, _speeds(rows), strict=True)]
+    )
+
+
+def _speeds(rows: Sequence[Cells]) -> list[tuple[float, float]]:
+    """Share and decoding speed of each row, of the first one's."""
+    return [(float(row["skipped"]), float(rows[0]["TPOT ms"]) / float(row["TPOT ms"])) for row in rows]
+
+
+def ways() -> str:
+    """Four tasks: what each way to choose layers keeps of a dense model with a LoRA of its own."""
+    found = four_task_rows()
+    rows = [
+        [words, *(found.get(f"{way}@{share}", {}).get("of reference", "") for share in ("0.1", "0.25", "0.4"))]
+        for way, words in WAYS.items()
+    ]
+    return table(["layers chosen by", "0.10", "0.25", "0.40"], rows)
+
+
+def speed() -> str:
+    """Decoding speed over stock, beside the limit."""
+    rows = []
+    for name in ("limit-smollm2", "limit-1b", "limit-3b"):
+        for row in bench(name, engine="first_cpp", skip=0.25):
+            model = row["model_type"] if row["random_weights"] else "SmolLM2-135M-Instruct Q4_0"
+            skipped = f"{row['layers_skipped']} of {row['n_layer']}"
+            rows.append([model, skipped, _pm(row, "speedup"), f"{row['byte_limit']:.3f}", _pm(row, "over_pruned")])
+    return table(["model", "skipped", "speed / stock", "byte limit", "step / pruned"], rows) + f"\n\n{machine()}."
+
+
+def _pm(row: dict, key: str) -> str:
+    return f"{row[key]:.3f} ± {row[f'{key}_stderr']:.3f}"
+
+
+def picture() -> str:
+    """Speed and quality against the share, as SVG."""
+    rows = adapter_rows()
+    deep = [row for row in bench("resident", n_prompt=0) if row["engine"] == "first_cpp"]
+    speeds = [
+        Series("SmolLM2-135M, 7,680 tokens of context", [_point(row) for row in deep]),
+        Series("SmolLM2-135M, short prompts", _speeds(rows)),
+        *(
+            Series(f"{label}, Q4_0 (random weights)", [_point(row)], line=False)
+            for name, label in (("limit-1b", "1B shape"), ("limit-3b", "3B shape"))
+            for row in bench(name, engine="first_cpp", skip=0.25)
+            if row["model_type"].endswith("Q4_0 (random weights)")
+        ),
+    ]
+    own = [(float(row["skipped"]), *interval(row["of reference"])) for row in rows]
+    four = [row for name, row in four_task_rows().items() if name.startswith("routed@")]
+    kept = [
+        Series("bundled adapter: questions, abstracts (95 %)", own),
+        Series(
+            "four tasks, of a LoRA trained dense (95 %)",
+            [(float(row["skipped"]), *interval(row["of reference"])) for row in four],
+        ),
+    ]
+    return draw(
+        "What skipping gains and costs",
+        Panel("Decoding speed, dense is 1", (1.0, 1.75), speeds),
+        Panel("Quality, share of the dense score kept", (0.0, 1.1), kept),
+    )
+
+
+def _point(row: dict) -> tuple[float, float]:
+    return row["layers_skipped"] / row["n_layer"], row["speedup"]
+
+
+def main() -> None:
+    fill(PAGE, "tools/results_page.py kept", kept())
+    fill(PAGE, "tools/results_page.py ways", ways())
+    fill(PAGE, "tools/results_page.py speed", speed())
+    with open(PICTURE, "w", encoding="utf-8") as file:
+        file.write(picture())
+
+
+if __name__ == "__main__":
+    main()
