@@ -345,12 +345,8 @@ def main() -> None:
 
 def record_command(command: str) -> None:
     """Let a run record this command: training would record `first-cpp`, which has no ideas."""
-    save = result.save_result
-
-    def save_with_command(trainer: Trainer, record: dict[str, Any], skip: float | None) -> None:
-        save(trainer, record | {"command": command}, skip)
-
-    result.save_result = save_with_command
+    run_record = result.run_record
+    result.run_record = lambda *of: run_record(*of) | {"command": command}
 
 
 if __name__ == "__main__":

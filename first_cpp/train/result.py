@@ -80,9 +80,7 @@ def recommended_share(trainer: Trainer, scores: Scores) -> float:
 def save_routers(trainer: Trainer, record: dict[str, Any], skip: float) -> None:
     """Write routers.safetensors. A fixed set of layers is named in its metadata, for `first-cpp eval`."""
     bank, s = trainer.routed.bank, trainer.settings
-    train: dict[str, str | int | float] = {
-        key: record[key] for key in ("method", "data", "command", "seconds") if key in record
-    }
+    train: dict[str, Any] = {key: record[key] for key in ("method", "data", "command", "seconds") if key in record}
     if s.layers != "routers":
         train |= set_record(s.layers, trainer.objective.order, s.seed)
     weight, bias = (getattr(bank, name).detach().float().cpu().numpy() for name in ("weight", "bias"))
