@@ -61,7 +61,8 @@ def test_examples_run(example, smollm2, tmp_path, monkeypatch):
     """In an empty folder with the files that the examples name; what would take minutes is shortened."""
     for name in ("model.gguf", "dense.gguf"):
         shutil.copy(smollm2, tmp_path / name)
-    (tmp_path / "test.jsonl").write_text('{"task": "qa", "prompt": "How long is it?", "response": "three metres"}\n')
+    for name in ("data.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"task": "qa", "prompt": "How long is it?", "response": "three metres"}\n')
     os.rename(routed_model(smollm2, tmp_path, n_layer=30, n_embd=576), tmp_path / "model-first.gguf")
     (tmp_path / ".zfunc").mkdir()
     command = example.replace("first-cpp", f"{shlex.quote(sys.executable)} -m first_cpp", 1)
