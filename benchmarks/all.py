@@ -15,7 +15,7 @@ import document
 from commands import COMMANDS, words
 from common import RESULTS, smollm2_q4_0
 
-from first_cpp.bench.command import default_cache
+from first_cpp.bench.models import default_cache
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ import llama_cpp
 from first_cpp import Llama, __version__
 from first_cpp.cli.demo import CALIBRATION
 from first_cpp.gguf.bundled import find_demo_model
-from first_cpp.gguf.embed import write_sidecar
+from first_cpp.gguf.new_file import new_file
 from first_cpp.gguf.quantise import quantise
+from first_cpp.gguf.routers import Routers
 from first_cpp.runtime.block_influence import MAX_TOKENS
 from first_cpp.runtime.block_influence import influence_routers as measure_influence
 from first_cpp.runtime.machine import describe_machine, physical_cores
@@ -42,7 +43,7 @@ def save(path: str | None, rows: Any) -> None:
     }
     print(json.dumps(rows, indent=1))
     if path:
-        with open(path, "w", encoding="utf-8") as file:
+        with new_file(path, "w") as file:
             json.dump(record, file, indent=1)
             file.write("\n")
 
@@ -58,10 +59,10 @@ def smollm2_q4_0(folder: str) -> str:
     return out
 
 
-def influence_routers(model: str, folder: str) -> str:
-    """A side file with input-blind routers: block influence on the demo's texts."""
-    out = os.path.join(folder, "influence.gguf")
+def influence_routers(model: str) -> Routers:
+    """Input-blind routers: block influence on the demo's texts."""
     llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
-    write_sidecar(measure_influence(llm, CALIBRATION), model, out, force=True)
-    llm.close()
-    return out
+    try:
+        return measure_influence(llm, CALIBRATION)
+    finally:
+        llm.close()

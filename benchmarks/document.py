@@ -11,8 +11,9 @@ import llama_cpp
 from commands import COMMANDS
 from common import RESULTS
 
-from first_cpp.bench.engines import write_random_routers
-from first_cpp.gguf.model_file import open_gguf
+from first_cpp.bench.models import random_routers
+from first_cpp.gguf.embed import write_sidecar
+from first_cpp.gguf.model_file import ModelFile
 
 PATH = os.path.join(os.path.dirname(RESULTS), os.pardir, "docs", "reference", "benchmarks.md")
 Record = dict[str, Any]
@@ -20,8 +21,7 @@ Record = dict[str, Any]
 
 def write_routers_beside(model: str) -> None:
     """Random routers for SmolLM2: scoring costs what it costs with trained ones."""
-    file = open_gguf(model)
-    write_random_routers(f"{model}.routers", model, file.get("llama.block_count"), file.get("llama.embedding_length"))
+    write_sidecar(random_routers(ModelFile.open(model)), model, f"{model}.routers")
 
 
 def save_bench(path: str, records: str, command: str) -> None:
@@ -68,8 +68,8 @@ def limit_rows() -> list[list[str]]:
             rows.append(
                 [
                     row["model_type"] if row["random_weights"] else "SmolLM2-135M-Instruct Q4_0",
-                    f"{row['layers_skipped']} of {row['n_layer']}",
-                    f"{row['tpot_p50_ms']:.2f}",
+                    f"{row['n_skipped']} of {row['n_layer']}",
+                    f"{row['step_p50_ms']:.2f}",
                     pm(row, "over_pruned"),
                     f"{1 / idle[row['model_type']]['speedup']:.3f}",
                     pm(row, "speedup"),
@@ -99,7 +99,7 @@ def depth() -> str:
     rows = [
         [
             row["n_depth"],
-            f"{row['tpot_p50_ms']:.1f}",
+            f"{row['step_p50_ms']:.1f}",
             pm(row, "speedup"),
             f"{row['byte_limit']:.3f}",
             f"{row['limit_reached']:.0%}",

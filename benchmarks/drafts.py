@@ -19,9 +19,9 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from texts import questions, summaries
 
 from first_cpp import Llama
-from first_cpp.bench.command import synthetic_model
-from first_cpp.evaluate.answers import generated
+from first_cpp.bench.models import synthetic_model
 from first_cpp.runtime.chat_prompt import chat_prompt
+from first_cpp.runtime.greedy import answer_timed
 
 Row = tuple[str, int]
 """Engine, and tokens per draft."""
@@ -36,7 +36,7 @@ def main() -> None:
     drafts = [int(part) for part in args.drafts.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         model = smollm2_q4_0(folder)
-        routers = influence_routers(model, folder)
+        routers = influence_routers(model)
         settings = {"n_ctx": 1024, **SETTINGS}
         models: dict[Row, llama_cpp.Llama] = {}
         for n in drafts:
@@ -51,8 +51,7 @@ def main() -> None:
         costs = {"smollm2-135m q4_0": step_costs(models["stock", drafts[0]])}
         for llm in models.values():
             llm.close()
-        large, _ = synthetic_model("llama-3.2-1b", "q4_0", folder)
-        stock = llama_cpp.Llama(large, **settings)
+        stock = llama_cpp.Llama(synthetic_model("llama-3.2-1b", "q4_0", folder).path, **settings)
         costs["llama-3.2-1b q4_0 (random weights)"] = step_costs(stock)
         stock.close()
     figures = {"skip": args.skip, "left_out": left_out, "tokens": args.tokens}
@@ -66,7 +65,7 @@ def measure(task: str, models: dict[Row, llama_cpp.Llama], prompts: list[list[in
         for row, llm in models.items():
             llm.reset()
             start = time.perf_counter()
-            answers[row].append(generated(llm, prompt, n_tokens))
+            answers[row].append(answer_timed(llm, prompt, n_tokens).tokens)
             seconds[row].append(time.perf_counter() - start)
     per_token = {row: sum(seconds[row]) / sum(map(len, answers[row])) for row in models}  # answers differ in length
     first = next(iter(models))

@@ -14,7 +14,8 @@ import llama_cpp
 from common import SETTINGS, parser, save
 
 from first_cpp import Llama
-from first_cpp.bench.command import synthetic_model
+from first_cpp.bench.models import synthetic_model
+from first_cpp.gguf.embed import write_sidecar
 
 
 def main() -> None:
@@ -35,10 +36,12 @@ def main() -> None:
     llama_cpp.Llama.__init__ = timed_init
     beyond, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
-        model, routers = synthetic_model(args.shape, "q4_0", folder)
+        model = synthetic_model(args.shape, "q4_0", folder)
+        routers = f"{model.path}.routers"
+        write_sidecar(model.routers, model.path, routers)
         for _ in range(args.loads + 1):
             start = time.perf_counter()
-            llm = Llama(model, routers=routers, skip=0.25, n_ctx=512, **SETTINGS)
+            llm = Llama(model.path, routers=routers, skip=0.25, n_ctx=512, **SETTINGS)
             whole.append(time.perf_counter() - start)
             beyond.append(whole[-1] - base_seconds)
             llm.close()

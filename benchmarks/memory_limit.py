@@ -26,8 +26,9 @@ import llama_cpp
 from common import SETTINGS, parser, save
 
 from first_cpp import Llama
-from first_cpp.bench.command import synthetic_model
-from first_cpp.gguf.model_file import open_gguf
+from first_cpp.bench.models import synthetic_model
+from first_cpp.gguf.model_file import ModelFile
+from first_cpp.skip import layers_for_share
 
 BESIDE = 160 << 20  # Python, the libraries, KV cache and buffers of the process
 MADV_DONTNEED = 4
@@ -47,7 +48,7 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        model, _ = synthetic_model(args.shape, args.type, folder)
+        model = synthetic_model(args.shape, args.type, folder).path
         size = os.path.getsize(model)
         limit = int((size + BESIDE) * args.limit)
         for share in (float(part) for part in args.skip.split(",")):
@@ -106,9 +107,9 @@ def child(given: list[object]) -> None:
     """Decode and print the time, the major faults and the bytes read for each token."""
     model, share, n_tokens, evicting = given
     sys.stdin.readline()
-    n_layer = open_gguf(str(model)).get("llama.block_count")
-    count = int(float(share) * int(n_layer) + 0.5)
-    start = (int(n_layer) - count) // 2
+    n_layer = ModelFile.open(str(model)).n_layer
+    count = layers_for_share(float(share), n_layer)
+    start = (n_layer - count) // 2
     settings = {"n_ctx": 256, **SETTINGS}
     skipped = list(range(start, start + count))
     llm = Llama(str(model), skip=skipped, **settings) if skipped else llama_cpp.Llama(str(model), **settings)

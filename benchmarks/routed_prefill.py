@@ -11,13 +11,12 @@ import argparse
 import statistics
 import tempfile
 
-import numpy as np
-import numpy.typing as npt
 from common import SETTINGS, influence_routers, parser, save, smollm2_q4_0
 from texts import long_text
 
 from first_cpp import Llama
-from first_cpp.evaluate.answers import Logits, log_probabilities
+from first_cpp.runtime.greedy import answer_timed
+from first_cpp.runtime.teacher_forcing import fidelity, follow, kl
 
 
 def main() -> None:
@@ -30,12 +29,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = smollm2_q4_0(folder)
-        own = {"routers": influence_routers(model, folder), "skip": args.skip}
+        own = {"routers": influence_routers(model), "skip": args.skip}
         settings = {"n_ctx": 8192 + 256, **SETTINGS}
         whole = Llama(model, **own, **settings)
         routed = Llama(model, prefill="routed", route_tokens=args.route_tokens, **own, **settings)
         text = whole.tokenize(long_text(8 * 8192).encode())
-        follow(whole, text[:512], None, 2)  # the first prompt warms up
+        answer_timed(whole, text[:512], 2)  # the first prompt warms up
         for n in (int(part) for part in args.prompts.split(",")):
             rows += measure(whole, routed, text[:n], args, 1 if n > 4096 else 3)
     figures = {"skip": args.skip, "route_tokens": args.route_tokens, "left_out": list(routed.routing.skipped)}
@@ -47,13 +46,14 @@ def measure(whole: Llama, routed: Llama, prompt: list[int], args: argparse.Names
     for _ in range(rounds):
         for name, llm in (("full", whole), ("routed", routed)):
             llm.reset()
-            times[name].append(follow(llm, prompt, None, 1)[2])
+            times[name].append(answer_timed(llm, prompt, 1, ignore_end=True).ttft)
     whole.skip = None  # the prompt's KV is there, read with all layers
-    answer, dense, _ = follow(whole, prompt, None, args.tokens)
+    answer = answer_timed(whole, prompt, args.tokens, ignore_end=True).tokens
+    dense = follow(whole, prompt, answer[:-1])
     whole.skip = args.skip
     rows: list[dict[str, object]] = []
     for name, llm in (("full", whole), ("routed", routed)):
-        _, found, _ = follow(llm, prompt, answer, args.tokens)
+        found = follow(llm, prompt, answer[:-1])
         rows.append(
             {
                 "prompt": len(prompt),
@@ -61,28 +61,10 @@ def measure(whole: Llama, routed: Llama, prompt: list[int], args: argparse.Names
                 "ttft_s": statistics.median(times[name]),
                 "ttft_over_full": statistics.median(a / b for a, b in zip(times[name], times["full"], strict=True)),
                 "kl": float(kl(dense, found).mean()),
-                "same_next": float((dense.argmax(1) == found.argmax(1)).mean()),
+                "same_next": fidelity(found, answer),
             }
         )
     return rows
-
-
-def follow(llm: Llama, prompt: list[int], answer: list[int] | None, n_tokens: int) -> tuple[list[int], Logits, float]:
-    """Decode `answer` (or the model's own greedy one) after a prompt; returns it, the logits before each token, and TTFT."""
-    tokens = llm.generate(prompt, temp=0.0)
-    found = [next(tokens)]
-    ttft = llm.timing.ttft
-    rows = [log_probabilities(llm)]
-    for i in range(n_tokens - 1):
-        llm.eval([answer[i] if answer else found[-1]])  # amid the answer: decoded as the answer is
-        rows.append(log_probabilities(llm))
-        found.append(int(rows[-1].argmax()))
-    tokens.close()
-    return found, np.stack(rows), ttft
-
-
-def kl(of: Logits, to: Logits) -> npt.NDArray[np.float64]:
-    return (np.exp(of) * (of - to)).sum(axis=1)
 
 
 if __name__ == "__main__":

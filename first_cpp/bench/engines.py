@@ -1,4 +1,4 @@
-"""The rows of a benchmark: which engine, with which layers left out, from which file."""
+"""The rows of a benchmark: which engine, with which layers skipped, from which file."""
 
 from __future__ import annotations
 
@@ -10,36 +10,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import llama_cpp
-import numpy as np
 
+from ..gguf.model_file import ModelFile
 from ..gguf.pruned import write_pruned
+from ..gguf.router_format import read_routers
+from ..gguf.routers import Routers
 from ..llama import Llama
+from ..skip import check_layers, layers_for_share
+from .models import BenchModel
 
 STOCK, OURS, PRUNED, OTHER = "stock", "first_cpp", "pruned", "other"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """engine: stock (llama_cpp.Llama), first_cpp, pruned (stock on the file without the layers), other (stock on --vs).
+    """One line of every test.
 
-    skip: share of layers asked for. left_out: the layers. draft: tokens per prompt-lookup draft, 0 without. file: the GGUF.
-    routers: whether the prompt's keep scores are read.
+    engine: stock (llama_cpp.Llama), first_cpp, pruned (stock on the file without the layers), other (stock on --vs).
+    skip: the setting, a share or layers. skipped: the layers that it comes to. draft: tokens per prompt-lookup draft, or 0.
+    file: the GGUF. routers: what keep scores are read with, where they are.
     """
 
     engine: str
     file: str
-    skip: float = 0.0
-    left_out: tuple[int, ...] = ()
+    skip: float | tuple[int, ...] = 0.0
+    skipped: tuple[int, ...] = ()
     draft: int = 0
-    routers: str | None = None
-    routed: bool = False
+    routers: str | Routers | None = None
 
     @property
     def key(self) -> str:
         """A name that no other row of the same run has."""
         draft = f" draft {self.draft}" if self.draft else ""
-        share = f" {self.skip:g}" if self.skip else ""
+        share = f" {skip_text(self.skip)}" if self.skip else ""
         return f"{self.engine}{share}{draft}" + (f" {os.path.basename(self.file)}" if self.engine == OTHER else "")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a prompt's keep scores choose the layers: not with drafts, whose rows are to skip the same ones."""
+        return self.engine == OURS and self.routers is not None and isinstance(self.skip, float) and not self.draft
 
     def load(self, settings: dict[str, Any], own: dict[str, Any]) -> llama_cpp.Llama:
         """Load the row's engine; `own` are keywords that first_cpp.Llama alone knows."""
@@ -48,23 +57,33 @@ class Row:
 
             settings = {**settings, "draft_model": LlamaPromptLookupDecoding(num_pred_tokens=self.draft)}
         if self.engine == OURS:
-            return Llama(self.file, routers=self.routers, skip=list(self.left_out), **own, **settings)
+            return Llama(self.file, routers=self.routers, skip=list(self.skipped), **own, **settings)
         return llama_cpp.Llama(self.file, **settings)
+
+
+def skip_text(skip: float | tuple[int, ...]) -> str:
+    """A skip setting as it is typed.
+
+    >>> skip_text(0.25), skip_text((7, 11))
+    ('0.25', '[7,11]')
+    """
+    return f"{skip:g}" if isinstance(skip, float) else f"[{','.join(map(str, skip))}]"
 
 
 @dataclass
 class Files:
-    """The files of one model: the one that all rows with all layers share, the pruned ones beside it, side files.
+    """The files of one model: the one that all rows with all layers share, and the pruned ones beside it.
 
     Compared files are written alike: mapped from the page cache, a file is as fast as its pages lie.
     """
 
     model: str
-    routers: str | None
+    routers: str | Routers | None
     folder: str
     _pruned: dict[tuple[int, ...], str] = field(default_factory=dict)
 
     def pruned(self, layers: tuple[int, ...]) -> str:
+        """The file without `layers`, written when it is first asked for."""
         if layers not in self._pruned:
             path = os.path.join(self.folder, f"pruned-{len(self._pruned)}.gguf")
             write_pruned(self.model, path, layers)
@@ -73,59 +92,52 @@ class Files:
 
 
 @contextlib.contextmanager
-def prepared(model: str, routers: str | None, copy: bool) -> Iterator[Files]:
-    """A model's files in a temporary folder that goes away afterwards."""
+def prepared(model: BenchModel, copy: bool) -> Iterator[Files]:
+    """A model's files in a temporary folder that is removed afterwards."""
+    routers = model.routers or _embedded(model.path)
     with tempfile.TemporaryDirectory(prefix="first-cpp-bench-") as folder:
-        whole = os.path.join(folder, os.path.basename(model)) if copy else model
+        whole = os.path.join(folder, os.path.basename(model.path)) if copy else model.path
         if copy:
-            write_pruned(model, whole, [])
-        yield Files(whole, routers or _embedded(model), folder)
+            write_pruned(model.path, whole, [])
+        yield Files(whole, routers, folder)
 
 
-def _embedded(model: str) -> str | None:
-    """The model's own routers, as llama.cpp's writer keeps no metadata arrays of others: read from the file itself."""
-    from ..gguf.model_file import open_gguf
-    from ..gguf.router_format import read_routers
-
-    return model if read_routers(open_gguf(model), model) is not None else None
+def _embedded(model: str) -> Routers | None:
+    """The model's own routers: llama.cpp's writer drops them from copies."""
+    return read_routers(ModelFile.open(model).first, model)
 
 
-def layers_by_share(
-    files: Files, shares: Sequence[float], prompt: list[int], settings: dict[str, Any]
-) -> dict[float, tuple[int, ...]]:
-    """The layers that each share leaves out: as the routers choose for `prompt`; without routers those amid the model.
+def chosen_layers(
+    files: Files, skips: Sequence[float | tuple[int, ...]], prompt: list[int], settings: dict[str, Any]
+) -> dict[float | tuple[int, ...], tuple[int, ...]]:
+    """The layers that each setting skips: of a share, those that the routers choose for `prompt`, or without routers those amid
+    the model.
 
-    Raises SkipError for a share that would leave out all layers.
+    Raises SkipError for a setting that would skip all layers, or layers that do not exist.
     """
-    from ..skip import layers_for_share
-
-    llm = Llama(files.model, routers=files.routers, skip=None, **settings)
-    n_layer = llama_cpp.llama_model_n_layer(llm.model)
-    found: dict[float, tuple[int, ...]] = {}
-    for share in shares:
-        count = layers_for_share(share, n_layer)
-        if files.routers and count:
-            llm.skip = share
-            answer = llm.generate(prompt, temp=0.0)
-            next(answer)
-            answer.close()
-            assert llm.routing is not None
-            found[share] = llm.routing.skipped
+    n_layer = ModelFile.open(files.model).n_layer
+    for skip in skips:  # before anything is loaded
+        if isinstance(skip, tuple):
+            check_layers(skip, n_layer)
         else:
-            start = (n_layer - count + 1) // 2
-            found[share] = tuple(range(start, start + count))
-    llm.close()
-    return found
+            layers_for_share(skip, n_layer)
+    llm = Llama(files.model, routers=files.routers, skip=None, **settings)
+    try:
+        return {skip: _chosen(llm, files, skip, prompt, n_layer) for skip in skips}
+    finally:
+        llm.close()
 
 
-def write_random_routers(path: str, model: str, n_layer: int, n_embd: int) -> None:
-    """A side file with random routers: prefill scores the prompt as it does with trained ones."""
-    from ..gguf.embed import write_sidecar
-    from ..gguf.model_file import ModelFile
-    from ..gguf.router_format import WRITER
-    from ..gguf.routers import Routers
-
-    weight = np.random.default_rng(0).normal(0, 0.02, (n_layer, n_embd)).astype(np.float32)
-    base = ModelFile.open(model).base
-    routers = Routers(base, weight, np.zeros(n_layer, np.float32), 1e-5, (True,) * n_layer, 0.25, WRITER)
-    write_sidecar(routers, model, path, force=True)
+def _chosen(llm: Llama, files: Files, skip: float | tuple[int, ...], prompt: list[int], n_layer: int) -> tuple[int, ...]:
+    if isinstance(skip, tuple):
+        return skip
+    count = layers_for_share(skip, n_layer)
+    if not files.routers or not count:
+        start = (n_layer - count + 1) // 2
+        return tuple(range(start, start + count))
+    llm.skip = skip
+    answer = llm.generate(prompt, temp=0.0)
+    next(answer)
+    answer.close()
+    assert llm.routing is not None
+    return llm.routing.skipped

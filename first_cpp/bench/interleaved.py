@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import llama_cpp
+
+from ..runtime.greedy import timed_tokens
 
 Times = dict[str, list[float]]
 """Seconds by model name."""
@@ -15,24 +17,16 @@ Times = dict[str, list[float]]
 
 def decode_times(models: Mapping[str, llama_cpp.Llama], prompt: Sequence[int], n_tokens: int, warm_up: int = 1) -> Times:
     """Seconds of each decoding step (sampling included) of a greedy answer, all models in turns, in random order."""
-    answers = {}
-    for name, llm in models.items():
-        answers[name] = llm.generate(list(prompt), temp=0.0, repeat_penalty=1.0)
+    answers = {name: timed_tokens(llm, prompt) for name, llm in models.items()}
+    for answer in answers.values():
         for _ in range(1 + warm_up):  # the first step decodes the prompt, the next builds the graph of decoding
-            next(answers[name])
+            next(answer)
     times: Times = {name: [] for name in models}
-    for name in _turns(models, n_tokens):
-        start = time.perf_counter()
-        next(answers[name])
-        times[name].append(time.perf_counter() - start)
+    for name in turns(models, n_tokens):
+        times[name].append(next(answers[name])[1])
     for answer in answers.values():
         answer.close()
     return times
-
-
-def prefill_times(models: Mapping[str, llama_cpp.Llama], prompt: Sequence[int], rounds: int) -> Times:
-    """Seconds to the first token of a prompt of which nothing is there, all models in turns, in random order."""
-    return call_times(models, lambda llm: _first_token(llm, prompt), rounds, before=lambda llm: llm.reset())
 
 
 def call_times(
@@ -43,7 +37,7 @@ def call_times(
 ) -> Times:
     """Seconds of `call` on each model, all in turns, in random order. `before` is not timed."""
     times: Times = {name: [] for name in models}
-    for name in _turns(models, rounds):
+    for name in turns(models, rounds):
         before(models[name])
         start = time.perf_counter()
         call(models[name])
@@ -52,19 +46,18 @@ def call_times(
 
 
 def ratio(times: Mapping[str, list[float]], of: str, to: str) -> float:
-    """Median over the turns of one model's time over another's."""
+    """Median over the turns of one model's time over another's.
+
+    >>> ratio({"a": [2.0, 4.0, 9.0], "b": [1.0, 1.0, 3.0]}, "a", "b")
+    3.0
+    """
     return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
 
 
-def _first_token(llm: llama_cpp.Llama, prompt: Sequence[int]) -> None:
-    answer = llm.generate(list(prompt), temp=0.0, repeat_penalty=1.0)
-    next(answer)
-    answer.close()
-
-
-def _turns(models: Mapping[str, llama_cpp.Llama], rounds: int) -> list[str]:
-    rng, order, turns = random.Random(0), list(models), []
+def turns(names: Iterable[str], rounds: int) -> list[str]:
+    """Each name once a round, in an order that is drawn anew for every round."""
+    rng, order, found = random.Random(0), list(names), []
     for _ in range(rounds):
         rng.shuffle(order)
-        turns += order
-    return turns
+        found += order
+    return found

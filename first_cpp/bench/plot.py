@@ -1,44 +1,64 @@
-"""TPOT and speed-up against the share of layers left out, with the limit as a line."""
+"""TPOT and speed-up by skip share, with the limit as a line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from .records import Record
 
-def draw(records: Sequence[dict[str, Any]], path: str) -> None:
-    """Write a picture (the suffix tells the format): one pair of panels for each model and decoding test. Needs matplotlib."""
+STYLES = {"first_cpp": "o-", "pruned": "x--", "stock": "s", "other": "D"}
+
+
+def draw(records: Sequence[Record], path: str) -> None:
+    """Write a picture (the suffix gives the format): a pair of panels for each model file, decoding test and configuration.
+
+    Rows with drafts are not drawn: what they gain depends on the text. Needs matplotlib; raises ValueError without records of
+    decoding.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    decoding = [one for one in records if one["n_gen"] and not one["draft"]]
-    groups = sorted({(one["model_type"], one["test"], one["n_threads"]) for one in decoding})
+    groups = _groups(records)
     if not groups:
-        raise ValueError("--plot needs a decoding test: -n or -pg")
-    figure, axes = plt.subplots(len(groups), 2, figsize=(10, 3.6 * len(groups)), squeeze=False)
-    for (left, right), group in zip(axes, groups, strict=True):
-        of_group = [one for one in decoding if (one["model_type"], one["test"], one["n_threads"]) == group]
-        for engine, style in (("first_cpp", "o-"), ("pruned", "x--"), ("stock", "s")):
+        raise ValueError("a plot needs a decoding test: -n or -pg")
+    figure, axes = plt.subplots(len(groups), 2, figsize=(10, 3.8 * len(groups)), squeeze=False)
+    for (left, right), (title, of_group) in zip(axes, groups.items(), strict=True):
+        for engine, style in STYLES.items():
             points = sorted((one for one in of_group if one["engine"] == engine), key=_share)
-            left.plot([*map(_share, points)], [one["tpot_p50_ms"] for one in points], style, label=engine)
-            right.plot([*map(_share, points)], [one["speedup"] for one in points], style, label=engine)
+            if points:
+                label = engine if engine != "other" else points[0]["model_type"]
+                left.plot([*map(_share, points)], [one["tpot_ms"] for one in points], style, label=label)
+                if all(one["speedup"] for one in points):
+                    right.plot([*map(_share, points)], [one["speedup"] for one in points], style, label=label)
         limits = sorted((one for one in of_group if one["byte_limit"] is not None), key=_share)
-        right.plot([*map(_share, limits)], [one["byte_limit"] for one in limits], "k:", label="byte limit")
-        left.set(
-            title=f"{group[0]}, {group[1]}, {group[2]} threads",
-            ylabel="TPOT, ms (median)",
-            xlabel="share left out",
-            ylim=(0, None),
-        )
-        right.set(ylabel="speed-up over stock", xlabel="share left out")
+        if limits:
+            right.plot([*map(_share, limits)], [one["byte_limit"] for one in limits], "k:", label="limit by bytes")
+        left.set_title(title, loc="left", fontsize=10)
+        left.set(ylabel="TPOT, ms", xlabel="skipped layers, %", ylim=(0, None))
+        right.set(ylabel="speed-up over stock", xlabel="skipped layers, %")
         left.legend()
-        right.legend()
+        if right.lines:
+            right.legend()
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
 
 
+def _groups(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of decoding by model file, test and configuration, under the title of their panels."""
+    decoding = [one for one in records if one["n_gen"] and not one["draft"]]
+    keys = ("n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "flash_attn")
+    varied = [key for key in keys if len({one[key] for one in decoding}) > 1]
+    groups: dict[str, list[Record]] = {}
+    for one in decoding:
+        settings = [f"{one['n_threads']} thread" + "s" * (one["n_threads"] > 1)]
+        settings += [f"{key} {one[key]}" for key in varied if key != "n_threads"]
+        groups.setdefault(f"{one['model_name']}, {one['test']}, {', '.join(settings)}", []).append(one)
+    return groups
+
+
 def _share(one: dict[str, Any]) -> float:
-    return float(one["layers_skipped"] / one["n_layer"])
+    return float(one["n_skipped"] / one["n_layer"]) * 100

@@ -9,6 +9,7 @@ import tempfile
 import llama_cpp
 
 from ..gguf.bundled import DEMO_ADAPTER, find_adapter, find_demo_model
+from ..gguf.routers import Routers
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.greedy import TimedAnswer, answer_timed
 from ..runtime.routing import picture
@@ -61,7 +62,7 @@ def command(args: argparse.Namespace) -> None:
     shares = shares_from_text(args.skip)
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
     with tempfile.TemporaryDirectory() as folder:
-        model, routers = _with_influence(args.model, folder) if args.model else _with_trained_routers(folder)
+        model, routers = _with_influence(args.model) if args.model else _with_trained_routers(folder)
         stock = llama_cpp.Llama(model, **settings)
         routed = Llama(model, routers=routers, skip=None, **settings)
         answer_timed(stock, stock.tokenize(b"Warm up."), 8)
@@ -90,22 +91,20 @@ def _with_trained_routers(folder: str) -> tuple[str, None]:
     return merged, None
 
 
-def _with_influence(model: str, folder: str) -> tuple[str, str]:
+def _with_influence(model: str) -> tuple[str, Routers]:
     """A model without trained routers, and input-blind ones measured here."""
-    from ..gguf.embed import write_sidecar
     from ..llama import Llama
     from ..runtime.block_influence import MAX_TOKENS, influence_routers
 
-    adapter = os.path.join(folder, "adapter.gguf")
     print(f"model    {os.path.basename(model)}")
     llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
-    write_sidecar(influence_routers(llm, CALIBRATION), model, adapter)
+    routers = influence_routers(llm, CALIBRATION)
     llm.close()
     print(
         f"routers  input-blind: block influence measured just now on {len(CALIBRATION)} other texts. They do not look at\n"
         "         the prompt, so every prompt loses the same layers, and that costs quality: expect worse answers.\n"
     )
-    return model, adapter
+    return model, routers
 
 
 def _compare(title: str, text: str, stock: llama_cpp.Llama, routed: llama_cpp.Llama, shares: list[float], n: int) -> None:

@@ -76,6 +76,6 @@ def numbers_by_task(
     found = {}
     for task in metrics:
         here = [i for i, name in enumerate(tasks) if name == task]
-        answers, wanted = [texts[i] for i in here], [references[i] for i in here]
-        found[task] = [(metric, metric.numbers(answers, wanted)) for metric in metrics[task]]
+        answers, expected = [texts[i] for i in here], [references[i] for i in here]
+        found[task] = [(metric, metric.numbers(answers, expected)) for metric in metrics[task]]
     return found

@@ -7,203 +7,226 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
+import hashlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..cli.execute import add_debug
+from ..cli.extras import need_extra
 from ..cli.options import shares_from_text, whole_number
-from ..errors import FirstCppError, MissingExtraError, MissingFileError
+from ..errors import MissingFileError, OptionError
+from ..gguf.lora_file import carries_lora
 from ..gguf.model_file import ModelFile
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import describe_machine, physical_cores
-from ..skip import FIXED, fixed_layers, layers_for_share
+from ..skip import FIXED
 
 if TYPE_CHECKING:
+    from .answer_file import AnswerFile
     from .questions import Question
     from .rows import Row
 
 EPILOG = """examples:
-  first-cpp eval --model model-first.gguf --data test.jsonl --skip 0,0.25 --baselines even,last --out report/ -n 16
-  first-cpp eval --model model-first.gguf --data test.jsonl --row tuned=dense.gguf --reference tuned --out report2/ -n 16
+  first-cpp eval --model model-first.gguf --data test.jsonl --skip 0,0.25 \\
+      --base model.gguf --baselines even,last --out report/ -n 16
+  first-cpp eval --model model-first.gguf --data test.jsonl \\
+      --row tuned=dense.gguf --reference tuned --out report2/ -n 16
 
-Tasks are scored by what they are: translation (BLEU, chrF), tldr (ROUGE-L, best reference), dialogue (ROUGE-L, mean over
-references), qa (F1, exact match); --metric says it for others. A row NAME=FILE@SKIP compares any other model: a LoRA trained
-dense, or trained for a fixed set of layers. SKIP: a share for a file with routers, layers, or KIND:SHARE with KIND a baseline
-or "search" or "given"; where the file was trained for a set of that kind (first-cpp train --layers), it is that very set.
+Tasks are scored by what they are: translation (BLEU, chrF), tldr (ROUGE-L, best
+reference), dialogue (ROUGE-L, mean over references), qa (F1, exact match);
+--metric names it for others.
+
+Rows: base is the model as it came (--base, or --model where --routers brings a
+LoRA), dense the trained model with nothing skipped, routed@SHARE what the
+routers choose. NAME=FILE@SKIP adds another model: a LoRA trained dense, or
+trained for a fixed set of layers. SKIP: a share for a file with routers, layers,
+or KIND:SHARE with KIND a baseline, "search" or "given"; where the file was
+trained for a set of that kind (first-cpp train --layers), it is that very set.
 """
 
 
-class EvalUsage(FirstCppError, ValueError):
-    """Options that do not go together, or an output folder of another evaluation."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all arguments of the verb."""
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--model", required=True, metavar="FILE", help="a GGUF with routers, or with --routers beside it")
-    add("--routers", metavar="FILE", help="a GGUF file to take routers from")
-    add("--data", required=True, nargs="+", metavar="JSONL", help="test data: task, prompt, response, maybe references")
-    add("--skip", default="0,0.1,0.25,0.4", metavar="SHARE,...", help="shares to evaluate (default: %(default)s)")
-    add("--baselines", default="none", metavar="NAME,...", help="influence, even, random, last; all or none (default: none)")
-    add(
-        "--calibrate", nargs="*", default=[], metavar="JSONL", help="training data whose prompts block influence is measured on"
-    )
-    add("--row", action="append", default=[], metavar="NAME=FILE[@SKIP]", help="another model beside; can be repeated")
-    add("--reference", default="dense", metavar="ROW", help="the row that scores are divided by (default: %(default)s)")
-    add("--metric", action="append", default=[], metavar="TASK=KIND", help="translation, summary, summary-mean or answer")
-    add("--out", required=True, metavar="DIR", help="folder for the report")
-    add("--limit", type=whole_number(1), metavar="N", help="only the first N lines of each file")
-    add("-n", "--max-tokens", type=whole_number(1), default=128, help="longest answer (default: %(default)s)")
-    add(
-        "--kl",
-        type=whole_number(0),
-        default=10,
-        metavar="N",
-        help="questions of each task to take KL over (default: %(default)s)",
-    )
-    add("--draws", type=whole_number(10), default=1000, help="of the bootstrap (default: %(default)s)")
-    add("--seed", type=whole_number(0), default=0, help="of the bootstrap and of the random baseline (default: %(default)s)")
-    add("-c", "--ctx", type=whole_number(8), metavar="TOKENS", help="context length (default: the model's, at most 4096)")
-    add("-t", "--threads", type=whole_number(1, MOST_THREADS), metavar="N", help="threads (default: physical cores)")
-    add("--quiet", action="store_true", help="no progress bar")
+    _add_rows(parser)
+    _add_data(parser)
+    _add_settings(parser)
     add_debug(parser)
 
 
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("rows").add_argument
+    add("--model", required=True, metavar="FILE", help="a GGUF with routers, or with --routers beside it")
+    add("--routers", metavar="FILE", help="a GGUF file to take routers from")
+    add("--base", metavar="FILE", help="the model as it came, before training: the first row")
+    add("--skip", default="0,0.1,0.25,0.4", metavar="SHARE,...", help="skip shares to evaluate (default: %(default)s)")
+    add("--baselines", default="none", metavar="NAME,...", help=f"{', '.join(FIXED)}; all or none (default: none)")
+    add("--calibrate", nargs="*", default=[], metavar="JSONL", help="training data: block influence is measured on its prompts")
+    add("--row", action="append", default=[], metavar="NAME=FILE[@SKIP]", help="another model beside; can be repeated")
+    add("--reference", default="dense", metavar="ROW", help="the row that scores are divided by (default: %(default)s)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("questions and answers").add_argument
+    add("--data", required=True, nargs="+", metavar="JSONL", help="test data: task, prompt, response, maybe references")
+    add("--metric", action="append", default=[], metavar="TASK=KIND", help="translation, summary, summary-mean or answer")
+    add("--limit", type=whole_number(1), metavar="N", help="only the first N lines of each file")
+    add("-n", "--max-tokens", type=whole_number(1), default=128, metavar="N", help="longest answer (default: %(default)s)")
+    add("--kl", type=whole_number(0), default=10, metavar="N", help="questions of each task to take KL and fidelity over "
+        "(default: %(default)s)")  # fmt: skip
+    add("--out", required=True, metavar="DIR", help="folder for the report")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("settings").add_argument
+    add("-c", "--ctx", type=whole_number(8), metavar="TOKENS", help="context length (default: the model's, at most 4096)")
+    add("-t", "--threads", type=whole_number(1, MOST_THREADS), metavar="N", help="threads (default: physical cores)")
+    add("--draws", type=whole_number(10), default=1000, metavar="N", help="of the bootstrap (default: %(default)s)")
+    add("--seed", type=whole_number(0), default=0, metavar="N", help="of the bootstrap and of the random baseline (default: 0)")
+    add("--quiet", action="store_true", help="no plan and no progress bar")
+
+
 def command(args: argparse.Namespace) -> None:
-    try:
-        import matplotlib  # noqa: F401
-        import rouge_score  # noqa: F401
-        import sacrebleu  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(f'eval needs more packages ({error}): pip install "first-cpp[eval]"') from error
+    """Check everything, answer what is missing, report."""
+    need_extra("eval", "eval", "matplotlib", "rouge_score", "sacrebleu")
+    from .metrics import kinds_of_tasks
     from .questions import read_questions
-    from .report import draw, summarise, write
+    from .report import draw, markdown, summarise, write
 
     questions = read_questions(args.data, args.limit)
-    kinds = _kinds(args, questions)
+    kinds = kinds_of_tasks(args.metric, [question.task for question in questions])
     settings = _settings(args)
-    rows = _rows(args, settings)
+    rows = _rows(args)
     if args.reference not in [row.name for row in rows]:
-        raise EvalUsage(f"--reference {args.reference} is no row; rows are {', '.join(row.name for row in rows)}")
+        raise OptionError(f"--reference {args.reference} is no row; rows are {', '.join(row.name for row in rows)}")
     answers = _answer(args, rows, questions, settings)
     record = summarise(rows, questions, answers, kinds, args.reference, args.draws, args.seed)
+    record |= _origin()
+    write(record, args.out)
+    pictures = draw(record, args.out)
+    print(markdown(record))
+    print(f"written to {args.out}: {', '.join(['report.md', 'report.json', *pictures, 'answers.jsonl'])}")
+
+
+def _origin() -> dict[str, str]:
     import llama_cpp
 
-    record["command"] = " ".join(["first-cpp", *sys.argv[1:]])
-    record.update(machine=describe_machine(), first_cpp=__version__, llama_cpp_python=llama_cpp.__version__)
-    write(record, args.out)
-    draw(record, args.out)
-    with open(os.path.join(args.out, "report.md"), encoding="utf-8") as file:
-        print(file.read())
-
-
-def _kinds(args: argparse.Namespace, questions: list[Question]) -> dict[str, str]:
-    from .metrics import KIND_OF_TASK, METRICS
-
-    kinds = dict(KIND_OF_TASK)
-    for text in args.metric:
-        task, sign, kind = text.partition("=")
-        if not sign or kind not in METRICS:
-            raise EvalUsage(f"--metric {text!r} is not TASK=KIND with KIND one of {', '.join(METRICS)}")
-        kinds[task] = kind
-    for task in dict.fromkeys(question.task for question in questions):
-        if task not in kinds:
-            raise EvalUsage(f"how is task {task!r} scored? Give --metric {task}=KIND, one of {', '.join(METRICS)}")
-    return kinds
+    return {
+        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "machine": describe_machine(),
+        "first_cpp": __version__,
+        "llama_cpp_python": llama_cpp.__version__,
+    }
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    threads = args.threads or physical_cores()
-    for path in [args.model, *([args.routers] if args.routers else []), *args.calibrate]:
+    """Keywords of Llama. Raises MissingFileError for a file that is not there."""
+    for path in [args.model, *filter(None, (args.routers, args.base)), *args.calibrate]:
         if not os.path.isfile(path):
             raise MissingFileError(f"there is no file {path}")
+    threads = args.threads or physical_cores()
     n_ctx = args.ctx or ModelFile.open(args.model).default_context
     return {"n_ctx": n_ctx, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
 
 
-def _rows(args: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    """dense, the routed rows, the baselines at the same shares, and the rows given."""
-    from ..gguf.router_format import load_routers
-    from .rows import Row, parse_row
+def _rows(args: argparse.Namespace) -> list[Row]:
+    from .rows import RowPlan
 
-    shares = shares_from_text(args.skip)
-    n_layer = ModelFile.open(args.model).n_layer
-    names = list(FIXED) if args.baselines == "all" else [n for n in args.baselines.split(",") if n != "none"]
-    influence = functools.cache(functools.partial(_influence_order, args))
-    rows = [Row("dense", args.model, 0.0, None, args.routers)]
-    for share in (share for share in shares if share > 0):
-        layers_for_share(share, n_layer)  # raises when none would stay
-        rows.append(Row(f"routed@{share:g}", args.model, share, share, args.routers))
-        for name in names:
-            layers = fixed_layers(name, share, n_layer, influence() if name == "influence" else (), args.seed)
-            rows.append(Row(f"{name}@{share:g}", args.model, share, layers, args.routers))
-    for row in [parse_row(text, n_layer, influence, args.seed) for text in args.row]:
-        if isinstance(row.skip, float):
-            load_routers(row.file)  # raises where there are none that a share could go by
-        if row.name in [other.name for other in rows]:
-            raise EvalUsage(f"--row {row.name}: there is a row of this name already")
-        rows.append(row)
-    return rows
+    base = args.base or (args.model if args.routers and carries_lora(args.routers) else None)
+    return RowPlan(
+        model=args.model,
+        routers=args.routers,
+        base=base,
+        shares=shares_from_text(args.skip),
+        baselines=list(FIXED) if args.baselines == "all" else [name for name in args.baselines.split(",") if name != "none"],
+        given=args.row,
+        influence=functools.cache(functools.partial(_influence_order, args)),
+        seed=args.seed,
+    ).rows()
 
 
 def _influence_order(args: argparse.Namespace) -> list[int]:
     """All layers from the least block influence up (ShortGPT: 1 - cosine of input and output), over training prompts."""
     if not args.calibrate:
-        raise EvalUsage("--baselines influence needs --calibrate train.jsonl: it is never measured on the test data")
+        raise OptionError("--baselines influence needs --calibrate train.jsonl: it is never measured on the test data")
     from ..llama import Llama
-    from ..runtime.block_influence import MAX_TOKENS, influence_routers
+    from ..runtime.block_influence import MAX_TOKENS, block_influence
     from .questions import read_questions
 
     prompts = [question.prompt.replace("\n", " ").strip() for question in read_questions(args.calibrate, 32)]
     llm = Llama(args.model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
     try:
-        return [int(layer) for layer in influence_routers(llm, prompts).bias.argsort(kind="stable")]
+        influence, _ = block_influence(llm, prompts)
     finally:
         llm.close()
+    return [int(layer) for layer in influence.argsort(kind="stable")]
 
 
-def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> Any:
+def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> AnswerFile:
+    """Answer what is missing, with a plan before and one bar over all of it."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..llama import Llama
-    from .answers import Answers, answer_all
+    from .answer_file import AnswerFile, check_same_run
+    from .asking import Against, answer_all
+    from .rows import DENSE
 
     os.makedirs(args.out, exist_ok=True)
-    _check_same_run(args, rows, questions, settings)
-    answers = Answers(os.path.join(args.out, "answers.jsonl"))
+    check_same_run(args.out, _what_answers_depend_on(args, rows, questions, settings))
+    answers = AnswerFile(os.path.join(args.out, "answers.jsonl"))
+    todo = sum(map(len, answers.missing(rows, len(questions))))
+    if not todo:
+        return answers
+    dense = next(row for row in rows if row.name == DENSE)
+    llm = Llama(dense.file, routers=dense.routers, skip=None, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    dense = Llama(args.model, routers=args.routers, skip=None, **settings) if args.kl else None
+    console = Console(stderr=True)
     try:
-        with Progress(*columns, disable=args.quiet or not sys.stderr.isatty()) as progress:
-            bars = {
-                row.name: progress.add_task(
-                    row.name,
-                    total=len(questions),
-                    completed=sum((row.name, number) in answers.found for number in range(len(questions))),
-                )
-                for row in rows
-            }
+        if not args.quiet:
+            console.print(_plan(args, llm, rows, questions, answers), highlight=False)
+        with Progress(*columns, console=console, disable=args.quiet or not console.is_terminal) as progress:
+            bar = progress.add_task("answering", total=len(rows) * len(questions), completed=len(rows) * len(questions) - todo)
+            against = Against(dense, llm, args.kl) if args.kl else None
 
             def step(row: Row) -> None:
-                progress.advance(bars[row.name])
+                progress.update(bar, advance=1, description=row.name)
 
             for model in dict.fromkeys((row.file, row.routers) for row in rows):
                 here = [row for row in rows if (row.file, row.routers) == model]
-                answer_all(here, questions, answers, settings, args.max_tokens, dense, args.kl, step)
+                answer_all(here, questions, answers, settings, args.max_tokens, against, step)
     finally:
-        if dense is not None:
-            dense.close()
+        llm.close()
     return answers
 
 
-def _check_same_run(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> None:
-    """Answers of other models, layers or questions are not mixed in; rows may be added."""
-    import hashlib
+def _plan(args: argparse.Namespace, llm: Any, rows: list[Row], questions: list[Question], answers: AnswerFile) -> str:
+    """What is about to happen, and how long it takes at most."""
+    from ..runtime.chat_prompt import chat_prompt
+    from .asking import first_of_each_task
+    from .estimate import Pace, in_words, longest_seconds
 
-    mine = {
+    pace = Pace.of(llm, questions[0])
+    missing = answers.missing(rows, len(questions))
+    lengths = [len(chat_prompt(llm, question.prompt)) for question in questions]
+    seconds = longest_seconds(pace, missing, lengths, args.max_tokens, first_of_each_task(questions, args.kl))
+    todo = sum(map(len, missing))
+    there = len(rows) * len(questions) - todo
+    lines = [
+        f"plan: {len(rows)} rows ({', '.join(row.name for row in rows)})",
+        f"      {len(questions)} questions, {todo} answers of at most {args.max_tokens} tokens"
+        + (f"; {there} are there already" if there else ""),
+        f"      at most {in_words(seconds)}; a run that is stopped goes on where it was",
+    ]
+    return "\n".join(lines)
+
+
+def _what_answers_depend_on(
+    args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]
+) -> dict[str, Any]:
+    return {
         "questions": hashlib.sha256(repr([(q.task, q.prompt) for q in questions]).encode()).hexdigest(),
         "max_tokens": args.max_tokens,
         "kl": args.kl,
@@ -212,17 +235,3 @@ def _check_same_run(args: argparse.Namespace, rows: list[Row], questions: list[Q
         "threads": settings["n_threads"],
         "rows": {row.name: row.identity() for row in rows},
     }
-    path = os.path.join(args.out, "run.json")
-    answered = os.path.exists(os.path.join(args.out, "answers.jsonl"))
-    if answered and os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)
-        kept = before.get("rows", {})
-        different = [key for key in mine if key != "rows" and before.get(key) != mine[key]]
-        different += [f"row {name}" for name, what in mine["rows"].items() if kept.get(name, what) != what]
-        if different:
-            raise EvalUsage(f"--out {args.out} holds an evaluation with other {', '.join(different)}; choose another folder")
-        mine["rows"] = kept | mine["rows"]
-    with open(path + ".part", "w", encoding="utf-8") as file:
-        json.dump(mine, file)
-    os.replace(path + ".part", path)

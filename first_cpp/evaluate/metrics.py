@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import OptionError
+
 Numbers = npt.NDArray[np.float64]
 
 
@@ -38,8 +40,8 @@ class Corpus:
 
     def numbers(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Numbers:
         found = []
-        for answer, wanted in zip(answers, references, strict=True):
-            found.append(self._metric._extract_corpus_statistics([answer], [[one] for one in wanted])[0])
+        for answer, expected in zip(answers, references, strict=True):
+            found.append(self._metric._extract_corpus_statistics([answer], [[one] for one in expected])[0])
         return np.array(found, np.float64)
 
     def score(self, total: Numbers, count: int) -> float:
@@ -69,6 +71,24 @@ METRICS: dict[str, tuple[str, ...]] = {
 """Kinds of task; the first metric is the one that is averaged over tasks."""
 
 KIND_OF_TASK = {"translation": "translation", "tldr": "summary", "dialogue": "summary-mean", "qa": "answer"}
+
+
+def kinds_of_tasks(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """The kind of each task: those given as TASK=KIND, and those known. Raises OptionError for a task without one.
+
+    >>> kinds_of_tasks(["poem=summary"], ["qa", "poem"])["poem"]
+    'summary'
+    """
+    kinds = dict(KIND_OF_TASK)
+    for text in given:
+        task, sign, kind = text.partition("=")
+        if not sign or kind not in METRICS:
+            raise OptionError(f"--metric {text!r} is not TASK=KIND with KIND one of {', '.join(METRICS)}")
+        kinds[task] = kind
+    for task in dict.fromkeys(tasks):
+        if task not in kinds:
+            raise OptionError(f"how is task {task!r} scored? Give --metric {task}=KIND, one of {', '.join(METRICS)}")
+    return kinds
 
 
 def metrics_of(kind: str) -> list[Metric]:
@@ -108,8 +128,8 @@ def squad_f1(answer: str, references: Sequence[str]) -> float:
     return max(_f1(_words(answer), _words(one)) for one in references)
 
 
-def _f1(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    same = sum((collections.Counter(found) & collections.Counter(wanted)).values())
-    return 0.0 if same == 0 else 2 * same / (len(found) + len(wanted))
+def _f1(found: list[str], expected: list[str]) -> float:
+    if not found or not expected:
+        return float(found == expected)
+    same = sum((collections.Counter(found) & collections.Counter(expected)).values())
+    return 0.0 if same == 0 else 2 * same / (len(found) + len(expected))

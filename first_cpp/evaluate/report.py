@@ -8,11 +8,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .answers import Answers
+from ..gguf.new_file import new_file
+from .answer_file import AnswerFile
 from .bootstrap import Interval, Scores, numbers_by_task
 from .metrics import metrics_of
 from .questions import Question
-from .rows import Row
+from .rows import BASE, DENSE, ROUTED, Row
 
 Record = dict[str, Any]
 
@@ -20,7 +21,7 @@ Record = dict[str, Any]
 def summarise(
     rows: Sequence[Row],
     questions: Sequence[Question],
-    answers: Answers,
+    answers: AnswerFile,
     kinds: dict[str, str],
     reference: str,
     n_draws: int,
@@ -54,28 +55,39 @@ def summarise(
 
 def _facts(row: Row, given: Sequence[Record], tasks: Sequence[str]) -> Record:
     good = [one for one in given if "error" not in one]
-    kl = [one["kl"] for one in good if "kl" in one]
     return {
         "row": row.name,
         "system": row.system,
         "share": row.share,
-        "share_skipped": statistics.mean(len(one["skipped"]) / one["n_layer"] for one in good) if good else None,
-        "tpot_ms": statistics.median([one["tpot"] * 1e3 for one in good if one["tpot"]] or [0.0]),
-        "tokens": sum(one["n_tokens"] for one in good),
-        "kl": statistics.mean(kl) if kl else None,
+        "share_skipped": _mean([len(one["skipped_layers"]) / one["n_layer"] for one in good]),
+        "tpot_ms": _tpot(good),
+        "median_step_ms": statistics.median([one["median_step_ms"] for one in good if one["tokens"] > 1] or [0.0]),
+        "tokens": sum(one["tokens"] for one in good),
+        "kl": _mean([one["kl"] for one in good if "kl" in one]),
+        "fidelity": _mean([one["fidelity"] for one in good if "fidelity" in one]),
         "cut_off": {task: sum(not one["ended"] for one in good if one["task"] == task) for task in tasks},
         "failed": {one["question"]: one["error"] for one in given if "error" in one},
         "layers": _layer_counts(good),
     }
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
+
+
+def _tpot(good: Sequence[Record]) -> float:
+    """Mean milliseconds per output token after each answer's first; 0 where no answer has one."""
+    steps = sum(max(0, one["tokens"] - 1) for one in good)
+    return sum(one["tpot_ms"] * (one["tokens"] - 1) for one in good if one["tokens"]) / steps if steps else 0.0
+
+
 def _layer_counts(good: Sequence[Record]) -> dict[str, list[float]]:
-    """By task, how often each layer was left out."""
+    """By task, how often each layer was skipped."""
     found = {}
     for task in dict.fromkeys(one["task"] for one in good):
         here = [one for one in good if one["task"] == task]
         n_layer = here[0]["n_layer"]
-        found[task] = [sum(layer in one["skipped"] for one in here) / len(here) for layer in range(n_layer)]
+        found[task] = [sum(layer in one["skipped_layers"] for one in here) / len(here) for layer in range(n_layer)]
     return found
 
 
@@ -87,8 +99,8 @@ def _leads(
     for row in rows:
         for other in rows:
             if (
-                row.system == "routed"
-                and other.system not in ("routed", "dense")
+                row.system == ROUTED
+                and other.system not in (ROUTED, DENSE, BASE)
                 and other.name != reference
                 and same_share(skipped[row.name], skipped[other.name])
             ):
@@ -110,41 +122,13 @@ def _interval(interval: Interval) -> list[float]:
 def write(record: Record, folder: str) -> None:
     """report.json and report.md in `folder`, each whole or not at all."""
     for name, text in (("report.json", json.dumps(record, indent=1) + "\n"), ("report.md", markdown(record))):
-        path = os.path.join(folder, name)
-        with open(f"{path}.part", "w", encoding="utf-8") as file:
+        with new_file(os.path.join(folder, name), "w") as file:
             file.write(text)
-        os.replace(f"{path}.part", path)
 
 
 def markdown(record: Record) -> str:
-    """The tables."""
-    names = {task: list(scores) for task, scores in record["rows"][0]["scores"].items()}
-    columns = [
-        "row",
-        "skipped",
-        "of reference",
-        *(f"{task} {name}" for task, all_ in names.items() for name in all_),
-        "KL",
-        "TPOT ms",
-        "cut off",
-        "failed",
-    ]
-    rows = []
-    for one in record["rows"]:
-        cells = [one["row"], "" if one["share_skipped"] is None else f"{one['share_skipped']:.3f}", _ci(one["ratio"])]
-        cells += [f"{one['scores'][task][name]:.1f}" for task, all_ in names.items() for name in all_]
-        cells += ["" if one["kl"] is None else f"{one['kl']:.3f}", f"{one['tpot_ms']:.2f}"]
-        cells += [str(sum(one["cut_off"].values())), str(len(one["failed"]))]
-        rows.append(cells)
-    parts = [
-        f"# Evaluation\n\n`{record['command']}`\n\n{record['machine']}; first_cpp {record['first_cpp']}, llama-cpp-python "
-        f"{record['llama_cpp_python']}. Greedy. Questions: "
-        + ", ".join(f"{task} {n}" for task, n in record["tasks"].items())
-        + f".\nof reference: score / score of `{record['reference']}` on each task's first metric, mean over tasks, 95 % "
-        f"interval of a\npaired bootstrap with {record['bootstrap']['draws']} draws. "
-        "cut off: answers that the limit of tokens ended, not the model.\n",
-        _table(columns, rows),
-    ]
+    """The tables, their columns aligned as text."""
+    parts = [_head(record), _overview(record), _scores(record)]
     if record["leads"]:
         tasks = list(record["tasks"])
         leads = [
@@ -161,17 +145,71 @@ def markdown(record: Record) -> str:
     return "\n".join(parts)
 
 
+def _head(record: Record) -> str:
+    questions = ", ".join(f"{task} {n}" for task, n in record["tasks"].items())
+    return (
+        f"# Evaluation\n\n`{record['command']}`\n\n{record['machine']}; first_cpp {record['first_cpp']}, llama-cpp-python "
+        f"{record['llama_cpp_python']}.\nGreedy answers. Questions: {questions}.\n"
+        f"of reference: score / score of `{record['reference']}` on each task's first metric, mean\n"
+        f"over tasks, 95 % interval of a paired bootstrap of {record['bootstrap']['draws']} draws.\n"
+        "fidelity, KL (nats per token): along the dense model's own answers.\n"
+        "TPOT: mean time per output token after the first.\n"
+        "cut off: answers that the limit of tokens ended, not the model.\n"
+    )
+
+
+def _overview(record: Record) -> str:
+    rows = [
+        [
+            one["row"],
+            _number(one["share_skipped"], ".3f"),
+            _ci(one["ratio"]),
+            _number(one.get("fidelity"), ".3f"),
+            _number(one["kl"], ".3f"),
+            f"{one['tpot_ms']:.2f}",
+        ]
+        for one in record["rows"]
+    ]
+    return _table(["row", "skipped", "of reference", "fidelity", "KL", "TPOT ms"], rows)
+
+
+def _scores(record: Record) -> str:
+    names = [(task, name) for task, scores in record["rows"][0]["scores"].items() for name in scores]
+    rows = [
+        [
+            one["row"],
+            *(f"{one['scores'][task][name]:.1f}" for task, name in names),
+            str(sum(one["cut_off"].values())),
+            str(len(one["failed"])),
+        ]
+        for one in record["rows"]
+    ]
+    return _table(["row", *(f"{task} {name}" for task, name in names), "cut off", "failed"], rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 def _ci(interval: Sequence[float]) -> str:
     return f"{interval[0]:.3f} ({interval[1]:.3f} to {interval[2]:.3f})"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        for cells in (columns, rule, *rows)
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def draw(record: Record, folder: str) -> None:
-    """quality.png: score kept against share and against TPOT. layers.png: how often each task leaves each layer out."""
+def draw(record: Record, folder: str) -> list[str]:
+    """quality.png: score kept by share and by TPOT. layers.png, where something is routed: how often a task skips a layer.
+
+    Returns their names.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,30 +220,26 @@ def draw(record: Record, folder: str) -> None:
         points = sorted((one for one in record["rows"] if one["system"] == system), key=lambda one: one["share_skipped"] or 0)
         kept = [one["ratio"] for one in points]
         error = [[value - low for value, low, _ in kept], [high - value for value, _, high in kept]]
-        left.errorbar(
-            [one["share_skipped"] or 0 for one in points],
-            [value for value, *_ in kept],
-            error,
-            marker="o",
-            capsize=2,
-            label=system,
-        )
+        shares = [(one["share_skipped"] or 0) * 100 for one in points]
+        left.errorbar(shares, [value for value, *_ in kept], error, marker="o", capsize=2, label=system)
         right.plot([one["tpot_ms"] for one in points], [value for value, *_ in kept], "o-", label=system)
-    left.set(xlabel="share of layers left out", ylabel=f"score / score of {record['reference']}")
-    right.set(xlabel="TPOT, ms (median)")
+    left.set(xlabel="skipped layers, %", ylabel=f"score / score of {record['reference']}")
+    right.set(xlabel="TPOT, ms")
     left.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(os.path.join(folder, "quality.png"))
     plt.close(figure)
 
-    routed = [one for one in record["rows"] if one["system"] == "routed" and one["share_skipped"]]
-    if routed:
-        figure, axes = plt.subplots(len(routed), 1, figsize=(9, 1.2 + 1.1 * len(routed)), squeeze=False)
-        for axis, one in zip(axes[:, 0], routed, strict=True):
-            axis.imshow(list(one["layers"].values()), aspect="auto", vmin=0, vmax=1, cmap="Blues")
-            axis.set_yticks(range(len(one["layers"])), list(one["layers"]))
-            axis.set_title(one["row"], fontsize=8)
-        axes[-1, 0].set_xlabel("layer; dark: left out by every prompt")
-        figure.tight_layout()
-        figure.savefig(os.path.join(folder, "layers.png"))
-        plt.close(figure)
+    routed = [one for one in record["rows"] if one["system"] == ROUTED and one["share_skipped"]]
+    if not routed:
+        return ["quality.png"]
+    figure, axes = plt.subplots(len(routed), 1, figsize=(9, 1.2 + 1.1 * len(routed)), squeeze=False)
+    for axis, one in zip(axes[:, 0], routed, strict=True):
+        axis.imshow(list(one["layers"].values()), aspect="auto", vmin=0, vmax=1, cmap="Blues")
+        axis.set_yticks(range(len(one["layers"])), list(one["layers"]))
+        axis.set_title(one["row"], fontsize=8)
+    axes[-1, 0].set_xlabel("layer; dark: skipped for every prompt")
+    figure.tight_layout()
+    figure.savefig(os.path.join(folder, "layers.png"))
+    plt.close(figure)
+    return ["quality.png", "layers.png"]

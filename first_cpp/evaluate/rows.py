@@ -1,4 +1,4 @@
-"""The rows of an evaluation: a model file and what it leaves out, the routed one among its baselines."""
+"""The rows of an evaluation: a model file and what it skips, the routed ones among their baselines."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import FirstCppError, MissingFileError
-from ..gguf.model_file import open_gguf
-from ..gguf.router_format import read_routers, trained_set
-from ..skip import check_layers, fixed_layers, skip_from_text
+from ..errors import FirstCppError, MissingFileError, OptionError
+from ..gguf.model_file import ModelFile, open_gguf
+from ..gguf.router_format import load_routers, read_routers, trained_set
+from ..skip import FIXED, check_layers, fixed_layers, layers_for_share, skip_from_text
+
+BASE, DENSE, ROUTED = "base", "dense", "routed"
 
 
 class RowError(FirstCppError, ValueError):
@@ -20,7 +22,13 @@ class RowError(FirstCppError, ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """name: unique. share: asked for, what rows are compared at. skip: as `Llama` takes it. file: the GGUF."""
+    """One system that answers all questions.
+
+    name: unique. share: asked for, what rows are compared at. skip: as `Llama` takes it. file: the GGUF. routers: a side file.
+
+    >>> Row("even@0.25", "model.gguf", 0.25, (2, 4)).system
+    'even'
+    """
 
     name: str
     file: str
@@ -34,17 +42,64 @@ class Row:
         return self.name.split("@", 1)[0]
 
     def identity(self) -> list[Any]:
-        """What answers depend on: the files' fingerprints and what is left out, fit for JSON."""
+        """What answers depend on: the files' fingerprints and what is skipped, fit for JSON."""
         skip = list(self.skip) if isinstance(self.skip, tuple) else self.skip
-        return [fingerprint(self.file), fingerprint(self.routers) if self.routers else None, skip]
+        return [weights_fingerprint(self.file), weights_fingerprint(self.routers) if self.routers else None, skip]
 
 
-def parse_row(text: str, n_layer: int, influence: Callable[[], Sequence[int]], seed: int = 0) -> Row:
-    """A row as typed: NAME=FILE, NAME=FILE@0.25, NAME=FILE@7,11 or NAME=FILE@even:0.25, a set of `policy.fixed_layers`.
+@dataclass(frozen=True)
+class RowPlan:
+    """What a command line asks for.
+
+    model: the GGUF; routers: a side file for it; base: the model as it came, where the LoRA is folded into `model`. shares: to
+    skip. baselines: kinds of fixed sets at the same shares. given: rows as typed. influence: called for an order of all
+    layers, from the least block influence up. seed: of the random baseline.
+    """
+
+    model: str
+    routers: str | None
+    base: str | None
+    shares: Sequence[float]
+    baselines: Sequence[str]
+    given: Sequence[str]
+    influence: Callable[[], Sequence[int]]
+    seed: int
+
+    def rows(self) -> list[Row]:
+        """The model as it came, dense, routed at each share with its baselines, and the rows given.
+
+        Raises OptionError, RowError, MissingFileError, or SkipError for layers or shares that the model does not have.
+        """
+        n_layer = ModelFile.open(self.model).n_layer
+        if unknown := [name for name in self.baselines if name not in FIXED]:
+            raise OptionError(f"--baselines: {unknown[0]!r} is unknown; allowed: {', '.join(FIXED)}, all or none")
+        found = [Row(BASE, self.base, 0.0, None)] if self.base else []
+        found.append(Row(DENSE, self.model, 0.0, None, self.routers))
+        for share in (share for share in self.shares if share > 0):
+            layers_for_share(share, n_layer)  # raises when none would stay
+            found.append(Row(f"{ROUTED}@{share:g}", self.model, share, share, self.routers))
+            for name in self.baselines:
+                order = self.influence() if name == "influence" else ()
+                layers = fixed_layers(name, share, n_layer, order, self.seed)
+                found.append(Row(f"{name}@{share:g}", self.model, share, layers, self.routers))
+        for row in [parse_row(text, self.influence, self.seed) for text in self.given]:
+            if isinstance(row.skip, float) and row.skip:
+                load_routers(row.file)  # raises where there are none that choose the share's layers
+            if row.name in [other.name for other in found]:
+                raise OptionError(f"--row {row.name}: there is a row of this name already")
+            found.append(row)
+        return found
+
+
+def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) -> Row:
+    """A row as typed: NAME=FILE, NAME=FILE@0.25, NAME=FILE@7,11 or NAME=FILE@even:0.25, a set of `skip.fixed_layers`.
 
     A set of the kind that the file's LoRA was trained for is the one it was trained for. influence: called for an order
     of all layers that the file does not name. Raises MissingFileError, RowError, or SkipError for layers or shares that
     the model does not have.
+
+    >>> parse_row("fixed=model.gguf@4,1", lambda: ()).skip
+    (1, 4)
     """
     name, sign, rest = text.partition("=")
     file, _, skip_text = rest.partition("@")
@@ -52,11 +107,12 @@ def parse_row(text: str, n_layer: int, influence: Callable[[], Sequence[int]], s
         raise RowError(f"--row {text!r} is not NAME=FILE or NAME=FILE@SKIP")
     if not os.path.isfile(file):
         raise MissingFileError(f"--row {name}: there is no file {file}")
+    n_layer = ModelFile.open(file).n_layer
     kind, colon, share_text = skip_text.partition(":")
     if colon:
         share = skip_from_text(share_text)
         if not isinstance(share, float):
-            raise RowError(f"--row {text!r}: after {kind}: a share of layers is wanted, like 0.25")
+            raise RowError(f"--row {text!r}: after {kind}: give a share of layers, like 0.25")
         return Row(f"{name}@{share:g}", file, share, _set(file, kind, share, n_layer, influence, seed))
     skip = skip_from_text(skip_text or "none")
     if skip == "auto":
@@ -71,7 +127,7 @@ def parse_row(text: str, n_layer: int, influence: Callable[[], Sequence[int]], s
 def _set(
     file: str, kind: str, share: float, n_layer: int, influence: Callable[[], Sequence[int]], seed: int
 ) -> tuple[int, ...]:
-    """The fixed set of layers that a row of this kind leaves out."""
+    """The fixed set of layers that a row of this kind skips."""
     trained = trained_set(read_routers(open_gguf(file), file), kind, n_layer, file)
     if trained is not None:
         return fixed_layers(kind, share, n_layer, *trained)
@@ -82,12 +138,12 @@ def _set(
     return fixed_layers(kind, share, n_layer, influence() if kind == "influence" else (), seed)
 
 
-def fingerprint(path: str) -> str:
-    """Of a file's size and of 64 pieces spread over it: other weights, other routers, another fingerprint."""
-    size, piece = os.path.getsize(path), 1 << 16
+def weights_fingerprint(path: str) -> str:
+    """Of a file's size and of 64 parts spread over it: other weights, other routers, another fingerprint."""
+    size, part = os.path.getsize(path), 1 << 16
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
         for i in range(64):
-            file.seek(max(0, size - piece) * i // 63)
-            digest.update(file.read(piece))
+            file.seek(max(0, size - part) * i // 63)
+            digest.update(file.read(part))
     return digest.hexdigest()

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 
 def chat_prompt(llm: llama_cpp.Llama, text: str) -> list[int]:
-    """The tokens of a user's turn in the model's own chat template; the plain text for a model without one."""
+    """The tokens of a user's turn in the model's own chat template; of the plain text for a model without one.
+
+    >>> import llama_cpp
+    >>> llm = llama_cpp.Llama("model.gguf", n_ctx=256, verbose=False)
+    >>> chat_prompt(llm, "Hi") == llm.tokenize(b"Hi")  # this model has no template
+    True
+    >>> llm.close()
+    """
     template = llm.metadata.get("tokenizer.chat_template")
     if template is None:
         return llm.tokenize(text.encode("utf-8"))  # type: ignore[no-any-return]
-    words = [llm._model.token_get_text(token) if token >= 0 else "" for token in (llm.token_eos(), llm.token_bos())]
-    formatter = Jinja2ChatFormatter(template=template, eos_token=words[0], bos_token=words[1])
+    formatter = _formatter(template, _token_text(llm, llm.token_eos()), _token_text(llm, llm.token_bos()))
     prompt = formatter(messages=[{"role": "user", "content": text}]).prompt
     return llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=True)  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=4)
+def _formatter(template: str, eos: str, bos: str) -> Any:
+    """A template is compiled once."""
+    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+
+
+def _token_text(llm: llama_cpp.Llama, token: int) -> str:
+    """The text of a special token; empty for a model that has none (-1)."""
+    if token < 0:
+        return ""
+    text: bytes = llama_cpp.llama_vocab_get_text(llama_cpp.llama_model_get_vocab(llm.model), token)
+    return text.decode("utf-8")

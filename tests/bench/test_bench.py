@@ -15,12 +15,13 @@ import pytest
 from helpers import tokens
 from routers_files import routed_model
 
-from first_cpp import Llama
 from first_cpp._ext import GgufFile
-from first_cpp.bench.command import BenchError, numbers
+from first_cpp.bench import measure
 from first_cpp.bench.depth import filled_state
 from first_cpp.bench.interleaved import call_times, decode_times, ratio
+from first_cpp.bench.number_lists import numbers, skips
 from first_cpp.cli.main import main
+from first_cpp.errors import OptionError
 from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.gguf.quantise import quiet_llama_cpp
@@ -56,7 +57,7 @@ def test_every_row_of_every_test(records):
     assert rows == [(test, *engine) for test in ("pp16", "tg4", "pp8+tg4") for engine in engines]
     for one in records:
         assert one["n_layer"] == 6
-        assert one["layers_skipped"] == len(one["left_out"]) == (2 if one["skip"] else 0)
+        assert one["n_skipped"] == len(one["skipped_layers"]) == (2 if one["skip"] else 0)
         assert len(one["samples_ns"]) == 2
         assert one["avg_ns"] == pytest.approx(np.mean(one["samples_ns"]), abs=1)
         assert one["avg_ts"] == pytest.approx(
@@ -64,7 +65,7 @@ def test_every_row_of_every_test(records):
         )
         assert one["resident_bytes"] > 2**25
         assert (one["ttft_ms"] is None) == (one["test"] == "tg4")
-        assert (one["tpot_p50_ms"] is None) == (one["test"] == "pp16")
+        assert (one["tpot_ms"] is None) == (one["step_p50_ms"] is None) == (one["test"] == "pp16")
 
 
 def test_ratios_stand_where_they_mean_something(records):
@@ -79,15 +80,35 @@ def test_ratios_stand_where_they_mean_something(records):
         assert row["over_pruned"] is row["byte_limit"] is None
 
 
-def test_routers_choose_the_layers(tiny, models, capsys, monkeypatch):
+def test_routers_choose_the_layers(tiny, models, load, capsys, monkeypatch):
     model = routed_model(tiny, models, seed=3)
-    read = []
-    original = Llama._read_prompt
-    monkeypatch.setattr(Llama, "_read_prompt", lambda self, *a: (original(self, *a), read.append(self.routing))[0])
+    keeps = []
+    original = measure.answer_timed
+    monkeypatch.setattr(
+        measure, "answer_timed", lambda llm, *a, **k: (original(llm, *a, **k), keeps.append(llm.routing.keep))[0]
+    )
     shown = json.loads(bench(capsys, "-m", model, "--skip", "0.34", "-o", "json", "--engines", "first_cpp"))
-    scored = [routing for routing in read if routing.keep is not None]
-    assert scored, "no prompt was scored"
-    assert {tuple(one["left_out"]) for one in shown} == {scored[0].skipped}
+    assert any(keep is not None for keep in keeps), "no prompt was scored"
+    llm = load(model, skip=0.34)
+    next(llm.generate(np.random.default_rng(0).integers(40, 240, 16).tolist(), temp=0.0))
+    assert {tuple(one["skipped_layers"]) for one in shown} == {llm.routing.skipped}
+
+
+def test_random_routers_score_the_prompt(tiny, capsys):
+    shown = json.loads(
+        bench(capsys, "-m", tiny, "--routers", "random", "--skip", "0.34", "-o", "json", "--engines", "first_cpp")
+    )
+    assert [one["n_skipped"] for one in shown] == [2, 2]
+    assert "chosen by the routers" in bench(
+        capsys, "-m", tiny, "--routers", "random", "--skip", "0.34", "--engines", "first_cpp"
+    )
+
+
+def test_layers_as_well_as_shares(tiny, capsys):
+    shown = json.loads(bench(capsys, "-m", tiny, "--skip", "0,0.34,[1,4]", "-o", "json", "--engines", "first_cpp,pruned"))
+    rows = [(one["engine"], one["skip"], one["skipped_layers"]) for one in shown if one["n_gen"]]
+    both = [("first_cpp", [1, 4], [1, 4]), ("pruned", [1, 4], [1, 4])]
+    assert rows == [("first_cpp", 0.0, []), ("first_cpp", 0.34, [2, 3]), ("pruned", 0.34, [2, 3]), *both]
 
 
 def test_depth_with_routers_in_the_model(tiny, models, capsys):
@@ -133,15 +154,16 @@ def test_formats_hold_the_same(tiny, capsys):
     keys = [key for key in as_json[0] if not key.startswith("samples_")]
     rows = list(csv.DictReader(io.StringIO(bench(capsys, *args, "-o", "csv"))))
     assert [list(row) for row in rows] == [keys] * 4
-    assert [(row["test"], row["left_out"]) for row in rows] == [
-        (one["test"], " ".join(map(str, one["left_out"]))) for one in as_json
+    assert [(row["test"], row["skipped_layers"]) for row in rows] == [
+        (one["test"], " ".join(map(str, one["skipped_layers"]))) for one in as_json
     ]
     database = sqlite3.connect(":memory:")
     database.executescript(bench(capsys, *args, "-o", "sql"))
     query = "SELECT test, skip, n_gen, random_weights FROM llama_bench"
     assert database.execute(query).fetchall() == [(o["test"], o["skip"], o["n_gen"], 0) for o in as_json]
-    table = bench(capsys, *args, "-o", "md").splitlines()
-    assert len({line.count("|") for line in table[:6]}) == 1
+    table = [line for line in bench(capsys, *args, "-o", "md").splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(as_json)
+    assert len({len(line) for line in table}) == 1
     assert "2 of 6" in table[3]
 
 
@@ -157,19 +179,26 @@ def test_llama_bench_fields_come_first(records):
 def test_the_other_format_goes_to_stderr_and_the_plot_to_its_file(tiny, capsys, tmp_path):
     plot = tmp_path / "plot.png"
     main(["bench", *SMALL, "-m", tiny, "--skip", "0,0.34", "-oe", "jsonl", "--plot", str(plot)])
-    assert json.loads(capsys.readouterr().err.splitlines()[0])["engine"] == "stock"
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert json.loads(lines[0])["engine"] == "stock"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 # -- synthetic models ----------------------------------------------------------------------------------------------
 
 
-def test_random_weights_are_said_on_every_line(capsys, tmp_path):
-    out = bench(capsys, "--synthetic", "tiny", "--type", "q8_0,q4_0", "--cache", str(tmp_path), "--skip", "0.34")
-    lines = [line for line in out.splitlines() if line.startswith("| tiny")]
-    assert len(lines) == 2 * 2 * 3
-    assert all("(random weights)" in line for line in lines)
+def test_random_weights_are_said_above_every_table(capsys, tmp_path):
+    assert (
+        main(["bench", *SMALL, "--synthetic", "tiny", "--type", "q8_0,q4_0", "--cache", str(tmp_path), "--skip", "0.34"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line.startswith("#")] == [
+        "### tiny Q8_0 (random weights)",
+        "### tiny Q4_0 (random weights)",
+    ]
+    assert f"writing tiny Q8_0 with random weights to {tmp_path}" in err
     kept = {name: os.stat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)}
+    assert len(kept) == 2
     bench(capsys, "--synthetic", "tiny", "--type", "q8_0", "--cache", str(tmp_path), "--skip", "0")
     assert {name: os.stat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)} == kept
 
@@ -284,8 +313,19 @@ def test_numbers_are_llama_benchs():
     assert numbers("1-4", "-p") == [1, 2, 3, 4]
     assert numbers("10-30+10,1-8*2", "-p") == [10, 20, 30, 1, 2, 4, 8]
     for text in ("", "a", "1,", "4-1", "0-8*2", "1-8*1", "1-8+0", "-1"):
-        with pytest.raises(BenchError, match="-p"):
+        with pytest.raises(OptionError, match="-p"):
             numbers(text, "-p")
+
+
+def test_skips_are_shares_and_sets_of_layers():
+    assert skips("0.25,0,0.25") == [0.0, 0.25]
+    assert skips("0") == [0.0]
+    assert skips("0,0.25,[7,11],[3]") == [0.0, 0.25, (7, 11), (3,)]
+    assert skips("7,11") == [(7, 11)]
+    assert skips("7,") == [(7,)]
+    for text in ("", "x", "1.5", "[1,1]", "[x]", "[1", "0,[]", "nan"):
+        with pytest.raises(OptionError, match="--skip"):
+            skips(text)
 
 
 @pytest.mark.parametrize(
@@ -295,14 +335,14 @@ def test_numbers_are_llama_benchs():
         (["-m", "nowhere.gguf"], "there is no file nowhere.gguf"),
         (["--synthetic", "llama-9"], "'llama-9' is unknown; allowed: tiny"),
         (["--synthetic", "tiny", "--type", "q9"], "'q9' is unknown; allowed: f32"),
-        (["--synthetic", "tiny", "--skip", "1.5"], "'1.5' is no share"),
-        (["--synthetic", "tiny", "--skip", "x"], "'x' is no share"),
-        (["--synthetic", "tiny", "--skip", "0.95"], "would leave out all 6 layers"),
+        (["--synthetic", "tiny", "--skip", "1.5"], "skip=1.5: a share of layers is at least 0 and below 1"),
+        (["--synthetic", "tiny", "--skip", "x"], "'x' is not a share of layers like 0.25 or a set of layers like [7,11]"),
+        (["--synthetic", "tiny", "--skip", "7,11"], "layer 7 does not exist"),
+        (["--synthetic", "tiny", "--skip", "0.95"], "all 6 layers"),
         (["--synthetic", "tiny", "--engines", "stock,mlx"], "mlx unknown"),
         (["--synthetic", "tiny", "-p", "0", "-n", "0"], "nothing to measure"),
         (["--synthetic", "tiny", "-pg", "5"], "is not PP,TG"),
-        (["--synthetic", "tiny", "-r", "0"], "--repetitions: 0 is below 1"),
-        (["--synthetic", "tiny", "-ctk", "q9"], "'q9' is no type of a KV cache"),
+        (["--synthetic", "tiny", "-ctk", "q9"], "'q9' is not a type of a KV cache"),
         (["--synthetic", "tiny", "-ctv", "q8_0"], "add -fa 1"),
         (["--synthetic", "tiny", "-t", "5000"], "-t: 5000 is above 512"),
         (["--synthetic", "tiny", "--skip", "0", "--engines", "pruned"], "no rows"),

@@ -21,7 +21,7 @@ def verb_parsers():
 
 def examples():
     for verb, parser in verb_parsers().items():
-        for line in (parser.epilog or "").splitlines():
+        for line in (parser.epilog or "").replace("\\\n", "").splitlines():
             if line.startswith("  ") and "first-cpp " in line:
                 yield pytest.param(line.strip(), id=f"{verb}: {line.strip()[:50]}")
 

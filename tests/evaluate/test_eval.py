@@ -14,10 +14,10 @@ from routers_files import routed_model
 from first_cpp import Llama
 from first_cpp.cli.main import main
 from first_cpp.errors import MissingFileError, SkipError
-from first_cpp.evaluate import answers as answering
+from first_cpp.evaluate import asking
 from first_cpp.evaluate.bootstrap import Scores
 from first_cpp.evaluate.metrics import Corpus, Mean, squad_exact, squad_f1
-from first_cpp.evaluate.rows import parse_row
+from first_cpp.evaluate.rows import RowPlan, parse_row
 from first_cpp.skip import fixed_layers
 
 QUESTIONS = [
@@ -60,7 +60,7 @@ def evaluate(routed, data, out, *args):
 # -- metrics -------------------------------------------------------------------------------------------------------
 
 TEXTS = ["Ein Hund läuft über das Gras.", "Eine Katze", "", "Zwei Männer stehen vor einem Haus."]
-WANTED = [["Ein Hund rennt über das Gras."], ["Eine Katze schläft."], ["Ein Mann."], ["Zwei Männer stehen vor einem Haus."]]
+EXPECTED = [["Ein Hund rennt über das Gras."], ["Eine Katze schläft."], ["Ein Mann."], ["Zwei Männer stehen vor einem Haus."]]
 
 
 @pytest.mark.parametrize("name", ["BLEU", "chrF"])
@@ -68,8 +68,8 @@ def test_corpus_scores_are_sacrebleus(name):
     import sacrebleu
 
     metric = Corpus(name)
-    numbers = metric.numbers(TEXTS, WANTED)
-    theirs = {"BLEU": sacrebleu.corpus_bleu, "chrF": sacrebleu.corpus_chrf}[name](TEXTS, [[one[0] for one in WANTED]]).score
+    numbers = metric.numbers(TEXTS, EXPECTED)
+    theirs = {"BLEU": sacrebleu.corpus_bleu, "chrF": sacrebleu.corpus_chrf}[name](TEXTS, [[one[0] for one in EXPECTED]]).score
     assert metric.score(numbers.sum(axis=0), 4) == pytest.approx(theirs, abs=1e-9)
 
 
@@ -124,7 +124,7 @@ def test_static_sets():
 
 def test_rows_as_typed(tiny):
     def parse(text, order=()):
-        return parse_row(text, 6, lambda: order)
+        return parse_row(text, lambda: order)
 
     row = parse(f"tuned={tiny}@0.25")
     assert (row.name, row.system, row.file, row.skip, row.share) == ("tuned@0.25", "tuned", tiny, 0.25, 0.25)
@@ -159,7 +159,7 @@ def test_a_row_leaves_out_the_layers_that_its_lora_was_trained_for(tiny, tmp_pat
         return routed_model(tiny, tmp_path, number, **{f"train.{key}": value for key, value in train.items()})
 
     def parse(kind, file, seed=0):
-        return parse_row(f"x={file}@{kind}:0.34", 6, lambda: [0, 1, 2, 3, 4, 5], seed).skip
+        return parse_row(f"x={file}@{kind}:0.34", lambda: [0, 1, 2, 3, 4, 5], seed).skip
 
     search = trained(1, layers="search", seed="3", order="5,2,0,1,3,4")
     influence = trained(2, layers="influence", seed="3", order="1,4,0,2,3,5")
@@ -194,6 +194,7 @@ def test_a_report_with_everything(routed, data, tiny, tmp_path, capsys):
     for name in names[1:]:
         assert rows[name]["share_skipped"] == pytest.approx(2 / 6)
         assert rows[name]["kl"] > 0
+        assert 0 <= rows[name]["fidelity"] <= 1
         assert not rows[name]["failed"]
     assert rows["last@0.34"]["layers"]["qa"] == [0, 0, 0, 0, 1, 1]
     assert set(rows["dense"]["scores"]["qa"]) == {"F1", "EM"}
@@ -213,27 +214,28 @@ def test_answers_are_create_chat_completions(routed, data, load, tmp_path):
             prompt = llm.tokenize(QUESTIONS[one["question"]]["prompt"].encode())
             text = llm.create_completion(prompt, max_tokens=8, temperature=0)["choices"][0]["text"]
             assert one["text"].encode("ascii", "ignore") == text.strip().encode("ascii", "ignore")
-            assert len(one["skipped"]) == 2
+            assert len(one["skipped_layers"]) == 2
 
 
 def test_answers_cut_off_are_counted(routed, data, tmp_path, monkeypatch, capsys):
     """No token ends an answer but one row's to one task, which every token ends."""
-    answered, ending = answering._answer, [False]
+    answered, ending = asking._answer, [False]
     monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda vocab, token: ending[-1])
 
     def watched(llm, question, max_tokens):
         ending.append(llm.skip is None and question.task == "qa")
         return answered(llm, question, max_tokens)
 
-    monkeypatch.setattr(answering, "_answer", watched)
+    monkeypatch.setattr(asking, "_answer", watched)
     assert evaluate(routed, data, tmp_path / "report", "--skip", "0,0.34") == 0
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
     assert [one["cut_off"] for one in rows] == [
         {"qa": 0, "translation": 2, "tldr": 1, "dialogue": 1},
         {"qa": 2, "translation": 2, "tldr": 1, "dialogue": 1},
     ]
-    shown = [line.split("|")[-3].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert shown == ["cut off", "---", "4", "6"]
+    table = capsys.readouterr().out.split("| cut off")[1]
+    shown = [line.split("|")[-3].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert shown[1:] == ["4", "6"]
 
 
 def test_a_prompt_is_read_once_for_all_rows_of_a_file(routed, data, tmp_path, monkeypatch):
@@ -252,7 +254,7 @@ def test_a_prompt_is_read_once_for_all_rows_of_a_file(routed, data, tmp_path, mo
 def test_a_killed_run_goes_on(routed, data, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     evaluate(routed, data, whole, "--skip", "0,0.34")
-    original, asked = answering._answer, []
+    original, asked = asking._answer, []
 
     def killed(llm, question, max_tokens):
         if len(asked) == 8:
@@ -260,7 +262,7 @@ def test_a_killed_run_goes_on(routed, data, tmp_path, monkeypatch):
         asked.append(question)
         return original(llm, question, max_tokens)
 
-    monkeypatch.setattr(answering, "_answer", killed)
+    monkeypatch.setattr(asking, "_answer", killed)
     assert evaluate(routed, data, parts, "--skip", "0,0.34") == 130
     with open(parts / "answers.jsonl", "a", encoding="utf-8") as file:
         file.write('{"row": "routed@0.34", "quest')  # a line that was being written
@@ -287,11 +289,13 @@ def test_kl_is_zero_against_itself(routed, load):
     from first_cpp.evaluate.questions import Question
 
     llm, dense = load(routed, skip=None), load(routed, skip=None)
-    wanted = answering.Wanted.of(dense, Question("qa", "Who wound the clock?", ("x",)), 6)
-    assert wanted.divergence(llm) == pytest.approx(0, abs=1e-6)
+    own = asking.DenseAnswer.of(dense, Question("qa", "Who wound the clock?", ("x",)), 6)
+    assert own.compare(llm) == {"kl": pytest.approx(0, abs=1e-6), "fidelity": 1}
     llm.skip = [1, 4]
-    assert wanted.divergence(llm) > 0
-    assert answering.Wanted.of(dense, Question("qa", "word " * 4000, ("x",)), 6) is None
+    skipping = own.compare(llm)
+    assert skipping["kl"] > 0
+    assert skipping["fidelity"] < 1
+    assert asking.DenseAnswer.of(dense, Question("qa", "word " * 4000, ("x",)), 6) is None
 
 
 @pytest.mark.parametrize(
@@ -372,12 +376,66 @@ def test_other_models_and_layers_do_not_mix_in(routed, tiny, models, data, tmp_p
 def test_kl_is_to_the_model_with_its_side_file(tiny, data, tmp_path, monkeypatch):
     """With --routers, the dense row is the base with the side file's LoRA: KL to itself is not measured, nor to less."""
     made = []
-    original = answering.Wanted.of
-    monkeypatch.setattr(answering.Wanted, "of", lambda dense, *rest: (made.append(dense), original(dense, *rest))[1])
+    original = asking.DenseAnswer.of
+    monkeypatch.setattr(asking.DenseAnswer, "of", lambda dense, *rest: (made.append(dense), original(dense, *rest))[1])
     side = routed_model(tiny, tmp_path, 4, sidecar=True)
     assert evaluate(tiny, data, tmp_path / "report", "--routers", side, "--skip", "0,0.34", "--row", f"base={tiny}") == 0
-    assert {llm._arguments.routers for llm in made} == {side}
+    assert {llm.routers is not None for llm in made} == {True}
     rows = {one["row"]: one for one in json.loads((tmp_path / "report" / "report.json").read_text())["rows"]}
     assert rows["dense"]["kl"] is None
     assert rows["base"]["kl"] == pytest.approx(0, abs=1e-6)  # another row, though zero routers change nothing
     assert rows["routed@0.34"]["kl"] > 0
+
+
+def test_the_model_as_it_came_is_the_first_row(routed, tiny, data, tmp_path):
+    """`base` stands before `dense`, whose weights were trained."""
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0", "--base", tiny) == 0
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert [one["row"] for one in rows] == ["base", "dense"]
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)  # the routers of this file changed no weight
+    assert rows[1]["kl"] is None
+
+
+def test_blocks_that_predict_further_tokens_are_not_layers(tmp_path):
+    """Of 7 blocks one predicts further tokens: the last layers that an answer runs are 4 and 5."""
+    import gguf
+
+    path = tmp_path / "nextn.gguf"
+    writer = gguf.GGUFWriter(str(path), "glm4moe")
+    writer.add_block_count(7)
+    writer.add_uint32("glm4moe.nextn_predict_layers", 1)
+    writer.add_tensor("token_embd.weight", np.zeros((64, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    plan = RowPlan(str(path), None, None, [0.34], ["last"], [f"x={path}@4,5"], tuple, seed=0)
+    assert [row.skip for row in plan.rows()] == [None, 0.34, (4, 5), (4, 5)]
+    with pytest.raises(SkipError, match="layer 6 does not exist"):
+        parse_row(f"x={path}@5,6", tuple)
+
+
+def test_the_plan_comes_before_the_answers(routed, data, tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        asking, "_answer", lambda *a: seen.append(capsys.readouterr().err) or {"task": "qa", "text": "", "error": "none"}
+    )
+    small = ["-n", "8", "--kl", "0", "--draws", "50", "-t", "2", "-c", "512", "--skip", "0,0.34"]
+    command = ["eval", "--model", routed, "--data", data, "--out", str(tmp_path / "report"), *small]
+    assert main(command) == 0
+    assert "plan: 2 rows (dense, routed@0.34)" in seen[0]
+    assert "6 questions, 12 answers of at most 8 tokens\n" in seen[0]
+    assert "at most 1 second;" in seen[0]
+    lines = (tmp_path / "report" / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "report" / "answers.jsonl").write_text("".join(lines[:5]))
+    seen.clear()
+    assert main(command) == 0
+    assert "7 answers of at most 8 tokens; 5 are there already" in seen[0]
+
+
+def test_tpot_is_a_mean_over_tokens(tmp_path):
+    from first_cpp.evaluate.report import _tpot
+
+    assert _tpot([{"tokens": 3, "tpot_ms": 2.0}, {"tokens": 1, "tpot_ms": 0.0}, {"tokens": 0, "tpot_ms": 0.0}]) == 2.0
+    assert _tpot([{"tokens": 3, "tpot_ms": 2.0}, {"tokens": 2, "tpot_ms": 5.0}]) == pytest.approx(3.0)
+    assert _tpot([]) == 0

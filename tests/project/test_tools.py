@@ -110,7 +110,8 @@ def test_a_report_is_shown_in_its_part(tmp_path):
     subprocess.run([*command, "--document", str(document)], check=True)
     lines = document.read_text().splitlines()
     assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
-    assert "| tuned | 0.250 | 1.000 (0.500 to 1.500) | 50.2 |  | 2.50 | 4 | 0 |" in lines
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| tuned")]
+    assert cells == [["tuned", "0.250", "1.000 (0.500 to 1.500)", "", "", "2.50"], ["tuned", "50.2", "4", "0"]]
     assert lines[-1] == "after"
 
 

@@ -1,0 +1,125 @@
+"""Lets rows answer questions, and measures how far their next-token distributions are from the dense model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ContextFull, FirstCppError
+from ..llama import Llama
+from ..runtime.chat_prompt import chat_prompt
+from ..runtime.greedy import answer_timed
+from ..runtime.teacher_forcing import LogProbabilities, fidelity, follow, kl
+from .answer_file import Answer, AnswerFile
+from .questions import Question
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Against:
+    """What divergence is measured against: the dense row, its model, and how many questions of each task are measured."""
+
+    row: Row
+    llm: Llama
+    n_questions: int
+
+    def differs(self, row: Row) -> bool:
+        """Whether a row is anything else than the dense model itself."""
+        return (row.file, row.routers, row.skip) != (self.row.file, self.row.routers, self.row.skip)
+
+
+def answer_all(
+    rows: Sequence[Row],
+    questions: Sequence[Question],
+    answers: AnswerFile,
+    settings: dict[str, Any],
+    max_tokens: int,
+    against: Against | None,
+    step: Callable[[Row], object],
+) -> None:
+    """Answer what is missing of rows that share a model file: each question goes to all of them, its prompt read once.
+
+    settings: keywords of Llama. against: None where nothing is measured against dense. step: called after each answer.
+    """
+    missing = answers.missing(list(rows), len(questions))
+    if not any(missing):
+        return
+    measured = first_of_each_task(questions, against.n_questions) if against is not None else set()
+    llm = Llama(rows[0].file, routers=rows[0].routers, skip=None, **settings)
+    try:
+        for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
+            compared = [row for row in here if against is not None and number in measured and against.differs(row)]
+            dense = DenseAnswer.of(against.llm, question, max_tokens) if against is not None and compared else None
+            for row in sorted(here, key=needs_scores, reverse=True):
+                llm.skip = row.skip
+                found = _answer(llm, question, max_tokens)
+                if dense is not None and row in compared and "error" not in found:
+                    found |= dense.compare(llm)
+                answers.add({"row": row.name, "question": number, **found})
+                step(row)
+    finally:
+        llm.close()
+
+
+def needs_scores(row: Row) -> bool:
+    """Whether a row needs the prompt's keep scores: such rows come first, since a prompt read without is read again."""
+    return isinstance(row.skip, float)
+
+
+def first_of_each_task(questions: Sequence[Question], n: int) -> set[int]:
+    """The numbers of the first `n` questions of each task."""
+    seen: dict[str, int] = {}
+    chosen = set()
+    for number, question in enumerate(questions):
+        seen[question.task] = seen.get(question.task, 0) + 1
+        if seen[question.task] <= n:
+            chosen.add(number)
+    return chosen
+
+
+def _answer(llm: Llama, question: Question, max_tokens: int) -> Answer:
+    """A greedy answer, or the error that stood in its way: it is counted, not dropped."""
+    try:
+        answer = answer_timed(llm, chat_prompt(llm, question.prompt), max_tokens)
+    except (FirstCppError, RuntimeError, ValueError) as error:
+        hint = "; give a larger --ctx" if isinstance(error, ContextFull) else ""
+        return {"task": question.task, "text": "", "error": f"{type(error).__name__}: {error}{hint}"}
+    routing = llm.routing
+    assert routing is not None
+    return {
+        "task": question.task,
+        "text": llm.detokenize(answer.tokens).decode("utf-8", "replace").strip(),
+        "tokens": len(answer.tokens),
+        "ended": answer.ended,
+        "ttft_ms": answer.ttft * 1e3,
+        "tpot_ms": answer.tpot * 1e3,
+        "median_step_ms": answer.median_step * 1e3,
+        "n_layer": routing.n_layer,
+        "skipped_layers": list(routing.skipped),
+    }
+
+
+@dataclass(frozen=True)
+class DenseAnswer:
+    """The dense model's own greedy answer to a prompt, and its log probabilities on the way: [1 + n, n_vocab]."""
+
+    prompt: list[int]
+    answer: list[int]
+    log_probabilities: LogProbabilities
+
+    @classmethod
+    def of(cls, llm: Llama, question: Question, max_tokens: int) -> DenseAnswer | None:
+        """None where the dense model cannot answer."""
+        try:
+            prompt = chat_prompt(llm, question.prompt)
+            answer = answer_timed(llm, prompt, max_tokens).tokens
+        except (FirstCppError, RuntimeError, ValueError):
+            return None
+        return cls(prompt, answer, follow(llm, prompt, answer))
+
+    def compare(self, llm: Llama) -> dict[str, float]:
+        """Along the dense model's answer: KL from its next-token distributions to llm's, mean over positions, in nats; and the
+        share of positions at which both have the same first choice."""
+        found = follow(llm, self.prompt, self.answer)
+        return {"kl": float(kl(self.log_probabilities, found).mean()), "fidelity": fidelity(found, self.answer)}

@@ -1,0 +1,78 @@
+"""What an evaluation is about to do, and about how long it takes: measured on the first question before the long part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ContextFull
+from ..llama import Llama
+from ..runtime.chat_prompt import chat_prompt
+from ..runtime.greedy import answer_timed
+from .questions import Question
+from .rows import Row
+
+_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for a token of a prompt and for a decoded one, on a model file of `n_bytes`."""
+
+    prompt: float
+    decoded: float
+    n_bytes: int
+
+    @classmethod
+    def of(cls, llm: Llama, question: Question) -> Pace:
+        """Measure it on a question, some of whose answer is decoded dense."""
+        try:
+            prompt = chat_prompt(llm, question.prompt)
+            answer = answer_timed(llm, prompt, _STEPS, ignore_end=True)
+        except ContextFull:
+            prompt = llm.tokenize(b"How are you?")
+            answer = answer_timed(llm, prompt, _STEPS, ignore_end=True)
+        llm.reset()
+        return cls(answer.ttft / len(prompt), answer.median_step, os.path.getsize(llm.model_path))
+
+
+def longest_seconds(
+    pace: Pace, missing: Sequence[Sequence[Row]], prompt_tokens: Sequence[int], max_tokens: int, compared: set[int]
+) -> float:
+    """Seconds that the missing answers take at most: each as long as the limit, nothing gained by skipping.
+
+    missing: the rows by question; prompt_tokens: by question; compared: the questions that are also followed along the dense
+    model's answer. Files are as slow as they are large.
+
+    >>> row = Row("dense", "model.gguf", 0.0, None)
+    >>> size = os.path.getsize("model.gguf")
+    >>> longest_seconds(Pace(0.01, 0.1, size), [[row]], [100], 20, set())
+    3.0
+    """
+    total = 0.0
+    for number, (rows, n_prompt) in enumerate(zip(missing, prompt_tokens, strict=True)):
+        read = set()
+        for row in rows:
+            scale = os.path.getsize(row.file) / pace.n_bytes
+            decoded = max_tokens * (2 if number in compared else 1)
+            first = (row.file, row.routers) not in read  # a prompt is read once for all rows of a file
+            read.add((row.file, row.routers))
+            total += scale * (pace.decoded * decoded + pace.prompt * n_prompt * first)
+        if rows and number in compared:
+            total += pace.prompt * n_prompt + pace.decoded * 2 * max_tokens
+    return total
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, rounded.
+
+    >>> in_words(20), in_words(200), in_words(8000)
+    ('20 seconds', '4 minutes', '2 hours 14 minutes')
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} second{'s' * (round(seconds) > 1)}"
+    minutes = -(-int(seconds) // 60)
+    hours, rest = divmod(minutes, 60)
+    parts = [f"{hours} hour{'s' * (hours > 1)}"] * (hours > 0) + [f"{rest} minute{'s' * (rest > 1)}"] * (rest > 0)
+    return " ".join(parts)
