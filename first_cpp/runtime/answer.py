@@ -17,7 +17,7 @@ class Timing:
     """How long an answer took so far. Time that the consumer of its tokens spends between them does not count.
 
     n_tokens: tokens generated. ttft: seconds to the first one, 0 before it. tpot: mean seconds per token after it, 0 before
-    the second.
+    the second. last_token: the token generated last, -1 before the first.
 
     >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05).tpot
     0.05
@@ -26,18 +26,20 @@ class Timing:
     n_tokens: int = 0
     ttft: float = 0.0
     tpot: float = 0.0
+    last_token: int = -1
 
 
 class Answer:
     """The state of one answer: nothing decided during prefill, then the layers that its decoding skips."""
 
-    __slots__ = ("_resumed", "cancelled", "decode", "n_tokens", "running", "skipped", "ttft")
+    __slots__ = ("_resumed", "cancelled", "decode", "last_token", "n_tokens", "running", "skipped", "ttft")
 
     def __init__(self) -> None:
         self.skipped: frozenset[int] | None = None
         self.cancelled = False
         self.running = False
         self.n_tokens = 0
+        self.last_token = -1
         self.ttft = 0.0
         self.decode = 0.0
         self._resumed = time.perf_counter()
@@ -46,7 +48,7 @@ class Answer:
         """Start the clock for the next token."""
         self._resumed = time.perf_counter()
 
-    def count(self) -> None:
+    def count(self, token: int) -> None:
         """A token is there: stop the clock."""
         elapsed = time.perf_counter() - self._resumed
         if self.n_tokens == 0:
@@ -54,10 +56,12 @@ class Answer:
         else:
             self.decode += elapsed
         self.n_tokens += 1
+        self.last_token = token
 
     @property
     def timing(self) -> Timing:
-        return Timing(self.n_tokens, self.ttft, self.decode / (self.n_tokens - 1) if self.n_tokens > 1 else 0.0)
+        tpot = self.decode / (self.n_tokens - 1) if self.n_tokens > 1 else 0.0
+        return Timing(self.n_tokens, self.ttft, tpot, self.last_token)
 
 
 class ContextEnd:
@@ -146,6 +150,6 @@ class CurrentAnswer:
                 answer.running = False
                 if answer.cancelled:
                     raise AnswerCancelled("the answer was cancelled")
-            answer.count()
+            answer.count(token)
             sent = yield token
             answer.resume()

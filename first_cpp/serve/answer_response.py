@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
-import traceback
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -14,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import AnswerCancelled, SkipError
 from .api_errors import ApiError, stopping
+from .log import LOG
 from .prepare import Job
 from .request_queue import QueueClosed
 from .worker import RunningJob, Worker
@@ -110,7 +109,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), "invalid_skip", "skip")
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
-    traceback.print_exception(error, file=sys.stderr)
+    LOG.error("an answer failed", exc_info=error)
     return ApiError(500, f"the answer failed: {type(error).__name__}; the server's log has more")
 
 

@@ -1,17 +1,15 @@
-"""The application: llama_cpp.server's routes, those that compute made ours, and the page."""
+"""The application: OpenAI's routes and llama_cpp.server's, what Prometheus and health checks read, and the page."""
 
 from __future__ import annotations
 
 import mimetypes
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.server.app as upstream
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from llama_cpp.server.types import DetokenizeInputRequest, DetokenizeInputResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -20,8 +18,15 @@ from .._version import __version__
 from .access import AccessControl, AccessRules
 from .answer_response import AnswerResponse
 from .api_errors import ApiError
-from .prepare import prepare_chat, prepare_completion, prepare_embedding
-from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from .prepare import Job, prepare_chat, prepare_completion, prepare_embedding
+from .requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+    parse_request,
+)
 from .served_model import ServedModel
 from .worker import Worker
 
@@ -42,14 +47,18 @@ def build(served: ServedModel, worker: Worker, rules: AccessRules) -> ASGIApp:
     app = FastAPI(title="first_cpp", version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_answers(app, served, worker)
-    _add_upstream(app, served)
+    _add_vocabulary(app, served, worker)
     _add_state(app, served, worker, rules)
     _add_page(app)
     routes = {route.path for route in app.routes if hasattr(route, "path")}
     guarded: ASGIApp = AccessControl(app, rules, worker.metrics, routes, open_routes={"/health", *PAGE_ROUTES})
     if rules.origins:
         return CORSMiddleware(
-            guarded, allow_origins=rules.origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "Content-Type"]
+            guarded,
+            allow_origins=rules.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
         )
     return guarded
 
@@ -58,42 +67,61 @@ def _add_answers(app: FastAPI, served: ServedModel, worker: Worker) -> None:
     """The routes that compute. llama_cpp.server's own would start a stream before they know whether it can be answered,
     and notice only between two tokens that a client has gone."""
 
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest) -> Response:
-        return AnswerResponse(worker, await run_in_threadpool(prepare_chat, served, body))
+    def add(path: str, kind: type[Any], prepare: Callable[[ServedModel, Any], Job], listed: bool = True) -> None:
+        def parse(body: bytes) -> Job:
+            request = parse_request(kind, body)
+            if not listed:
+                request.model = None
+            return prepare(served, request)
 
-    @app.post("/v1/completions", response_model=None)
-    async def completion(body: CompletionRequest) -> Response:
-        return AnswerResponse(worker, await run_in_threadpool(prepare_completion, served, body))
+        async def answer(request: Request) -> Response:
+            return AnswerResponse(worker, await worker.prepare(parse, await request.body()))
 
-    @app.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
-    async def copilot(body: CompletionRequest) -> Response:
-        body.model = None
-        return AnswerResponse(worker, await run_in_threadpool(prepare_completion, served, body))
+        schema = {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}}}
+        app.post(path, response_model=None, include_in_schema=listed, openapi_extra=schema, name=kind.__name__)(answer)
 
-    @app.post("/v1/embeddings", response_model=None)
-    async def embedding(body: EmbeddingRequest) -> Response:
-        return AnswerResponse(worker, await run_in_threadpool(prepare_embedding, served, body))
+    add("/v1/chat/completions", ChatRequest, prepare_chat)
+    add("/v1/completions", CompletionRequest, prepare_completion)
+    add("/v1/engines/copilot-codex/completions", CompletionRequest, prepare_completion, listed=False)
+    add("/v1/embeddings", EmbeddingRequest, prepare_embedding)
 
 
-def _add_upstream(app: FastAPI, served: ServedModel) -> None:
-    """The routes of llama_cpp.server that only read the vocabulary and names, which needs no turn."""
+def _add_vocabulary(app: FastAPI, served: ServedModel, worker: Worker) -> None:
+    """The routes that only need names and the vocabulary, so no turn: the models, and llama_cpp.server's /extras."""
+    model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "me", "permissions": []}
 
-    async def proxy() -> ServedModel:
-        return served
+    @app.get("/v1/models", response_model=None)
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [model]})
 
-    app.dependency_overrides[upstream.get_llama_proxy] = proxy
-    app.get("/v1/models")(upstream.get_models)
-    app.post("/extras/tokenize")(upstream.tokenize)
-    app.post("/extras/tokenize/count")(upstream.count_query_tokens)
+    @app.get("/v1/models/{name:path}", response_model=None)
+    async def one_model(name: str) -> JSONResponse:
+        served(name)
+        return JSONResponse(model)
 
-    @app.post("/extras/detokenize")
-    async def detokenize(body: DetokenizeInputRequest) -> DetokenizeInputResponse:
-        llm = served(body.model)
-        for token in body.tokens:
+    def tokens(body: bytes) -> list[int]:
+        request = parse_request(TokenizeRequest, body)
+        return served(request.model).tokenize(request.input.encode("utf-8"), special=True)  # type: ignore[no-any-return]
+
+    def text(body: bytes) -> str:
+        request = parse_request(DetokenizeRequest, body)
+        llm = served(request.model)
+        for token in request.tokens:
             if not 0 <= token < llm.n_vocab():  # llama.cpp ends the process for others
-                raise ApiError(400, f"{token} is no token of this model: 0 to {llm.n_vocab() - 1}", param="tokens")
-        return DetokenizeInputResponse(text=llm.detokenize(body.tokens).decode("utf-8", "replace"))
+                raise ApiError(400, f"{token} is not a token of this model: 0 to {llm.n_vocab() - 1}", param="tokens")
+        return llm.detokenize(request.tokens).decode("utf-8", "replace")
+
+    @app.post("/extras/tokenize", response_model=None)
+    async def tokenize(request: Request) -> JSONResponse:
+        return JSONResponse({"tokens": await worker.prepare(tokens, await request.body())})
+
+    @app.post("/extras/tokenize/count", response_model=None)
+    async def count(request: Request) -> JSONResponse:
+        return JSONResponse({"count": len(await worker.prepare(tokens, await request.body()))})
+
+    @app.post("/extras/detokenize", response_model=None)
+    async def detokenize(request: Request) -> JSONResponse:
+        return JSONResponse({"text": await worker.prepare(text, await request.body())})
 
 
 def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessRules) -> None:
@@ -139,15 +167,6 @@ def _add_errors(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         about = f"{request.method} {request.url.path}: {error.detail}"
         return ApiError(error.status_code, about, headers=dict(error.headers or {})).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def body(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][1]}").response()
-        where = ".".join(str(part) for part in first["loc"][1:])
-        more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-        return ApiError(400, f"{where or 'body'}: {first['msg']}{more}", param=where or None).response()
 
     @app.exception_handler(UnicodeError)
     async def text(_: Request, error: UnicodeError) -> Response:

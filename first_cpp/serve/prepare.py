@@ -18,12 +18,17 @@ from ..llama import Llama
 from ..runtime.grammar import check_grammar
 from ..skip import Skip
 from .api_errors import ApiError, too_long
+from .completions import Prompt, answer_completion, embeddings, with_usage
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from .served_model import ServedModel
+from .tools import OWN_TOOL_FORMATS, Tools, stream_with_calls, tools_of, with_calls
 
 MOST_LOGPROBS = 100
 MOST_BIAS = 1e6  # more could leave a grammar no token with a finite logit
-_NOT_FOR_LLAMA = {"n", "best_of", "logit_bias_type", "user", "min_tokens", "skip", "max_completion_tokens"}
+_NOT_FOR_LLAMA = {
+    "n", "best_of", "logit_bias_type", "user", "min_tokens", "skip", "max_completion_tokens", "stream_options",
+    "parallel_tool_calls", "functions", "function_call",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,35 +43,56 @@ class Job:
 
 def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
+    if len(body.messages) > served.max_prompt:  # each has a token at least
+        raise too_long(len(body.messages), served.max_prompt, served.llm.n_ctx())
+    skip = _skip(served, body)
     kwargs = _arguments(served, body)
     if body.logprobs:
         kwargs["top_logprobs"] = body.top_logprobs or 0
         _check_logprobs(served, kwargs["top_logprobs"])
-    _check_response_format(body)
+    tools = _prepare_tools(served.llm, body, kwargs)
+    _check_response_format(kwargs["response_format"])
     prompt, grammar = _render(served.llm, kwargs)
     if grammar is not None:
         _check_grammar(served, body, grammar._grammar)
-    _check_length(served, _count(served.llm, prompt) if isinstance(prompt, str) else len(prompt))
-    make = functools.partial(served.llm.create_chat_completion, **kwargs)
-    return Job(make, bool(body.stream), _skip(served, body))
+    n_prompt = len(_tokens(served.llm, prompt))
+    _check_length(served, n_prompt)
+    make = functools.partial(_answer_chat, served.llm, kwargs, tools, n_prompt if body.include_usage else None)
+    return Job(make, bool(body.stream), skip)
 
 
 def prepare_completion(served: ServedModel, body: CompletionRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
+    skip = _skip(served, body)
     kwargs = _arguments(served, body)
-    if isinstance(body.prompt, list):
-        if len(body.prompt) > 1:
-            raise ApiError(400, f"{len(body.prompt)} prompts; one a request is answered", param="prompt")
-        kwargs["prompt"] = body.prompt[0] if body.prompt else ""
-    if body.best_of not in (None, 1):
-        raise ApiError(400, f"best_of={body.best_of}: one answer a request is made", param="best_of")
     if body.logprobs is not None:
         _check_logprobs(served, body.logprobs)
     if body.grammar is not None:
         _check_grammar(served, body, body.grammar)
-    infill = 0 if body.suffix is None else _count(served.llm, body.suffix) + 3  # three tokens mark its parts
-    _check_length(served, _count(served.llm, kwargs["prompt"]) + infill)
-    return Job(functools.partial(served.llm.create_completion, **kwargs), bool(body.stream), _skip(served, body))
+    if body.echo and body.stream and body.logprobs is not None:
+        raise ApiError(400, "echo with logprobs cannot be streamed; ask for them without stream", param="echo")
+    if body.suffix is not None:
+        return _prepare_infill(served, body, kwargs, skip)
+    prompt = Prompt.of(served.llm, body.prompt, _prompt_tokens(served.llm, body.prompt))
+    _check_length(served, len(prompt.tokens))
+    usage = len(prompt.tokens) if body.include_usage else None
+    make = functools.partial(answer_completion, served.llm, kwargs, prompt, usage)
+    return Job(make, bool(body.stream), skip)
+
+
+def _prepare_infill(served: ServedModel, body: CompletionRequest, kwargs: dict[str, Any], skip: Skip) -> Job:
+    """A text between `prompt` and `suffix`, as the base class makes it."""
+    for name, given in (("echo", body.echo), ("logprobs", body.logprobs is not None), ("max_tokens", body.max_tokens == 0)):
+        if given:
+            raise ApiError(400, f"{name} cannot be combined with suffix", param=name)
+    if not isinstance(body.prompt, str):
+        raise ApiError(400, "suffix needs the prompt as text", param="prompt")
+    n_prompt = len(_tokens(served.llm, body.prompt)) + len(_tokens(served.llm, body.suffix or "")) + 3  # marks of its parts
+    _check_length(served, n_prompt)
+    make = functools.partial(served.llm.create_completion, **kwargs)
+    if body.include_usage:
+        return Job(lambda: with_usage(make(), served.llm, n_prompt), True, skip)
+    return Job(make, bool(body.stream), skip)
 
 
 def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
@@ -74,11 +100,53 @@ def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
     llm = served(body.model)
     if not served.embeddings:
         raise ApiError(400, "embeddings need the server to be started with --embeddings")
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    for text in texts:
-        if (n_tokens := _count(llm, text)) > min(served.max_prompt, llm.n_batch):
-            raise too_long(n_tokens, min(served.max_prompt, llm.n_batch), llm.n_ctx())
-    return Job(functools.partial(llm.create_embedding, body.input, model=served.name), stream=False, routed=False)
+    most, n_all = min(served.max_prompt, llm.n_batch), 0
+    for number, text in enumerate(body.input):
+        n_tokens = len(_tokens(llm, text)) if text else 0
+        if not n_tokens:
+            raise ApiError(400, f"text {number} is empty; there is nothing to embed", param="input")
+        if n_tokens > most:
+            raise too_long(n_tokens, most, llm.n_ctx(), "input")
+        n_all += n_tokens
+    make = functools.partial(embeddings, llm, body.input, n_all, served.name, body.encoding_format)
+    return Job(make, stream=False, routed=False)
+
+
+def _answer_chat(llm: Llama, kwargs: dict[str, Any], tools: Tools, n_prompt: int | None) -> Any:
+    """In the worker thread: the answer, or its chunks. n_prompt: prompt tokens, where a stream is to end with its usage."""
+    answer = llm.create_chat_completion(**kwargs)
+    if isinstance(answer, dict):
+        return with_calls(answer, tools) if tools.tools else answer
+    chunks = stream_with_calls(answer, tools) if tools.tools else answer
+    return chunks if n_prompt is None else with_usage(chunks, llm, n_prompt)
+
+
+def _prepare_tools(llm: Llama, body: ChatRequest, kwargs: dict[str, Any]) -> Tools:
+    """Put the tools of a request into the arguments. Raises ApiError where they cannot be honoured."""
+    tools = tools_of(body)
+    kwargs["tools"], kwargs["tool_choice"] = tools.shown, None
+    if not tools.tools:
+        return tools
+    if llm.chat_handler is None and llm.chat_format in OWN_TOOL_FORMATS:
+        if tools.forced and len(tools.tools) > 1:
+            raise ApiError(400, f"chat format {llm.chat_format} cannot be made to call one of several", param="tool_choice")
+        name = {"type": "function", "function": {"name": tools.names[0]}}
+        kwargs["tool_choice"] = name if tools.forced else "auto"
+        return Tools()
+    knows_tools = _render(llm, kwargs)[0] != _render(llm, {**kwargs, "tools": None})[0]
+    if not knows_tools and not tools.forced:
+        raise ApiError(
+            400,
+            "the chat template of this model has no place for tools; a call can be forced by tool_choice, or none allowed",
+            param="tools",
+        )
+    if tools.forced:
+        if body.grammar is not None:
+            raise ApiError(400, "a grammar cannot be combined with a forced tool call", param="grammar")
+        kwargs["response_format"] = {"type": "json_object", "schema": tools.schema()}
+        if not knows_tools:
+            kwargs["messages"] = [{"role": "system", "content": tools.as_text()}, *kwargs["messages"]]
+    return tools
 
 
 # -- checks -------------------------------------------------------------------------------------------------------------
@@ -87,8 +155,6 @@ def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
 def _arguments(served: ServedModel, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
     """The keywords of `Llama`'s method, as llama_cpp.server makes them."""
     llm = served(body.model)
-    if body.n not in (None, 1):
-        raise ApiError(400, f"n={body.n}: one answer a request is made", param="n")
     kwargs = body.model_dump(exclude=_NOT_FOR_LLAMA)
     kwargs["model"] = served.name
     if kwargs.get("seed") is None:
@@ -96,10 +162,10 @@ def _arguments(served: ServedModel, body: ChatRequest | CompletionRequest) -> di
     _refusing("logit_bias", prepare_request_resources, body, served, body.model, kwargs)
     for token, bias in (kwargs.get("logit_bias") or {}).items():
         if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < llm.n_vocab()):
-            raise ApiError(400, f"{token!r} is no token of this model: 0 to {llm.n_vocab() - 1}", param="logit_bias")
+            raise ApiError(400, f"{token!r} is not a token of this model: 0 to {llm.n_vocab() - 1}", param="logit_bias")
         if abs(bias) > MOST_BIAS:
             raise ApiError(400, f"a bias of {bias:g}: at most {MOST_BIAS:g}, up or down", param="logit_bias")
-    return kwargs  # type: ignore[no-any-return]
+    return kwargs
 
 
 def _skip(served: ServedModel, body: ChatRequest | CompletionRequest) -> Skip:
@@ -129,9 +195,9 @@ def _check_grammar(served: ServedModel, body: ChatRequest | CompletionRequest, g
     _refusing("grammar", check_grammar, served.llm, grammar)
 
 
-def _check_response_format(body: ChatRequest) -> None:
+def _check_response_format(response_format: dict[str, Any] | None) -> None:
     """llama_cpp falls back to any JSON, silently, for a schema that it cannot express."""
-    schema = (body.response_format or {}).get("schema")
+    schema = (response_format or {}).get("schema")
     if schema is None:
         return
     try:
@@ -146,8 +212,21 @@ def _check_length(served: ServedModel, n_tokens: int) -> None:
         raise too_long(n_tokens, most, served.llm.n_ctx())
 
 
-def _count(llm: Llama, text: str) -> int:
-    return len(_refusing("prompt", lambda: llm.tokenize(text.encode("utf-8"), add_bos=True, special=True)))
+def _tokens(llm: Llama, prompt: str | list[int]) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    return _refusing("prompt", lambda: llm.tokenize(prompt.encode("utf-8"), add_bos=True, special=True))  # type: ignore[no-any-return]
+
+
+def _prompt_tokens(llm: Llama, prompt: str | list[int]) -> list[int]:
+    """The tokens of a prompt. Raises ApiError for tokens that the model does not have: llama.cpp ends the process for them."""
+    for token in () if isinstance(prompt, str) else prompt:
+        if not 0 <= token < llm.n_vocab():
+            raise ApiError(400, f"{token} is not a token of this model: 0 to {llm.n_vocab() - 1}", param="prompt")
+    tokens = _tokens(llm, prompt)
+    if not tokens:
+        raise ApiError(400, "the prompt has no tokens", param="prompt")
+    return tokens
 
 
 # -- the prompt of a chat -----------------------------------------------------------------------------------------------

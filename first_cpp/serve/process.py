@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -12,6 +14,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from .connections import MOST_HEADER_BYTES, connection_class, connection_limit
+from .log import log_config
 from .worker import Worker
 
 _TICK = 0.05
@@ -22,9 +26,17 @@ class ServerProcess(uvicorn.Server):
     """Runs an application until SIGTERM or SIGINT; then it refuses requests, and the running answer has `grace` seconds."""
 
     def __init__(self, app: ASGIApp, worker: Worker, grace: float, verbose: bool, ready: Callable[[], None]) -> None:
-        level = "info" if verbose else "warning"
         super().__init__(
-            uvicorn.Config(app, lifespan="off", ws="none", log_level=level, timeout_graceful_shutdown=_LAST_SECONDS)
+            uvicorn.Config(
+                app,
+                http=connection_class(connection_limit()),
+                lifespan="off",
+                ws="none",
+                log_config=log_config(verbose),
+                log_level="info" if verbose else "warning",
+                timeout_graceful_shutdown=_LAST_SECONDS,
+                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            )
         )
         self.signals: list[int] = []
         self._worker = worker
@@ -51,9 +63,18 @@ class ServerProcess(uvicorn.Server):
         while self._worker.queue.busy and time.monotonic() < deadline and len(self.signals) < 2:
             await asyncio.sleep(_TICK)
         self._worker.stop_current()
+        deadline, n_signals = time.monotonic() + _LAST_SECONDS, len(self.signals)
         while self._worker.queue.busy:
+            if time.monotonic() > deadline or len(self.signals) > n_signals:
+                _give_up()
             await asyncio.sleep(_TICK)
 
     @property
     def interrupted(self) -> bool:
         return signal.SIGINT in self.signals
+
+
+def _give_up() -> None:
+    """End the process while its worker thread does not come back; nothing is freed that the thread may still use."""
+    print("error: the running answer cannot be stopped; the process ends without it", file=sys.stderr, flush=True)
+    os._exit(1)

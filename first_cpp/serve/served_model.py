@@ -49,6 +49,8 @@ class ServedModel:
 
     def check_skip(self, value: Any) -> Skip:
         """A request's skip setting. Raises SkipError with what is wrong and what is allowed."""
+        if isinstance(value, (list, str, dict)) and len(value) > max(100, self.n_layer):  # before each of them is checked
+            raise SkipError(f"skip has {len(value)} entries; this model has layers 0 to {self.n_layer - 1}")
         skip = parse_skip(value if not isinstance(value, dict) else str(value))
         if isinstance(skip, tuple):
             check_layers(skip, self.n_layer)

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from ..cli.answer_record import AnswerRecorder
 from ..errors import AnswerCancelled
@@ -19,9 +19,14 @@ from .prepare import Job
 from .prometheus import Metrics
 from .request_queue import QueueClosed, QueueFull, RequestQueue
 
+T = TypeVar("T")
+
 
 class Worker:
-    """Runs one job at a time in its thread; further requests wait in `queue`."""
+    """Runs one job at a time in its thread; further requests wait in `queue`.
+
+    Requests are prepared in another thread: the event loop reads no text and renders no template.
+    """
 
     def __init__(self, llm: Llama, queue: RequestQueue, metrics: Metrics, recorder: AnswerRecorder) -> None:
         self.llm = llm
@@ -29,8 +34,15 @@ class Worker:
         self.metrics = metrics
         self._recorder = recorder
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answer")
+        self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._current: RunningJob | None = None
         self._last_seconds = 1.0
+
+    async def prepare(self, function: Callable[[bytes], T], body: bytes) -> T:
+        """What `function` makes of a request's body. Raises what it raises, and ApiError once the server is stopping."""
+        if self.queue.closed:
+            raise stopping()
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, function, body)
 
     def enter_queue(self) -> asyncio.Future[None]:
         """A place in the queue. Raises ApiError when it is full, or closed."""
@@ -64,7 +76,8 @@ class Worker:
             self._current.stop()
 
     def close(self) -> None:
-        """End the running job, wait for the thread, free the model."""
+        """End the running job, wait for both threads, free the model: nothing is freed that a thread may still use."""
+        self._preparing.shutdown(cancel_futures=True)
         if self._current is not None:
             self._current.cancelled = True
         self.llm.cancel()
@@ -112,7 +125,8 @@ class RunningJob:
         last: Exception | None
         try:
             for part in self._produce(before):
-                self._hand_over(part)
+                if part is not None:
+                    self._hand_over(part)
                 if self.cancelled:
                     raise AnswerCancelled("the answer was cancelled")
             last = None
@@ -138,6 +152,9 @@ class RunningJob:
             return
         with contextlib.closing(made):
             for chunk in made:
+                if chunk is None:  # work goes on, and nothing is to be sent yet
+                    yield None
+                    continue
                 last = chunk.get("choices") and chunk["choices"][0].get("finish_reason") is not None
                 yield self._with_record(chunk, before) if last else chunk
 

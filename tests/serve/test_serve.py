@@ -248,7 +248,11 @@ def test_unknown_model(server):
     assert server.http.post("/extras/tokenize", json={"input": "x", "model": "gpt"}).status_code == 404
 
 
+USERS = b'"messages": [{"role": "user", "content": "x"}]'
 BAD_BODIES = [
+    b"{}",
+    b'{"messages": []}',
+    b'{"messages": null}',
     b"",
     b"{",
     b"[]",
@@ -259,31 +263,31 @@ BAD_BODIES = [
     b'{"messages": [{"role": "king", "content": "x"}]}',
     b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
     b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-    b'{"messages": [], "temperature": NaN}',
-    b'{"messages": [], "temperature": "hot"}',
-    b'{"messages": [], "repeat_penalty": 1e999}',
-    b'{"messages": [], "max_tokens": "many"}',
-    b'{"messages": [], "n": 2}',
-    b'{"messages": [], "stop": 5}',
-    b'{"messages": [], "logit_bias": {"x": 1}}',
-    b'{"messages": [], "logit_bias": {"-1": 1}}',
-    b'{"messages": [], "logit_bias": {"320": 1}}',
-    b'{"messages": [], "grammar": "root ::= ("}',
-    b'{"messages": [], "grammar": "no ::= \\"a\\""}',
-    b'{"messages": [], "grammar": "root ::= root"}',
-    b'{"messages": [], "grammar": "root ::= [z-a]"}',
-    b'{"messages": [], "grammar": "root ::= <[320]>"}',
-    b'{"messages": [], "grammar": "root ::= \\"a\\"", "min_tokens": 3}',
-    b'{"messages": [], "min_tokens": 9, "response_format": {"type": "json_object", "schema": {"type": "boolean"}}}',
-    b'{"messages": [], "logit_bias": {"5": -1e38}}',
-    b'{"messages": [], "grammar": "root ::= ' + b"(" * 20000 + b'"}',
-    b'{"messages": [], "logprobs": true, "top_logprobs": 5000}',
-    b'{"messages": [], "response_format": {"type": "json_schema"}}',
-    b'{"messages": [], "response_format": {"type": "xml"}}',
-    b'{"messages": [], "response_format": {"type": "json_object", "schema": {"$ref": "#/nowhere"}}}',
-    b'{"messages": [], "tools": [], "tool_choice": {"type": "function", "function": {"name": "none"}}}',
+    b"{" + USERS + b', "temperature": NaN}',
+    b"{" + USERS + b', "temperature": "hot"}',
+    b"{" + USERS + b', "repeat_penalty": 1e999}',
+    b"{" + USERS + b', "max_tokens": "many"}',
+    b"{" + USERS + b', "n": 2}',
+    b"{" + USERS + b', "stop": 5}',
+    b"{" + USERS + b', "logit_bias": {"x": 1}}',
+    b"{" + USERS + b', "logit_bias": {"-1": 1}}',
+    b"{" + USERS + b', "logit_bias": {"320": 1}}',
+    b"{" + USERS + b', "grammar": "root ::= ("}',
+    b"{" + USERS + b', "grammar": "no ::= \\"a\\""}',
+    b"{" + USERS + b', "grammar": "root ::= root"}',
+    b"{" + USERS + b', "grammar": "root ::= [z-a]"}',
+    b"{" + USERS + b', "grammar": "root ::= <[320]>"}',
+    b"{" + USERS + b', "grammar": "root ::= \\"a\\"", "min_tokens": 3}',
+    b"{" + USERS + b', "min_tokens": 9, "response_format": {"type": "json_object", "schema": {"type": "boolean"}}}',
+    b"{" + USERS + b', "logit_bias": {"5": -1e38}}',
+    b"{" + USERS + b', "grammar": "root ::= ' + b"(" * 20000 + b'"}',
+    b"{" + USERS + b', "logprobs": true, "top_logprobs": 5000}',
+    b"{" + USERS + b', "response_format": {"type": "json_schema"}}',
+    b"{" + USERS + b', "response_format": {"type": "xml"}}',
+    b"{" + USERS + b', "response_format": {"type": "json_object", "schema": {"$ref": "#/nowhere"}}}',
+    b"{" + USERS + b', "tools": [], "tool_choice": {"type": "function", "function": {"name": "none"}}}',
     b"[" * 100000,
-    b'{"messages": [], "response_format": {"type": "json_object", "schema": ' + b'{"items":' * 5000 + b"1" + b"}" * 5002,
+    b"{" + USERS + b', "response_format": {"type": "json_object", "schema": ' + b'{"items":' * 5000 + b"1" + b"}" * 5002,
 ]
 
 
@@ -327,13 +331,11 @@ def test_odd_requests_are_answered(server):
     for body in (
         {"prompt": "hello", "suffix": "you", "max_tokens": 3},
         {"prompt": "", "max_tokens": 3},
-        {"prompt": [], "max_tokens": 3},
         {"prompt": "hello", "echo": True, "logprobs": 1, "max_tokens": 3},
         {"prompt": "hello", "logprobs": 1, "max_tokens": 3, "stream": True},
     ):
         assert server.http.post("/v1/completions", json=body).status_code == 200, body
     assert server.http.post("/v1/engines/copilot-codex/completions", json={"prompt": "x", "model": "any"}).status_code == 200
-    assert server.http.post("/v1/chat/completions", json={"max_tokens": 3}).status_code == 200
 
 
 def test_unknown_route_and_method(server):
@@ -382,7 +384,7 @@ def test_full_line_is_a_503_with_retry_after(server, long_answer):
 
 def test_line_of_no_places(strict):
     """--queue 0: who comes while an answer is made is refused."""
-    ask = {"prompt": "x", "stream": True, "max_tokens": None, "logit_bias": NO_END}
+    ask = {"prompt": "x", "stream": True, "max_tokens": 100000, "logit_bias": NO_END}
     with strict.http.stream("POST", "/v1/completions", json=ask) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -439,7 +441,9 @@ def test_client_that_goes_away_stops_its_stream(server, alone):
 def test_client_that_goes_away_stops_a_plain_answer(server):
     before = server.metric("first_cpp_answers_cancelled_total")
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(server.url + "/v1/completions", json={"prompt": "x", "max_tokens": None, "logit_bias": NO_END}, timeout=0.3)
+        httpx.post(
+            server.url + "/v1/completions", json={"prompt": "x", "max_tokens": 100000, "logit_bias": NO_END}, timeout=0.3
+        )
     assert server.wait_for(answering=False) < 1
     assert server.metric("first_cpp_answers_cancelled_total") - before == 1
     assert server.metric("first_cpp_requests_total", route="/v1/completions", status="499") >= 1

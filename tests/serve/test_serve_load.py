@@ -19,9 +19,9 @@ SKIPS = ["auto", 0, 0.5, [1, 4]]
 BAD = [
     b"{",
     b'{"messages": 1}',
-    b'{"messages": [], "skip": 2}',
-    b'{"messages": [], "model": "gpt"}',
-    b'{"messages": [], "grammar": "("}',
+    b'{"messages": [{"role": "user", "content": "x"}], "skip": 2}',
+    b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}',
+    b'{"messages": [{"role": "user", "content": "x"}], "grammar": "("}',
 ]
 
 

@@ -137,7 +137,7 @@ def test_stream_is_kept_alive_while_the_prompt_is_read(monkeypatch):
     assert (sent[0]["status"], sent[-1]["more_body"]) == (200, False)
 
 
-def test_error_before_the_first_token_has_its_status_and_one_after_it_is_an_event(capsys):
+def test_error_before_the_first_token_has_its_status_and_one_after_it_is_an_event(caplog):
     def chunks(n):
         yield from [{"choices": []}] * n
         raise RuntimeError("made up")
@@ -148,7 +148,7 @@ def test_error_before_the_first_token_has_its_status_and_one_after_it_is_an_even
     assert late[0]["status"] == 200
     assert "error" in json.loads(late[-1]["body"].removeprefix(b"data: "))
     assert b"made up" not in early[1]["body"] + late[-1]["body"]  # for the log, not for clients
-    assert capsys.readouterr().err.count("RuntimeError: made up") == 2
+    assert caplog.text.count("RuntimeError: made up") == 2
 
 
 def test_reader_that_does_not_read_holds_up_nobody():

@@ -6,6 +6,7 @@ import json
 import time
 
 import httpx
+import numpy as np
 import pytest
 from server import chat, serving
 
@@ -108,3 +109,42 @@ def test_share_without_routers_is_refused(server):
     assert server.http.post("/v1/chat/completions", json=chat(skip=0, max_tokens=1)).status_code == 200
     assert server.health()["max_skip"] == 0
     assert "no routers" in server.greeting
+
+
+def test_echoed_tokens_are_the_text_and_their_logprobs_the_models(smollm2, load):
+    text = "The capital of France is Paris, and that of Italy is Rome."
+    llm = load(smollm2, logits_all=True, skip=None)
+    tokens = llm.tokenize(text.encode(), special=True)
+    llm.eval(tokens)
+    logits = np.asarray(llm.scores[: len(tokens) - 1], np.float64)
+    logits -= logits.max(1, keepdims=True)
+    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = [logprobs[i, token] for i, token in enumerate(tokens[1:])]
+    with serving(smollm2, "--logits-all", "-c", 256) as server:
+        body = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1}
+        found = server.http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    assert "".join(found["tokens"]) == text
+    assert [text[i:].startswith(token) for i, token in zip(found["text_offset"], found["tokens"], strict=True)]
+    assert found["token_logprobs"][-len(expected) :] == pytest.approx(expected, abs=0.02)
+    assert sum(logprob or 0 for logprob in found["token_logprobs"]) / len(tokens) > -4  # chance is -10.8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_required_tool_of_two(server, stream):
+    other = {"type": "function", "function": {"name": "weather", "description": "Tells the weather", "parameters": {}}}
+    tool = {"type": "function", "function": {"name": "person", "description": "Keeps a person", "parameters": PERSON}}
+    answer = server.client().chat.completions.create(
+        model="smol",
+        messages=MESSAGES,
+        tools=[tool, other],
+        tool_choice="required",
+        temperature=0,
+        max_tokens=80,
+        stream=stream,
+    )
+    if stream:
+        calls = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or ()]
+    else:
+        calls = answer.choices[0].message.tool_calls
+    assert calls[0].function.name in ("person", "weather")
+    json.loads(calls[0].function.arguments)
