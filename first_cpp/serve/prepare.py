@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llama_cpp.llama_chat_format import get_chat_completion_handler
-from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.server.app import prepare_request_resources
 
 from ..errors import SkipError
 from ..llama import Llama
-from ..runtime.grammar import check_grammar
+from ..runtime.grammar import check_text
+from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -42,10 +41,11 @@ def prepare_chat(served: Served, body: ChatRequest) -> Work:
     if body.logprobs:
         kwargs["top_logprobs"] = body.top_logprobs or 0
         _check_logprobs(served, kwargs["top_logprobs"])
-    _check_response_format(body)
+    kwargs["response_format"] = _refusing("response_format", plain_format, kwargs.get("response_format"))
+    _refusing("tools", check_forced_tool, kwargs)
     prompt, grammar = _render(served.llm, kwargs)
     if grammar is not None:
-        _check_grammar(served, body, grammar._grammar)
+        _check_grammar(body, grammar._grammar)
     _check_length(served, _count(served.llm, prompt) if isinstance(prompt, str) else len(prompt))
     make = functools.partial(served.llm.create_chat_completion, **kwargs)
     return Work(make, bool(body.stream), _skip(served, body))
@@ -63,7 +63,7 @@ def prepare_completion(served: Served, body: CompletionRequest) -> Work:
     if body.logprobs is not None:
         _check_logprobs(served, body.logprobs)
     if body.grammar is not None:
-        _check_grammar(served, body, body.grammar)
+        _check_grammar(body, body.grammar)
     infill = 0 if body.suffix is None else _count(served.llm, body.suffix) + 3  # three tokens mark its parts
     _check_length(served, _count(served.llm, kwargs["prompt"]) + infill)
     return Work(functools.partial(served.llm.create_completion, **kwargs), bool(body.stream), _skip(served, body))
@@ -123,21 +123,11 @@ def _check_logprobs(served: Served, count: int) -> None:
         raise ApiError(400, f"{count} logprobs a token; at most {MOST_LOGPROBS} are given", param="logprobs")
 
 
-def _check_grammar(served: Served, body: ChatRequest | CompletionRequest, grammar: str) -> None:
-    if body.min_tokens > 0:  # the grammar may be at its end before, and llama.cpp ends the process then
+def _check_grammar(body: ChatRequest | CompletionRequest, grammar: str) -> None:
+    """What llama.cpp refuses in a grammar is known when the answer's turn comes."""
+    if body.min_tokens > 0:  # the grammar may be at its end before
         raise ApiError(400, "min_tokens cannot be combined with a grammar, a JSON schema or a chosen tool", param="min_tokens")
-    _refusing("grammar", check_grammar, served.llm, grammar)
-
-
-def _check_response_format(body: ChatRequest) -> None:
-    """llama_cpp falls back to any JSON, silently, for a schema that it cannot express."""
-    schema = (body.response_format or {}).get("schema")
-    if schema is None:
-        return
-    try:
-        LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
-    except Exception as error:  # whatever the converter stumbles over
-        raise ApiError(400, f"this JSON schema cannot be expressed: {error!r}", param="response_format") from error
+    _refusing("grammar", check_text, grammar)
 
 
 def _check_length(served: Served, n_tokens: int) -> None:
@@ -170,11 +160,12 @@ class _PromptOnly:
         raise _Rendered(prompt, kwargs.get("grammar"))
 
 
-def _render(llm: Llama, kwargs: dict[str, Any]) -> tuple[str | list[int], LlamaGrammar | None]:
+def _render(llm: Llama, kwargs: dict[str, Any]) -> tuple[str | list[int], Any]:
     """The prompt and the grammar that the model's chat handler makes of a request."""
     handler = llm.chat_handler or llm._chat_handlers.get(llm.chat_format) or get_chat_completion_handler(llm.chat_format)
     try:
-        handler(llama=_PromptOnly(llm), **kwargs)
+        with exact_schemas():
+            handler(llama=_PromptOnly(llm), **kwargs)
     except _Rendered as rendered:
         prompt, grammar = rendered.args
         return prompt, grammar
