@@ -1,7 +1,12 @@
 // The Python module first_cpp._ext: thin, private, re-exported by the package where it is public. _ext.pyi has its types.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <optional>
 
 #include "eval_hook.h"
 #include "gguf_file.h"
@@ -10,6 +15,7 @@
 #include "python_values.h"
 #include "quantize.h"
 #include "router_scores.h"
+#include "sampler.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -134,6 +140,40 @@ void bind_hook(nb::module_ & m) {
         .def_prop_ro("layers_skipped", [](const EvalHook & h) { return h.patch.layers_skipped(); });
 }
 
+template <typename F>
+F at(uintptr_t address) {
+    return reinterpret_cast<F>(address);
+}
+
+void bind_sampler(nb::module_ & m) {
+    using Mask = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    nb::class_<Sampler>(m, "Sampler")
+        .def(
+            "__init__",
+            [](Sampler * self, uintptr_t get_logits_ith, uintptr_t chain_n, uintptr_t chain_get, uintptr_t apply,
+               uintptr_t accept, size_t n_vocab) {
+                const SamplingFunctions functions{
+                    at<decltype(SamplingFunctions::get_logits_ith)>(get_logits_ith),
+                    at<decltype(SamplingFunctions::chain_n)>(chain_n), at<decltype(SamplingFunctions::chain_get)>(chain_get),
+                    at<decltype(SamplingFunctions::apply)>(apply), at<decltype(SamplingFunctions::accept)>(accept)};
+                new (self) Sampler(functions, n_vocab);
+            },
+            "get_logits_ith"_a, "chain_n"_a, "chain_get"_a, "apply"_a, "accept"_a, "n_vocab"_a)
+        .def(
+            "sample",
+            [](Sampler & s, uintptr_t chain, uintptr_t ctx, int32_t row, int32_t n_before, const std::optional<Mask> & mask) {
+                const uint32_t * bits = mask ? mask->data() : nullptr;
+                if (mask && mask->size() * 32 < s.n_vocab()) {
+                    throw nb::value_error("the mask has fewer bits than the vocabulary has tokens");
+                }
+                const nb::gil_scoped_release released;
+                return s.sample(at<llama_sampler *>(chain), at<llama_context *>(ctx), row, n_before, bits);
+            },
+            "chain"_a, "ctx"_a, "row"_a, "n_before"_a, "mask"_a = nb::none())
+        .def_prop_ro_static("NO_TOKEN", [](nb::handle) { return int{Sampler::NO_TOKEN}; })
+        .def_prop_ro_static("NOT_FINITE", [](nb::handle) { return int{Sampler::NOT_FINITE}; });
+}
+
 }  // namespace
 
 NB_MODULE(_ext, m) {
@@ -147,4 +187,5 @@ NB_MODULE(_ext, m) {
     bind_hidden_state_readers(m);
     bind_layout(m);
     bind_hook(m);
+    bind_sampler(m);
 }

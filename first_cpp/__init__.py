@@ -15,6 +15,8 @@ from .errors import (  # noqa: E402
     ContextFull,
     FirstCppError,
     ForkedError,
+    GrammarError,
+    LogitsError,
     MissingFileError,
     ModelFileError,
     OffloadError,
@@ -31,6 +33,9 @@ from .runtime.answer import Timing  # noqa: E402
 from .runtime.fidelity import Fidelity  # noqa: E402
 from .runtime.routing import Routing  # noqa: E402
 from .runtime.state import LlamaState  # noqa: E402
+from .runtime.structured import remember_schemas  # noqa: E402
+
+remember_schemas()
 
 __all__ = [
     "AnswerCancelled",
@@ -41,8 +46,10 @@ __all__ = [
     "Fidelity",
     "FirstCppError",
     "ForkedError",
+    "GrammarError",
     "Llama",
     "LlamaState",
+    "LogitsError",
     "MissingFileError",
     "ModelFileError",
     "OffloadError",

@@ -61,3 +61,11 @@ class MissingExtraError(FirstCppError, ImportError):
 
 class ContextFull(FirstCppError, ValueError):
     """More tokens than the context has room for."""
+
+
+class GrammarError(FirstCppError, ValueError):
+    """A grammar or JSON schema that cannot be held, or that leaves an answer no token to go on with."""
+
+
+class LogitsError(FirstCppError, RuntimeError):
+    """The model computed logits that are no numbers."""

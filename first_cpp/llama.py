@@ -36,6 +36,7 @@ from .runtime.policy import RoutingPolicy
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
 from .runtime.state import LlamaState
+from .runtime.structured import Structured
 from .skip import Skip
 
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
@@ -92,6 +93,7 @@ class Llama(DecodingLlama):
         self._layers = Layers(keep_kv=kv == "keep")
         self._current = CurrentAnswer(self._layers.abort)
         self._routing: Routing | None = None
+        self._structured = Structured(file.path, self._current.is_cancelled)
         super().__init__(file.path, **kwargs)
         if self._routers is not None:
             check_base(self._routers, file.base, own.routers_path or file.path)

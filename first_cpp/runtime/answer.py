@@ -114,6 +114,11 @@ class CurrentAnswer:
                 self.answer.cancelled = True
                 self._abort(self.answer.running)
 
+    def is_cancelled(self) -> bool:
+        """Whether the answer going on has been cancelled."""
+        answer = self.answer
+        return answer is not None and answer.cancelled
+
     def go_on(self, answer: Answer) -> None:
         """`answer` is resumed. Raises BusyError after a newer one, AnswerCancelled after `cancel`."""
         with self._lock:

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from ..errors import SettingError
 from .answer import ContextEnd
 from .arguments import why_no_context
-from .grammar import check_grammar
 from .one_thread import CLOSED, OneThread, exclusive
+from .structured import Structured, check_forced_tool, exact_schemas, plain_format
 from .token_text import TokenText
 
+_BASE_CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
+_BASE_SAMPLER = inspect.signature(llama_cpp.Llama._init_sampler)
 _BASE_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
 
 
@@ -33,6 +35,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     scores: npt.NDArray[np.single]
     tokenizer_: Any
     _model: Any
+    _structured: Structured  # of the subclass, which knows what cancels an answer
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
@@ -73,6 +76,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         if not hasattr(self, "_stack") or self._exclusive.forked:
             return  # the constructor failed early; or the model is the parent process's
         with self._exclusive:
+            self._structured.close()
             super().close()
             if hasattr(self, "_model") and self._model is not CLOSED:
                 self._model.model = self._model.vocab = CLOSED  # tokenizers taken from this model hold on to it
@@ -103,7 +107,24 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     @exclusive
     @functools.wraps(llama_cpp.Llama.create_chat_completion)
     def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
-        return super().create_chat_completion(*args, **kwargs)  # multimodal handlers evaluate images by themselves
+        """As in the base class; answers keep to the whole JSON schema of `response_format` and of a tool that is chosen.
+
+        `response_format` may be OpenAI's {"type": "json_schema", ...} too. Raises GrammarError for schemas that cannot be held.
+
+        >>> llm = Llama("model.gguf", verbose=False)
+        >>> schema = {"enum": ["yes", "no"]}
+        >>> answer = llm.create_chat_completion(
+        ...     [{"role": "user", "content": "Is it?"}], response_format={"type": "json_object", "schema": schema}
+        ... )
+        >>> answer["choices"][0]["message"]["content"] in ('"yes"', '"no"')
+        True
+        """
+        given = _BASE_CHAT.bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        given["response_format"] = plain_format(given.get("response_format"))
+        check_forced_tool(given)
+        with exact_schemas():
+            return super().create_chat_completion(**given)  # multimodal handlers evaluate images by themselves
 
     @exclusive
     @functools.wraps(llama_cpp.Llama.sample)
@@ -116,9 +137,9 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         return super().embed(*args, **kwargs)
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        if (grammar := kwargs.get("grammar")) is not None:
-            check_grammar(self, grammar._grammar, grammar._root)  # llama.cpp would end the process
-        return super()._init_sampler(*args, **kwargs)
+        given = _BASE_SAMPLER.bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        return self._structured.sampler(self, super()._init_sampler, given)
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
         """The text of `tokens`, as in the base class."""

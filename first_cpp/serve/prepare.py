@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llama_cpp.llama_chat_format import get_chat_completion_handler
-from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.server.app import prepare_request_resources
 
 from ..errors import SkipError
 from ..llama import Llama
-from ..runtime.grammar import check_grammar
+from ..runtime.grammar import check_text
+from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
 from .completions import Prompt, answer_completion, embeddings, with_usage
@@ -51,10 +50,11 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
         kwargs["top_logprobs"] = body.top_logprobs or 0
         _check_logprobs(served, kwargs["top_logprobs"])
     tools = _prepare_tools(served.llm, body, kwargs)
-    _check_response_format(kwargs["response_format"])
+    kwargs["response_format"] = _refusing("response_format", plain_format, kwargs["response_format"])
+    _refusing("tools", check_forced_tool, kwargs)
     prompt, grammar = _render(served.llm, kwargs)
     if grammar is not None:
-        _check_grammar(served, body, grammar._grammar)
+        _check_grammar(body, grammar._grammar)
     n_prompt = len(_tokens(served.llm, prompt))
     _check_length(served, n_prompt)
     make = functools.partial(_answer_chat, served.llm, kwargs, tools, n_prompt if body.include_usage else None)
@@ -68,7 +68,7 @@ def prepare_completion(served: ServedModel, body: CompletionRequest) -> Job:
     if body.logprobs is not None:
         _check_logprobs(served, body.logprobs)
     if body.grammar is not None:
-        _check_grammar(served, body, body.grammar)
+        _check_grammar(body, body.grammar)
     if body.echo and body.stream and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs cannot be streamed; ask for them without stream", param="echo")
     if body.suffix is not None:
@@ -189,21 +189,11 @@ def _check_logprobs(served: ServedModel, count: int) -> None:
         raise ApiError(400, f"{count} logprobs a token; at most {MOST_LOGPROBS} are given", param="logprobs")
 
 
-def _check_grammar(served: ServedModel, body: ChatRequest | CompletionRequest, grammar: str) -> None:
-    if body.min_tokens > 0:  # the grammar may be at its end before, and llama.cpp ends the process then
+def _check_grammar(body: ChatRequest | CompletionRequest, grammar: str) -> None:
+    """What llama.cpp refuses in a grammar is known when the answer's turn comes."""
+    if body.min_tokens > 0:  # the grammar may be at its end before
         raise ApiError(400, "min_tokens cannot be combined with a grammar, a JSON schema or a chosen tool", param="min_tokens")
-    _refusing("grammar", check_grammar, served.llm, grammar)
-
-
-def _check_response_format(response_format: dict[str, Any] | None) -> None:
-    """llama_cpp falls back to any JSON, silently, for a schema that it cannot express."""
-    schema = (response_format or {}).get("schema")
-    if schema is None:
-        return
-    try:
-        LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
-    except Exception as error:  # whatever the converter stumbles over
-        raise ApiError(400, f"this JSON schema cannot be expressed: {error!r}", param="response_format") from error
+    _refusing("grammar", check_text, grammar)
 
 
 def _check_length(served: ServedModel, n_tokens: int) -> None:
@@ -249,11 +239,12 @@ class _PromptOnly:
         raise _Rendered(prompt, kwargs.get("grammar"))
 
 
-def _render(llm: Llama, kwargs: dict[str, Any]) -> tuple[str | list[int], LlamaGrammar | None]:
+def _render(llm: Llama, kwargs: dict[str, Any]) -> tuple[str | list[int], Any]:
     """The prompt and the grammar that the model's chat handler makes of a request."""
     handler = llm.chat_handler or llm._chat_handlers.get(llm.chat_format) or get_chat_completion_handler(llm.chat_format)
     try:
-        handler(llama=_PromptOnly(llm), **kwargs)
+        with exact_schemas():
+            handler(llama=_PromptOnly(llm), **kwargs)
     except _Rendered as rendered:
         prompt, grammar = rendered.args
         return prompt, grammar

@@ -1,0 +1,195 @@
+"""JSON schemas as they are given, checked and made ready for the token mask (json_mask.py): what it cannot hold is refused by
+name, and what a schema leaves open that nobody means (any other property, any type) is closed as llama_cpp closes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, cast
+from urllib.parse import unquote
+
+from ..errors import GrammarError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 200
+MAX_SCHEMAS = 2000  # llguidance's time grows with the square of an object's properties: 5,000 take a second
+MOST = 2**31 - 1  # of lengths and counts
+_ONE = ("items", "additionalItems", "additionalProperties")
+_MANY = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_PLAIN = ("$ref", "$schema", "$id", "id", "const", "enum", "type", "required", "pattern", "format", *_NUMBERS)
+_HELD = frozenset((*_ONE, *_MANY, *_NAMED, *_LENGTHS, *_PLAIN))
+_REFUSED = (
+    *("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "contains", "minContains"),
+    *("maxContains", "uniqueItems", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
+    *("$dynamicRef", "$recursiveRef"),
+)
+_NOTHING_SAID = (("uniqueItems", False), ("unevaluatedItems", True), ("unevaluatedProperties", True))
+_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+_OTHER_FORMATS = (  # of JSON Schema itself; any other name is an annotation
+    *("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer"),
+    *("relative-json-pointer", "regex"),
+)
+_OF_TYPE = {
+    "object": ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"),
+    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": _NUMBERS,
+}
+_OPEN = ("additionalProperties", "patternProperties", "minProperties")
+_SHARED = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+Schema = dict[str, Any]
+
+
+def as_text(schema: str | Schema | bool) -> str:
+    """A schema as JSON. Raises GrammarError for one that is too long, or that JSON cannot write."""
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
+    except RecursionError:
+        raise GrammarError(f"the JSON schema is nested deeper than {MAX_DEPTH}") from None
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"the JSON schema is not JSON: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise GrammarError(f"the JSON schema has {len(text)} characters, at most {MAX_BYTES} are allowed")
+    return text
+
+
+def ready(text: str) -> Schema:
+    """The schema that a mask is made of. Raises GrammarError for one that cannot be held, with the keyword and its place.
+
+    >>> ready('{"type": "string", "title": "Name", "maxLength": 20}')
+    {'type': 'string', 'maxLength': 20}
+    """
+    try:
+        parsed = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise GrammarError(f"the JSON schema is nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        raise GrammarError(f"the JSON schema is not JSON: {error}") from error
+    if parsed is True or parsed == {}:
+        return {"type": "object"}  # as llama_cpp reads it
+    if not isinstance(parsed, dict):
+        raise GrammarError(f"a JSON schema is an object, not {json.dumps(parsed)[:40]}")
+    return cast(Schema, _held(parsed, "#", iter(range(MAX_SCHEMAS))))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _held(schema: Any, where: str, left: Iterator[int], depth: int = 0) -> Any:
+    """A copy with what the mask holds; annotations are dropped. left: as many more schemas as may follow."""
+    if depth > MAX_DEPTH:
+        raise GrammarError(f"the JSON schema is nested deeper than {MAX_DEPTH}")
+    if next(left, None) is None:
+        raise GrammarError(f"the JSON schema holds more than {MAX_SCHEMAS} schemas")
+    if isinstance(schema, bool):
+        return schema
+    if not isinstance(schema, dict):
+        raise GrammarError(f"{where} of the JSON schema is {json.dumps(schema)[:40]}, not a schema")
+    _check_keywords(schema, where)
+    held: Schema = {}
+    for key, value in schema.items():
+        place = f"{where}/{key}"
+        if key in _NAMED:
+            _check(isinstance(value, dict), place, value, "an object")
+            held[key] = {name: _held(part, f"{place}/{name}", left, depth + 1) for name, part in value.items()}
+        elif key in _MANY and isinstance(value, list):
+            held[key] = [_held(part, f"{place}/{i}", left, depth + 1) for i, part in enumerate(value)]
+        elif key in _ONE:
+            held[key] = _held(value, place, left, depth + 1)
+        elif key in _HELD and not (key == "format" and value not in _FORMATS):
+            held[key] = value
+    return held
+
+
+def _check(fine: bool, place: str, value: Any, allowed: str) -> None:
+    if not fine:
+        raise GrammarError(f"{place} of the JSON schema is {json.dumps(value)[:40]}; allowed: {allowed}")
+
+
+def _check_keywords(schema: Schema, where: str) -> None:
+    for key, value in schema.items():
+        place = f"{where}/{key}"
+        if key in _REFUSED and (key, value) not in _NOTHING_SAID:
+            raise GrammarError(f"the keyword {key} at {where} of the JSON schema cannot be held")
+        if key == "format" and value in _OTHER_FORMATS:
+            raise GrammarError(f"the format {value!r} at {where} of the JSON schema cannot be held")
+        if key in _LENGTHS:
+            whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value)
+            _check(whole and 0 <= value <= MOST, place, value, f"0 to {MOST}")
+        if key == "$ref":
+            _check(isinstance(value, str) and value.startswith("#"), place, value, "a place in the schema itself, #/...")
+    if schema.get("minProperties", 0) > 1 and (named := schema.get("required", ())) is not None:
+        # the names of further properties may repeat, and a reader counts them once
+        _check(
+            schema["minProperties"] <= len(named),
+            f"{where}/minProperties",
+            schema["minProperties"],
+            "0, 1, or what is required",
+        )
+
+
+def close(root: Schema) -> Schema:
+    """Close objects, and name types, where nothing else describes the same value: what is then allowed, the schema allows too.
+
+    Changes `root`, which must be one that can be held, and returns it.
+    """
+    every: dict[int, Schema] = {}
+    shared: set[int] = set()  # schemas that describe a value together with others
+    todo: list[tuple[Any, bool]] = [(root, False)]
+    seen: set[tuple[int, bool]] = set()
+    while todo:
+        part, together = todo.pop()
+        if not isinstance(part, dict) or (id(part), together) in seen:
+            continue
+        seen.add((id(part), together))
+        every[id(part)] = part
+        if together:
+            shared.add(id(part))
+        todo.extend(_parts(root, part, together))
+    for key, part in every.items():
+        if key not in shared:
+            _narrow(part)
+    return root
+
+
+def _parts(root: Schema, schema: Schema, together: bool) -> Iterator[tuple[Any, bool]]:
+    """The schemas in one, and whether they describe their values together with others."""
+    own = any(key in schema for keys in _OF_TYPE.values() for key in keys)
+    together = together or own + sum(key in schema for key in _SHARED[:4]) > 1
+    for key, value in schema.items():
+        if key in _NAMED:
+            yield from ((part, together and key not in ("$defs", "definitions")) for part in value.values())
+        elif key in _MANY and isinstance(value, list):
+            several = key == "allOf" and len(value) > 1
+            yield from ((part, together or several) for part in value)
+        elif key in _ONE:
+            yield value, together
+        elif key == "$ref":
+            yield _target(root, value), together
+
+
+def _target(root: Schema, ref: str) -> Any:
+    part: Any = root
+    for step in unquote(ref[1:]).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(part, list) and name.isdigit() and int(name) < len(part):
+            part = part[int(name)]
+        else:
+            part = part.get(name) if isinstance(part, dict) else None
+    return part
+
+
+def _narrow(schema: Schema) -> None:
+    if any(key in schema for key in _SHARED):
+        return
+    if "type" not in schema:
+        kinds = [kind for kind, keys in _OF_TYPE.items() if any(key in schema for key in keys)]
+        if len(kinds) == 1:
+            schema["type"] = kinds[0]
+    names = schema.get("properties")
+    if names and not any(key in schema for key in _OPEN) and set(schema.get("required", ())) <= set(names):
+        schema["additionalProperties"] = False
