@@ -13,6 +13,7 @@ from .execute import USAGE, run
 
 VERBS = {  # help, and the module with add_arguments and command
     "bench": ("measure speed and memory on this machine", "bench.command"),
+    "calibrate": ("find the layers that any model can spare, on this machine", "calibrate.command"),
     "chat": ("chat with a model in the terminal", "chat.command"),
     "completion": ("print a completion script for a shell", "cli.completion"),
     "demo": ("three prompts, dense and with skipped layers, side by side", "cli.demo"),
