@@ -69,14 +69,14 @@ class OneThread:
 
     def _ask_to_give_way(self) -> None:
         """Another thread has the model: wait for it where its work gives way, which it does at once."""
-        with self._gate:  # while it is held, that work does not end: whoever comes after it is not interrupted
+        with self._gate:  # such work neither begins nor ends meanwhile: whoever comes after it is not interrupted
             interrupt = self._interrupt
             if interrupt is not None:
                 interrupt(True)
-        if interrupt is None:
-            if not self._acquire(False):
+            elif self._acquire(False):
+                return
+            else:
                 raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
-            return
         self._acquire()
         interrupt(False)
 
@@ -87,16 +87,17 @@ class OneThread:
         interrupt: called with True by a thread that wants the model, and with False by the same thread once it has it.
         """
         self.check_process()
-        held = self._acquire(False)
-        if held:
-            self._interrupt = interrupt
+        with self._gate:
+            held = self._acquire(False)
+            if held:
+                self._interrupt = interrupt
         try:
             yield held
         finally:
             if held:
                 with self._gate:
                     self._interrupt = None
-                self._release()
+                    self._release()
 
 
 def exclusive(method: Callable[P, T]) -> Callable[P, T]:
@@ -113,6 +114,8 @@ def exclusive(method: Callable[P, T]) -> Callable[P, T]:
 
 class _Closed:
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # Python itself looks for these
         raise ClosedError("this Llama is closed")
 
 
