@@ -27,6 +27,14 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     """The base of `first_cpp.Llama`; what it guards against is in docs/internals/faults.md.
 
     Raises SettingError for sizes that llama.cpp has no memory for.
+
+    >>> llm = Llama("model.gguf", verbose=False)
+    >>> schema = {"enum": ["yes", "no"]}
+    >>> answer = llm.create_chat_completion(
+    ...     [{"role": "user", "content": "Is it?"}], response_format={"type": "json_object", "schema": schema}
+    ... )
+    >>> answer["choices"][0]["message"]["content"] in ('"yes"', '"no"')
+    True
     """
 
     # of the base class, which has no annotations
@@ -110,14 +118,6 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         """As in the base class; answers keep to the whole JSON schema of `response_format` and of a tool that is chosen.
 
         `response_format` may be OpenAI's {"type": "json_schema", ...} too. Raises GrammarError for schemas that cannot be held.
-
-        >>> llm = Llama("model.gguf", verbose=False)
-        >>> schema = {"enum": ["yes", "no"]}
-        >>> answer = llm.create_chat_completion(
-        ...     [{"role": "user", "content": "Is it?"}], response_format={"type": "json_object", "schema": schema}
-        ... )
-        >>> answer["choices"][0]["message"]["content"] in ('"yes"', '"no"')
-        True
         """
         given = _BASE_CHAT.bind(self, *args, **kwargs).arguments
         given.pop("self")

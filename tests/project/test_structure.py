@@ -115,7 +115,7 @@ def _is_super(node: ast.expr) -> bool:
 
 
 # Of llama-cpp-python, which has no public way.
-LLAMA_CPP = {"_grammar", "_root", "_lib", "_name", "_chat_handlers", "_create_completion"}
+LLAMA_CPP = {"_grammar", "_root", "_lib", "_name", "_chat_handlers", "_create_completion", "_init_sampler"}
 ALLOWED_UNDERSCORES = {
     "first_cpp.runtime.kv_record": {"_runs"},  # of a copy that is being made
     "first_cpp.runtime.one_thread": {"_exclusive"},  # of the methods that it decorates
