@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import ContextFull, OptionError
 from ..llama import Llama
 from ..runtime.streaming import in_thread
 from .answer_record import AnswerRecorder
@@ -46,7 +46,10 @@ def command(args: argparse.Namespace) -> None:
     options = model_options(args)
     prompt = read_prompt(args.prompt)
     with contextlib.closing(options.load()) as llm:
-        text, reason = _answer(llm, prompt, args)
+        try:
+            text, reason = _answer(llm, prompt, args)
+        except ContextFull as error:
+            raise OptionError(str(error).replace("n_ctx=", "-c TOKENS")) from error
         record = AnswerRecorder(llm).record()
         if args.json:
             made = {"text": text, "finish_reason": reason, "model": llm.model_path}

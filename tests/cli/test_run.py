@@ -101,8 +101,10 @@ def test_usage_errors_are_one_line_and_exit_2(args, message):
 
 def test_a_prompt_too_long_fails_plainly(routed):
     done = run("-m", routed, "--raw", "-c", "64", "word " * 200)
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: Requested tokens \(\d+\) exceed context window of \d+\n", done.stderr)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: Requested tokens \(\d+\) exceed context window of \d+; a larger -c TOKENS has room\n", done.stderr
+    )
 
 
 def test_a_closed_pipe_ends_it_quietly(routed):
