@@ -8,6 +8,22 @@
 
 namespace first_cpp {
 
+namespace {
+
+// The graph's input that a sum has as a term, null where there is none.
+ggml_tensor * find_input(ggml_tensor * sum) {
+    while (sum->op == GGML_OP_ADD) {
+        ggml_tensor * term = sum->src[1];
+        if (ggml_tensor * input = (term->op == GGML_OP_ADD || term->op == GGML_OP_NONE) ? find_input(term) : nullptr) {
+            return input;
+        }
+        sum = sum->src[0];
+    }
+    return sum->op == GGML_OP_NONE && (sum->flags & GGML_TENSOR_FLAG_INPUT) != 0 ? sum : nullptr;
+}
+
+}  // namespace
+
 void GraphPatch::set_outputs(std::vector<std::string> names) {
     stop();
     outputs_ = std::move(names);
@@ -64,6 +80,9 @@ void GraphPatch::check_complete() {
 
 void GraphPatch::end_layer(size_t layer, ggml_tensor * out) {
     if (actions_[layer] != LayerAction::RUN) {
+        if (ggml_tensor * input = last_output_ == nullptr ? find_input(out) : nullptr) {
+            nodes_.insert(nodes_.begin(), input);  // a batch of embeddings enters its first layer as no node of the graph
+        }
         planner_.plan(nodes_, last_output_, actions_[layer] == LayerAction::SKIP_KEEP_CACHE, plan_);
         if (plan_.obstacle == nullptr) {
             skip(out);

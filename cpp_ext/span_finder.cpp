@@ -70,12 +70,9 @@ bool SpanFinder::mark_sum(const ggml_tensor * previous) {
     while (!stack_.empty()) {
         const ggml_tensor * t = stack_.back();
         stack_.pop_back();
-        if (t == nullptr || t->op == GGML_OP_NONE) {
-            continue;  // weights and inputs
-        }
-        const int i = index_.of(t);
+        const int i = t == nullptr ? -1 : index_.of(t);
         if (i < 0 || marked(i, IN_SUM)) {
-            continue;
+            continue;  // weights, and what lies before
         }
         marks_[static_cast<size_t>(i)] |= IN_SUM;
         if (t == previous) {

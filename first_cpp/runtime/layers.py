@@ -98,9 +98,10 @@ class Layers:
         """The layers whose KV a position lacks that was evaluated with `skipped` skipped."""
         return skipped - self._kept if self._kept else skipped
 
-    def read(self, reader: _ext.HiddenStateReader, final: bool = False) -> None:
-        """Hand the hidden states entering every layer to `reader` until `stop`; with `final` also what leaves the last."""
-        names = self._inputs + ([self._output] if final else [])
+    def read(self, reader: _ext.HiddenStateReader, final: bool = False, first: int = 0) -> None:
+        """Hand the hidden states entering every layer from `first` on to `reader` until `stop`; `final`: also what leaves the
+        last."""
+        names = self._inputs[first:] + ([self._output] if final else [])
         self._reader = reader  # the hook keeps a bare pointer
         self._hook.start_reading(reader, names)
 

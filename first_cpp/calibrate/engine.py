@@ -1,0 +1,192 @@
+"""A `Llama` that evaluates whole answers at once: prompts read with all layers, answers without some, in few decodes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from .. import _ext
+from ..errors import RoutingError
+from ..llama import Llama
+
+Floats = npt.NDArray[np.float32]
+
+STREAMS = 16
+"""Answers that are decoded together: one batch reads the weights once for all of them."""
+ROOM = 256
+"""llama.cpp rounds the context of each stream up to a multiple of this."""
+
+
+class Engine(Llama):
+    """The model that is calibrated. Evaluates by `read_prompt`, `answers` and `rows`; `generate` is not for this one.
+
+    n_tokens: positions that a prompt and its answer may take together.
+    """
+
+    def __init__(self, path: str, n_tokens: int, n_threads: int, streams: int = STREAMS) -> None:
+        n_stream = -(-n_tokens // ROOM) * ROOM
+        self._streams = streams
+        size = min(512, n_stream)
+        super().__init__(
+            path,
+            n_ctx=streams * n_stream,
+            n_batch=size,
+            n_ubatch=size,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            skip=None,
+            verbose=False,
+        )
+        self._decode_size = size
+        self._tokens_in = llama_cpp.llama_batch_init(size, 0, 1)
+        self._states_in = llama_cpp.llama_batch_init(size, self.n_embd(), 1)
+        self._memory = llama_cpp.llama_get_memory(self.ctx)
+        self.room = n_stream
+        """Positions of one stream."""
+        self.n_layer = len(self._layers.trouble)
+        everything = frozenset(range(self.n_layer))
+        self.starts_anywhere = self._layers.readable and self._layers.lacking(everything) == everything
+        """Whether an evaluation may start at a later layer, from the hidden states that enter it."""
+
+    @property
+    def context_params(self) -> Any:
+        """As in `Llama`, with a stream of its own for each answer."""
+        return self._context_params
+
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        params.n_seq_max, params.kv_unified = self._streams, False
+        Llama.context_params.fset(self, params)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Free the model and the batches."""
+        for name in ("_tokens_in", "_states_in"):
+            if (batch := self.__dict__.pop(name, None)) is not None:
+                llama_cpp.llama_batch_free(batch)
+        super().close()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the hidden states that enter the layers can be read."""
+        return self._layers.readable
+
+    # -- prompts --------------------------------------------------------------------------------------------------------
+
+    def read_prompt(self, tokens: Sequence[int], stream: int = 0, hidden: bool = False) -> list[Floats]:
+        """Read a prompt into an empty stream, all layers; its last position's logits are `row(-1)`.
+
+        With `hidden`, the hidden states entering each layer: n_layer of float32 [n_tokens, n_embd].
+        """
+        llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
+        sink = _ext.HiddenStates(self.n_layer) if hidden else None
+        if sink is not None:
+            self._layers.read(sink)
+        try:
+            for start in range(0, len(tokens), self._decode_size):
+                part = tokens[start : start + self._decode_size]
+                last = start + len(part) == len(tokens)
+                outputs = [False] * (len(part) - 1) + [last]
+                self._decode(self._tokens(part, range(start, start + len(part)), [stream] * len(part), outputs))
+            self._layers.check()
+        finally:
+            self._layers.stop()
+        return [] if sink is None else [points.reshape(len(tokens), -1) for points in sink.points()]
+
+    def saved(self, stream: int = 0) -> bytes:
+        """What a stream holds, for `restore`."""
+        size = llama_cpp.llama_state_seq_get_size(self.ctx, stream)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_seq_get_data(self.ctx, buffer, size, stream)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, saved: bytes, stream: int = 0) -> None:
+        """Fill a stream with what `saved` gave."""
+        llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
+        buffer = (ctypes.c_uint8 * len(saved)).from_buffer_copy(saved)
+        if llama_cpp.llama_state_seq_set_data(self.ctx, buffer, len(saved), stream) != len(saved):
+            raise RuntimeError("llama.cpp could not restore the state of a prompt")
+
+    # -- answers --------------------------------------------------------------------------------------------------------
+
+    def next_tokens(self, tokens: Sequence[int], positions: Sequence[int], streams: Sequence[int]) -> list[int]:
+        """The greedy choice after one more token in each of `streams`."""
+        n = len(tokens)
+        self._decode(self._tokens(tokens, positions, streams, [True] * n))
+        return [int(self.row(i).argmax()) for i in range(n)]
+
+    def row(self, i: int) -> Floats:
+        """The logits of output `i` of the last evaluation, float32 [n_vocab]; gone with the next one."""
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.ctx, i), shape=(self.n_vocab(),))
+
+    def rows(
+        self,
+        answer: Sequence[int],
+        position: int,
+        skipped: frozenset[int] = frozenset(),
+        start: tuple[int, Floats] | None = None,
+        read_from: int | None = None,
+    ) -> tuple[Floats, list[Floats]]:
+        """Evaluate an answer after what stream 0 holds, in one decode without the layers `skipped`.
+
+        start: a layer and the hidden states entering it, float32 [n, n_embd]: the layers before it are not computed.
+        read_from: also return the hidden states entering this layer and each after it, and what leaves the last.
+        Returns the logits after each token, float32 [n, n_vocab] (gone with the next evaluation), and those states.
+        """
+        n, skip = len(answer), skipped
+        positions, streams, outputs = range(position, position + n), [0] * n, [True] * n
+        if start is None:
+            batch = self._tokens(answer, positions, streams, outputs)
+        else:
+            skip = skipped | frozenset(range(start[0]))
+            batch = self._states(start[1], positions, streams, outputs)
+        sink = None if read_from is None else _ext.HiddenStates(self.n_layer - read_from + 1)
+        with self._without(skip):
+            if sink is not None:
+                self._layers.read(sink, final=True, first=read_from or 0)
+            self._decode(batch)
+        states = [] if sink is None else [points.reshape(n, -1) for points in sink.points()]
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(n, self.n_vocab())), states
+
+    @contextmanager
+    def _without(self, skipped: frozenset[int]) -> Iterator[None]:
+        try:
+            if skipped:
+                self._layers.leave_out(skipped)
+            yield
+            self._layers.check()
+        finally:
+            self._layers.stop()
+
+    # -- batches --------------------------------------------------------------------------------------------------------
+
+    def _tokens(self, tokens: Sequence[int], positions: Sequence[int], streams: Sequence[int], outputs: Sequence[bool]) -> Any:
+        batch = self._placed(self._tokens_in, positions, streams, outputs)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+        return batch
+
+    def _states(self, states: Floats, positions: Sequence[int], streams: Sequence[int], outputs: Sequence[bool]) -> Any:
+        batch = self._placed(self._states_in, positions, streams, outputs)
+        states = np.ascontiguousarray(states, np.float32)
+        ctypes.memmove(batch.embd, states.ctypes.data, states.nbytes)
+        return batch
+
+    def _placed(self, batch: Any, positions: Sequence[int], streams: Sequence[int], outputs: Sequence[bool]) -> Any:
+        if len(positions) > self._decode_size:
+            raise ValueError(f"a batch of {len(positions)} tokens, at most {self._decode_size} are evaluated at once")
+        batch.n_tokens = len(positions)
+        for i, (position, stream, output) in enumerate(zip(positions, streams, outputs, strict=True)):
+            batch.pos[i], batch.n_seq_id[i], batch.logits[i] = position, 1, output
+            batch.seq_id[i][0] = stream
+        return batch
+
+    def _decode(self, batch: Any) -> None:
+        if status := llama_cpp.llama_decode(self.ctx, batch):
+            self._layers.check()
+            raise RoutingError(f"llama.cpp could not evaluate {batch.n_tokens} tokens (llama_decode returned {status})")
