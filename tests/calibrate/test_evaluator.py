@@ -5,7 +5,6 @@ from __future__ import annotations
 import llama_cpp
 import numpy as np
 import pytest
-from first_cpp.evaluate.answers import log_probabilities
 from helpers import logits, tokens
 
 from first_cpp.calibrate.answer_costs import AnswerCosts
@@ -13,6 +12,7 @@ from first_cpp.calibrate.cost import AGREE, KL, SURPRISE, Targets
 from first_cpp.calibrate.engine import Engine
 from first_cpp.calibrate.first_pass import answer_all, rmsnorm
 from first_cpp.gguf.pruned import write_pruned
+from first_cpp.runtime.teacher_forcing import log_probabilities
 
 PROMPTS = [tokens(n, seed=n) for n in (5, 40, 17, 23, 31)]
 SETS = [frozenset(s) for s in ({0}, {3}, {5}, {1, 4}, {0, 1, 2, 3}, {0, 2, 5}, {1, 2, 3, 4, 5})]
@@ -107,15 +107,14 @@ def test_cost_is_that_of_the_pruned_file(engine, tiny, models, load):
 
 def test_kl_is_that_of_the_evaluation(engine, tiny, load):
     """`first-cpp eval` counts the first token too, which the prompt gives and which costs nothing."""
-    from first_cpp.evaluate.answers import Wanted
-
+    from first_cpp.evaluate.asking import DenseAnswer
     from first_cpp.evaluate.questions import Question
 
     dense, llm = load(tiny), load(tiny, skip=[1, 3])
-    wanted = Wanted.of(dense, Question("t", "Why is it so, and not another way?", ("",)), 12)
+    wanted = DenseAnswer.of(dense, Question("t", "Why is it so, and not another way?", ("",)), 12)
     n = len(wanted.answer)
     found = AnswerCosts(engine, wanted.prompt, wanted.answer).cost(frozenset({1, 3}))
-    assert found[KL] * n / (n + 1) == pytest.approx(wanted.divergence(llm), rel=2e-3)
+    assert found[KL] * n / (n + 1) == pytest.approx(wanted.compare(llm)["kl"], rel=2e-3)
 
 
 def test_answers_are_the_dense_greedy_ones(engine, tiny, load):
