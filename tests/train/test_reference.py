@@ -1,4 +1,4 @@
-"""Against PyTorch: prefill whole and decode with layers left out, and the routers' scores."""
+"""Against PyTorch: a prompt that runs all layers and an answer that skips some, and the routers' scores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_dense_is_the_same_model(hf, gguf, load):
 
 
 @pytest.mark.parametrize("layers", [[0], [5], [1, 2], [0, 2, 4], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5]], ids=str)
-def test_prefill_whole_decode_with_layers_left_out(hf, gguf, load, layers):
+def test_prefill_whole_decode_skipping_layers(hf, gguf, load, layers):
     llm = load(gguf)
     llm.eval(PROMPT)
     rows = [logits(llm)[0]]

@@ -20,7 +20,7 @@ from first_cpp.train.settings import Settings
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
 @pytest.mark.parametrize("gradient", ["all", "keys"])
-def test_masked_forward_is_decoding_with_layers_left_out(hf, count, gradient):
+def test_gated_forward_is_decoding_that_skips_layers(hf, count, gradient):
     """One padded batch in one pass gives the logits of the reference, which decodes token by token with a cache."""
     group = [*examples(3), Example("t", tokens(1), tokens(4, seed=5))]
     routed = make_routed(hf, prompt_gradient=gradient)
@@ -142,7 +142,7 @@ def test_padding_changes_nothing(hf):
         torch.testing.assert_close(whole[row, : len(example.response)], logits([example])[0], rtol=0, atol=1e-4)
 
 
-def test_answers_of_one_token_depend_on_no_layer_left_out(hf):
+def test_answers_of_one_token_depend_on_no_skipped_layer(hf):
     routed = make_routed(hf)
     prefilled = routed.prefill(collate([Example("t", tokens(7), [5]), Example("t", tokens(9), [6])]))
     assert torch.equal(routed.answer_logits(prefilled, torch.zeros(2, 6)), routed.answer_logits(prefilled))

@@ -80,7 +80,7 @@ def test_nothing_is_trained_in_no_epochs(tmp_path):
 
 @pytest.mark.usefixtures("tiny_hf")
 def test_a_teacher_is_matched_in_place_of_the_answers(tmp_path, capsys):
-    """A run that starts from its teacher has nothing to learn, but what rounding or leaving layers out costs."""
+    """A run that starts from its teacher has nothing to learn, but what rounding or skipping layers costs."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
     arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--precision", "float32", "--quiet", "--out"]
@@ -136,7 +136,7 @@ def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, ca
     ids=str,
 )
 def test_what_a_run_leaves_behind(tmp_path, settings, skip, order):
-    """Where routers did not learn nothing is left out unasked, and a fixed set is named, for eval to compare."""
+    """Where routers did not learn nothing is skipped unasked, and a fixed set is named, for eval to compare."""
     run = lora_trainer(tmp_path, Settings(**settings), examples(4))
     run.objective.order = [5, 2, 0, 1, 3, 4] if order else []
     save_result(run, {"command": "first-cpp train --data " + "ä" * 5000}, None)
