@@ -32,6 +32,11 @@ _OTHER_FORMATS = (  # of JSON Schema itself; any other name is an annotation
     *("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer"),
     *("relative-json-pointer", "regex"),
 )
+_MONTHS = r"(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8])"
+_LEAP = r"(?:[12][0-9](?:0[48]|[2468][048]|[13579][26])|(?:1[26]|2[048])00)-02-29"
+_DATE = f"(?:[12][0-9]{{3}}-(?:{_MONTHS})|{_LEAP})"
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_DATES = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}  # llguidance has a 31st of February
 _OF_TYPE = {
     "object": ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"),
     "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
@@ -104,6 +109,8 @@ def _held(schema: Any, where: str, left: Iterator[int], depth: int = 0) -> Any:
             held[key] = int(value)  # 1e3 is a whole number too
         elif key in _HELD and not (key == "format" and value not in _FORMATS):
             held[key] = value
+    if (pattern := _DATES.get(held.get("format", ""))) is not None:
+        held["allOf"] = [*held.get("allOf", []), {"pattern": pattern}]
     return held
 
 

@@ -42,7 +42,7 @@ SCHEMAS = [
     {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a"]},
     {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 4},
     {"type": "string", "minLength": 2, "maxLength": 9},
-    {"type": "string", "pattern": "^[a-c]{2,5}-\\d+$"},
+    {"type": "string", "pattern": "^[a-c]{2,5}-[0-9]+$"},
     {"type": "string", "format": "date-time"},
     {"type": "string", "format": "uuid"},
     {"enum": ["one", 2, None, True]},
@@ -59,7 +59,7 @@ CORPUS = {name: getattr(library, name) for name in dir(library) if name.endswith
 CORPUS |= {f"schema {i}": str(library.json_schema_to_gbnf(json.dumps(schema))) for i, schema in enumerate(SCHEMAS)}
 CORPUS |= {
     "classes": 'root ::= [^"\\\\\\x7F\\x00-\\x1F]{3,9} [\\u00e9\\U0001F600-\\U0001F64F]?',
-    "comment": 'root ::= "a" # a quote " and a bracket [\n | "b"\n',
+    "comment": 'root ::= ("a" # a quote " and a bracket [\n | "b")\n',
     "brackets in a text": 'root ::= ["] "[z-a]" ["]',
     "any": 'root ::= . . . "!"',
     "token": "root ::= <[70]> <[71]> !<[72]>",

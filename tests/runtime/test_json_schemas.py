@@ -152,7 +152,7 @@ def walk(tokenizer, schema, seed: int, most: int = 400) -> str | None:
 def check_valid(schema, text: str) -> None:
     value = json.loads(text)
     assert not re.search(r"[\x00-\x1f]", text.replace("\n", "").replace("\t", "")), text
-    jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker()).validate(value)
+    jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER).validate(value)
 
 
 def check_random_schema(tokenizer, schema, seed) -> None:
@@ -185,6 +185,7 @@ def test_a_mask_allows_what_is_valid(byte_tokenizer, data, schema):
     assume(held(schema))
     value = data.draw(from_schema(schema))
     assume(jsonschema.Draft202012Validator(schema).is_valid(value))  # the strategy knows an older draft
+    assume("\x7f" not in json.dumps(value, ensure_ascii=False))  # allowed only as an escape
     assume(not any(isinstance(x, float) for x in (value if isinstance(value, list) else [value])))  # 1.0 is an integer too
     mask = JsonMask(byte_tokenizer, schema)
     for byte in json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode():
