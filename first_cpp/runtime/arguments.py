@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,30 @@ def check_sizes(given: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
             raise SettingError(f"{name}={value!r} is not a whole number from {least} to {most}")
+
+
+def check_messages(messages: object) -> None:
+    """Raise SettingError for messages of another shape than a list of objects with a role.
+
+    >>> check_messages("Hello")
+    Traceback (most recent call last):
+    first_cpp.errors.SettingError: messages='Hello' is not a list; one message is [{"role": "user", "content": "..."}]
+    """
+    shape = 'one message is [{"role": "user", "content": "..."}]'
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise SettingError(f"messages={_short(messages)} is not a list; {shape}")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise SettingError(f"message {number} is {_short(message)}, not an object; {shape}")
+        if not isinstance(message.get("role"), str):
+            raise SettingError(f"message {number} has the role {_short(message.get('role'))}, which is not a text; {shape}")
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise SettingError(f"message {number} has content of type {type(message['content']).__name__}; {shape}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def check_prefill(prefill: object, route_tokens: object) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ContextFull, SettingError
 from .answer import ContextEnd
-from .arguments import why_no_context
+from .arguments import check_messages, why_no_context
 from .loading import Loading, without_broken_templates
 from .one_thread import CLOSED, OneThread, exclusive
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
@@ -159,10 +159,12 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; answers keep to the whole JSON schema of `response_format` and of a tool that is chosen.
 
-        `response_format` may be OpenAI's {"type": "json_schema", ...} too. Raises GrammarError for schemas that cannot be held.
+        `response_format` may be OpenAI's {"type": "json_schema", ...} too. Raises GrammarError for schemas that cannot be held,
+        SettingError for messages of another shape.
         """
         given = _BASE_CHAT.bind(self, *args, **kwargs).arguments
         given.pop("self")
+        check_messages(given["messages"])
         given["response_format"] = plain_format(given.get("response_format"))
         check_forced_tool(given)
         with exact_schemas():
@@ -176,6 +178,10 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     @exclusive
     @functools.wraps(llama_cpp.Llama.embed)
     def embed(self, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs.get("input")
+        for text in [given] if isinstance(given, str) else given or [""]:
+            if not text or not self.tokenize(text.encode("utf-8")):  # llama_cpp writes beyond its batch for it
+                raise SettingError("a text to embed is empty, or there is none")
         return super().embed(*args, **kwargs)
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
