@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp
 
 from first_cpp import Llama, __version__
-from first_cpp.cli.demo import CALIBRATION
+from first_cpp.cli.demo_texts import CALIBRATION
 from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.gguf.new_file import new_file
 from first_cpp.gguf.quantise import quantise

@@ -12,7 +12,7 @@ import llama_cpp
 from common import SETTINGS, parser, save, smollm2_q4_0
 
 from first_cpp import Llama
-from first_cpp.bench.interleaved import call_times
+from first_cpp.runtime.interleaved import call_times
 
 LEFT_OUT = list(range(11, 19))  # 8 of 30: a share of 0.25
 

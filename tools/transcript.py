@@ -1,28 +1,25 @@
-"""Writes the transcript of README.md: one prompt of the demo, as it prints it. python tools/transcript.py"""
+"""Writes the transcript of README.md: one prompt of the demo and its summary, as it prints them. python tools/transcript.py"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import textwrap
 
 from marks import ROOT, fill
 
-COMMAND = "first-cpp demo --skip 0.25"
-SHOWN = "an abstract"
-WIDTH = 110
+COMMAND = "first-cpp demo"
+SHOWN = "question"
+NEXT = "\nNext: "
 
 
 def excerpt(output: str) -> str:
-    """What is printed about one prompt, long lines wrapped."""
-    before, *parts = output.split("\n== ")
+    """What is printed about one prompt, and the summary; without what to try next."""
+    _, *parts = output.split("\n== ")
     (shown,) = (part for part in parts if part.startswith(SHOWN))
-    lines = [line for line in f"== {shown}".splitlines() if line.strip()]
-    wrapped = (textwrap.wrap(line, WIDTH, subsequent_indent=" " * (len(line) - len(line.lstrip()))) for line in lines)
-    return "\n".join(
-        ["```", f"$ {COMMAND}", before.splitlines()[0], "...", *(part for line in wrapped for part in line), "...", "```"]
-    )
+    summary = parts[-1].split(NEXT)[0]
+    lines = [*f"== {shown}".strip().splitlines(), "...", *f"== {summary}".strip().splitlines()]
+    return "\n".join(["```", f"$ {COMMAND}", *(line for line in lines if line.strip()), "```"])
 
 
 def main() -> None:

@@ -100,6 +100,6 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", choices=FORMATS, default="md", help="format on stdout (default: %(default)s)")
     add("-oe", "--output-err", choices=FORMATS, help="format on stderr, besides")
     add("--wide", action="store_true", help="all columns in md: median step, p95, the pruned file, KV memory")
-    add("--plot", metavar="FILE", help="a picture of TPOT and speed-up by skip share")
+    add("--plot", metavar="FILE", help="a picture of the median step and the speed-up by skip share")
     add("--no-resident", action="store_true", help="do not start a process per row to measure resident memory")
     add("--progress", action="store_true", help="show on stderr what is running")

@@ -16,9 +16,9 @@ import numpy as np
 from ..gguf.byte_limit import Reads, byte_limit, weight_reads
 from ..llama import Llama
 from ..runtime.greedy import TimedAnswer, answer_timed
+from ..runtime.interleaved import Times, call_times, decode_times, ratio
 from .depth import filled_state
 from .engines import OURS, PRUNED, STOCK, Row
-from .interleaved import Times, call_times, decode_times, ratio
 from .workload import Test
 
 

@@ -134,6 +134,8 @@ class Bench:
             if layers and isinstance(skip, float):
                 why = "chosen by the routers for the prompt" if self._routed else "those amid the model: it has no routers"
                 found.append(f"skip {skip_text(skip)}: layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} ({why})")
+        if self.model.random:
+            found.append(f"the model is kept for the next time: {self.model.path}")
         return found + self._not_measured()
 
     def _not_measured(self) -> list[str]:

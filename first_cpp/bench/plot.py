@@ -1,4 +1,4 @@
-"""TPOT and speed-up by skip share, with the limit as a line."""
+"""The median step and the speed-up by skip share, with the limit as a line."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ def draw(records: Sequence[Record], path: str) -> None:
             points = sorted((one for one in of_group if one["engine"] == engine), key=_share)
             if points:
                 label = engine if engine != "other" else points[0]["model_type"]
-                left.plot([*map(_share, points)], [one["tpot_ms"] for one in points], style, label=label)
+                left.plot([*map(_share, points)], [one["step_p50_ms"] for one in points], style, label=label)
                 if all(one["speedup"] for one in points):
                     right.plot([*map(_share, points)], [one["speedup"] for one in points], style, label=label)
         limits = sorted((one for one in of_group if one["byte_limit"] is not None), key=_share)
         if limits:
             right.plot([*map(_share, limits)], [one["byte_limit"] for one in limits], "k:", label="limit by bytes")
         left.set_title(title, loc="left", fontsize=10)
-        left.set(ylabel="TPOT, ms", xlabel="skipped layers, %", ylim=(0, None))
+        left.set(ylabel="median step, ms", xlabel="skipped layers, %")
+        left.set_ylim(0, 1.1 * left.get_ylim()[1])
         right.set(ylabel="speed-up over stock", xlabel="skipped layers, %")
         left.legend()
         if right.lines:

@@ -1,136 +1,277 @@
-"""Three prompts on SmolLM2-135M, answered dense by stock llama_cpp.Llama and with fewer layers by first_cpp.Llama."""
+"""Three prompts, answered by the full model and then with layers skipped, with what that gains and keeps.
+
+The full model runs in stock llama_cpp.Llama, the skipping one in first_cpp.Llama, on the same file.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import statistics
+import sys
 import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TextIO
 
 import llama_cpp
 
+from ..errors import OptionError
 from ..gguf.bundled import DEMO_ADAPTER, find_adapter, find_demo_model
+from ..gguf.model_file import ModelFile
+from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
+from ..llama import Llama
+from ..runtime.arguments import MOST_THREADS
 from ..runtime.chat_prompt import chat_prompt
-from ..runtime.greedy import TimedAnswer, answer_timed
+from ..runtime.greedy import answer_tokens
+from ..runtime.interleaved import BUSY, busy_by, decode_times, ratio
+from ..runtime.machine import cpu_name, physical_cores
 from ..runtime.routing import picture
+from ..skip import Skip, skip_from_text
+from .demo_texts import CALIBRATION, EVERYDAY, TRAINED
 from .execute import add_debug
-from .options import shares_from_text
+from .options import whole_number
 
-PROMPTS = {
-    "a question on a paragraph": (
-        "The lighthouse on Skerry Point was built in 1846 after two ships were lost in one winter. Its lamp first burned "
-        "whale oil, then paraffin, and since 1971 it has been electric. The last keeper, Anna Moor, left in 1988, when the "
-        "light was made automatic. Her logbooks are kept in the town library.\nQuestion: Who was the last keeper?"
-    ),
-    "an abstract": (
-        "Write a one-sentence summary (TLDR) of this abstract:\nNeural networks that forecast the load of power grids are "
-        "trained on years of readings, and fail when a city changes its habits. We present a method that keeps a small memory "
-        "of recent weeks beside the network and corrects its forecast by the errors made on the most similar days. The memory "
-        "needs no training and can be refilled every night. On readings of three cities the error falls by a quarter in the "
-        "months after a change, and stays the same at other times."
-    ),
-    "a dialogue": (
-        "Summarize the dialogue:\n#Person1#: The bakery on our street closes at the end of the month.\n#Person2#: Oh no. "
-        "Where will we get bread on Sundays?\n#Person1#: There is one by the station, but it opens only at nine.\n#Person2#: "
-        "Then I will bake on Saturdays. Could you buy flour on your way home?\n#Person1#: Sure, I will bring two bags."
-    ),
-}
-# Other texts than the prompts: what block influence is measured on.
-CALIBRATION = (
-    "The river rises in the hills, runs through three towns and reaches the sea near the old harbour.",
-    "Question: What do bees collect from flowers? Answer: Bees collect nectar and pollen.",
-    "Please explain in simple words how a bicycle stays upright while it is moving.",
-    "In short: sales grew in spring, fell in summer and were steady for the rest of the year.",
-    "Dear team, thank you for your patience; the new schedule will be sent to you tomorrow morning.",
-    "Photosynthesis is the process by which plants turn light, water and carbon dioxide into sugar and oxygen.",
-    "She opened the letter, read it twice, and then put it back into the drawer without a word.",
-    "def area(radius): return 3.14159 * radius ** 2  # the area of a circle",
-)
+STEPS = 64
+"""Decoding steps of each model, in turns, that a speed-up is the median of."""
+WIDTH = 76
+SKIP_WITHOUT_ADVICE = 0.1
+FULL, SKIPPING = "full model", "skipping"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", help="a GGUF chat model (default: the one of the demo extra, with trained routers)")
-    parser.add_argument("--skip", default="0.1,0.25", help="shares of layers to leave out (default: %(default)s)")
-    parser.add_argument("-n", "--max-tokens", type=int, default=64, help="longest answer in tokens (default: %(default)s)")
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count(), help="threads (default: all, %(default)s)")
+    """Add all arguments of the verb."""
+    add = parser.add_argument
+    add("-m", "--model", metavar="FILE", help="a GGUF chat model (default: the one of the demo extra, with trained routers)")
+    add("--skip", default="auto", metavar="SKIP", help="auto, a share like 0.25, or layers like 7,11 (default: %(default)s)")
+    add("-n", "--max-tokens", type=whole_number(1), default=100, metavar="N", help="longest answer (default: %(default)s)")
+    add(
+        "-t",
+        "--threads",
+        type=whole_number(1, MOST_THREADS),
+        default=physical_cores(),
+        metavar="N",
+        help="threads (default: physical cores, %(default)s)",
+    )
     add_debug(parser)
 
 
+@dataclass(frozen=True)
+class Result:
+    """What one prompt showed. steps: seconds of decoding steps in turns, by model."""
+
+    name: str
+    n_skipped: int
+    n_layer: int
+    fidelity: float
+    steps: dict[str, list[float]]
+
+    @property
+    def speed_up(self) -> float | None:
+        """Median over the turns of the full model's time over the skipping one's; None where the machine was too busy."""
+        return None if busy_by(self.steps) > BUSY else ratio(self.steps, FULL, SKIPPING)
+
+
 def command(args: argparse.Namespace) -> None:
-    from ..llama import Llama
-
-    shares = shares_from_text(args.skip)
+    """Answer, measure and sum up."""
+    skip = skip_from_text(args.skip)
+    if not skip:
+        raise OptionError(f"--skip {args.skip} skips nothing: there is nothing to show; give auto, a share, or layers")
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
-    with tempfile.TemporaryDirectory() as folder:
-        model, routers = _with_influence(args.model) if args.model else _with_trained_routers(folder)
-        stock = llama_cpp.Llama(model, **settings)
-        routed = Llama(model, routers=routers, skip=None, **settings)
-        answer_timed(stock, stock.tokenize(b"Warm up."), 8)
-        for title, text in PROMPTS.items():
-            _compare(title, text, stock, routed, shares, args.max_tokens)
-        print(
-            "TTFT: time to first token. TPOT: median time per token after it; speed-up: TPOT of stock / this.\n"
-            "Layers: # computed for each token, . left out."
-        )
-        stock.close()
-        routed.close()
+    machine = f"{cpu_name()}, {args.threads} thread{'s' * (args.threads > 1)}"
+    with _model(args.model) as (path, name, routers):
+        prompts = EVERYDAY if args.model else TRAINED
+        full = llama_cpp.Llama(path, **settings)
+        skipping = Llama(path, routers=routers, skip=None, **settings)
+        try:
+            skipping.skip = _setting(skip, skipping.routers)
+            results = [_compare(short, text, full, skipping, args.max_tokens) for short, text in prompts.items()]
+        finally:
+            full.close()
+            skipping.close()
+    print("\n".join(summary(results, name, machine)))
 
 
-def _with_trained_routers(folder: str) -> tuple[str, None]:
-    """The demo model with the adapter that comes with the package folded in, Q4_0."""
+def _setting(skip: Skip, routers: Routers | None) -> object:
+    """The setting as `Llama` takes it; a share of its own where the routers recommend none."""
+    if skip == "auto" and routers is not None and not routers.skip:
+        return SKIP_WITHOUT_ADVICE
+    return list(skip) if isinstance(skip, tuple) else skip
+
+
+@contextlib.contextmanager
+def _model(given: str | None) -> Iterator[tuple[str, str, Routers | None]]:
+    """The model file, its name, and routers where the file has none."""
+    if given is not None:
+        file = ModelFile.open(given)
+        own = read_routers(file.first, given)
+        yield given, os.path.basename(given), None if own is not None else _measured_routers(given)
+        return
     from ..gguf.merge import merge
 
-    base, merged = find_demo_model(), os.path.join(folder, "model-first.gguf")
-    print(f"model    {os.path.basename(base)}")
-    merge(find_adapter(DEMO_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
-    print(
-        "routers  trained, with a LoRA folded into the weights (now Q4_0), on questions about a paragraph and on abstracts.\n"
-        "         A dialogue is a kind of prompt that they never saw. To keep the merged model:\n"
-        f"         python -m convert --routers {DEMO_ADAPTER} --model MODEL --merge --quantize Q4_0 --out model-first.gguf\n"
-    )
-    return merged, None
+    base = find_demo_model()
+    print(f"preparing {os.path.basename(base)}: the trained adapter is folded in, a few seconds", flush=True)
+    name = f"{os.path.basename(base).split('.')[0]} Q4_0 with the trained routers"
+    with tempfile.TemporaryDirectory() as folder:
+        merged = os.path.join(folder, "model-first.gguf")
+        merge(find_adapter(DEMO_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
+        yield merged, name, None
 
 
-def _with_influence(model: str) -> tuple[str, Routers]:
-    """A model without trained routers, and input-blind ones measured here."""
-    from ..llama import Llama
+def _measured_routers(model: str) -> Routers:
+    """Input-blind routers, measured now, for a model without trained ones."""
     from ..runtime.block_influence import MAX_TOKENS, influence_routers
 
-    print(f"model    {os.path.basename(model)}")
+    print(
+        "This model has no routers: block influence is measured on "
+        f"{len(CALIBRATION)} texts.\nEvery prompt then skips the same layers: expect worse answers than with trained routers.",
+        flush=True,
+    )
     llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
-    routers = influence_routers(llm, CALIBRATION)
-    llm.close()
-    print(
-        f"routers  input-blind: block influence measured just now on {len(CALIBRATION)} other texts. They do not look at\n"
-        "         the prompt, so every prompt loses the same layers, and that costs quality: expect worse answers.\n"
-    )
-    return model, routers
+    try:
+        return influence_routers(llm, CALIBRATION)
+    finally:
+        llm.close()
 
 
-def _compare(title: str, text: str, stock: llama_cpp.Llama, routed: llama_cpp.Llama, shares: list[float], n: int) -> None:
-    prompt = chat_prompt(stock, text)
-    print(f"== {title} ({len(prompt)} prompt tokens) ==\n{text}\n")
-    stock.reset()
-    dense = answer_timed(stock, prompt, n)
-    n_layer = llama_cpp.llama_model_n_layer(stock.model)
-    _report("stock llama_cpp.Llama, dense", stock, dense, dense, picture((), n_layer))
-    for share in shares:
-        routed.skip = share
-        routed.reset()
-        answer = answer_timed(routed, prompt, n)
-        skipped = routed.routing.skipped
-        _report(f"first_cpp.Llama, skip={share:g}: {len(skipped)} of {n_layer} layers left out", routed, answer, dense,
-                picture(skipped, n_layer))  # fmt: skip
+# -- one prompt ----------------------------------------------------------------------------------------------------
 
 
-def _report(title: str, llm: llama_cpp.Llama, answer: TimedAnswer, dense: TimedAnswer, layers: str) -> None:
-    text = llm.detokenize(answer.tokens).decode("utf-8", errors="replace").strip()
-    rate = 1 / answer.tpot if answer.tpot else 0.0
-    speed_up = dense.tpot / answer.tpot if answer.tpot else 0.0
-    print(f"-- {title}")
-    print(f"   layers {layers}")
-    print(
-        f"   TTFT {answer.ttft * 1e3:.0f} ms, TPOT {answer.tpot * 1e3:.2f} ms, {rate:.0f} tokens/s, "
-        f"speed-up {speed_up:.2f}x, {len(answer.tokens)} tokens"
-    )
-    print("   " + text.replace("\n", "\n   ") + "\n")
+def _compare(short: str, text: str, full: llama_cpp.Llama, skipping: Llama, max_tokens: int) -> Result:
+    """Stream both answers, then measure: what the full model would have chosen, and both models' steps in turns."""
+    prompt = chat_prompt(full, text)
+    print(f"\n== {short} ==\n{_wrapped(text)}\n")
+    full.reset()
+    skipping.reset()
+    _stream(full, prompt, max_tokens)
+    answer = _stream(skipping, prompt, max_tokens)
+    skipping.catch_up()
+    kept = skipping.fidelity.share if skipping.fidelity is not None else 1.0
+    times = decode_times({FULL: full, SKIPPING: skipping}, prompt, max(STEPS, len(answer)))
+    assert skipping.routing is not None
+    result = Result(short, len(skipping.routing.skipped), skipping.routing.n_layer, kept, times)
+    print(f"   {_speed(result)}\n   {kept:.0%} of its tokens are the full model's first choice")
+    return result
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.fill(line, WIDTH) for line in text.splitlines())
+
+
+def _stream(llm: llama_cpp.Llama, prompt: list[int], max_tokens: int) -> list[int]:
+    """Print an answer as it is made, words wrapped; returns its tokens."""
+    out = WrappedText(sys.stdout, indent="   ", width=WIDTH)
+    tokens: list[int] = []
+    shown = ""
+    for token, _ in answer_tokens(llm, prompt, max_tokens):
+        if not tokens:
+            print(_heading(llm))  # by now the prompt has decided
+        tokens.append(token)
+        text = llm.detokenize(tokens).decode("utf-8", errors="ignore").lstrip()
+        out.write(text[len(shown) :])
+        shown = text
+    out.end()
+    return tokens
+
+
+def _heading(llm: llama_cpp.Llama) -> str:
+    if not isinstance(llm, Llama) or llm.routing is None:
+        n_layer = llama_cpp.llama_model_n_layer(llm.model)
+        return f"-- {FULL} {picture((), n_layer)} {n_layer} layers"
+    skipped, n_layer = llm.routing.skipped, llm.routing.n_layer
+    return f"-- {SKIPPING}   {picture(skipped, n_layer)} {n_layer - len(skipped)} layers"
+
+
+class WrappedText:
+    """Writes text as it comes, words whole, lines no longer than `width`.
+
+    >>> import sys
+    >>> out = WrappedText(sys.stdout, indent="  ", width=12)
+    >>> for part in ("one tw", "o three", " four"):
+    ...     out.write(part)
+    >>> out.end()
+      one two
+      three four
+    """
+
+    def __init__(self, stream: TextIO, indent: str, width: int) -> None:
+        self._stream, self._indent, self._width = stream, indent, width
+        self._column = 0
+        self._word = ""
+
+    def write(self, text: str) -> None:
+        """Add text; its last word is held back until it is known to be whole."""
+        for sign in text:
+            if sign in " \n":
+                self._put_word()
+                if sign == "\n" and self._column:
+                    self._stream.write("\n")
+                    self._column = 0
+            else:
+                self._word += sign
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Write what is held back, and end the line."""
+        self._put_word()
+        self._stream.write("\n" * (self._column > 0))
+        self._column = 0
+        self._stream.flush()
+
+    def _put_word(self) -> None:
+        if not self._word:
+            return
+        if self._column and self._column + 1 + len(self._word) > self._width:
+            self._stream.write("\n")
+            self._column = 0
+        before = " " if self._column else self._indent
+        self._stream.write(before + self._word)
+        self._column += len(before) + len(self._word)
+        self._word = ""
+
+
+# -- the summary ---------------------------------------------------------------------------------------------------
+
+
+def _speed(result: Result) -> str:
+    if result.speed_up is None:
+        return f"the machine is busy (steps vary by {busy_by(result.steps):.0%}): no speed-up"
+    steps = {name: statistics.median(times) * 1e3 for name, times in result.steps.items()}
+    return f"median step {steps[FULL]:.2f} -> {steps[SKIPPING]:.2f} ms in turns: {result.speed_up:.2f}x"
+
+
+def summary(results: Sequence[Result], model: str, machine: str) -> list[str]:
+    """The lines that a person keeps: each prompt, all together, and what to try next."""
+    rows = [["prompt", "skipped", "full", "skipping", "speed-up", "fidelity"]]
+    for one in results:
+        steps = [f"{1 / statistics.median(one.steps[name]):.0f}/s" if one.speed_up else "" for name in (FULL, SKIPPING)]
+        gain = f"{one.speed_up:.2f}x" if one.speed_up else "busy"
+        rows.append([one.name, f"{one.n_skipped} of {one.n_layer}", *steps, gain, f"{one.fidelity:.2f}"])
+    speed_ups = [one.speed_up for one in results if one.speed_up]
+    together = statistics.mean(one.fidelity for one in results)
+    gain = f"{statistics.geometric_mean(speed_ups):.2f}x" if speed_ups else "busy"
+    rows.append(["together", "", "", "", gain, f"{together:.2f}"])
+    lines = ["", f"== {model} ==", machine, "", *_aligned(rows), ""]
+    if not speed_ups:
+        lines += ["The machine is busy: steps of one model vary too much for a speed-up. Run again when", "it is idle.", ""]
+    return [
+        *lines,
+        f"full, skipping: tokens a second, by the median of at least {STEPS} steps in turns.",
+        "fidelity: share of its tokens that are the full model's first choice.",
+        "",
+        "Next: first-cpp chat                    talk to this model",
+        "      first-cpp bench -m MODEL.gguf     what skipping gains on this machine",
+        "      python -m convert --help          routers into your own model",
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -16,7 +16,7 @@ VERBS = {  # help, and the module with add_arguments and command
     "calibrate": ("find the layers that any model can spare, on this machine", "calibrate.command"),
     "chat": ("chat with a model in the terminal", "chat.command"),
     "completion": ("print a completion script for a shell", "cli.completion"),
-    "demo": ("three prompts, dense and with skipped layers, side by side", "cli.demo"),
+    "demo": ("three prompts, by the full model and with layers skipped", "cli.demo"),
     "eval": ("measure the quality that skipping keeps", "evaluate.command"),
     "inspect": ("print the routers that a GGUF file carries", "cli.inspect_file"),
     "run": ("answer one prompt", "cli.run"),

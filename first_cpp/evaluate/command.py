@@ -41,9 +41,9 @@ reference), dialogue (ROUGE-L, mean over references), qa (F1, exact match);
 Rows: base is the model as it came (--base, or --model where --routers brings a
 LoRA), dense the trained model with nothing skipped, routed@SHARE what the
 routers choose. NAME=FILE@SKIP adds another model: a LoRA trained dense, or
-trained for a fixed set of layers. SKIP: a share for a file with routers, layers,
-or KIND:SHARE with KIND a baseline, "search" or "given"; where the file was
-trained for a set of that kind (first-cpp train --layers), it is that very set.
+trained for a fixed set of layers. SKIP: a share for a file with routers,
+layers, or KIND:SHARE with KIND a baseline, "search" or "given"; where the file
+was trained for a set of that kind (first-cpp train --layers), it is that set.
 """
 
 

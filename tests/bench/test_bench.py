@@ -18,7 +18,6 @@ from routers_files import routed_model
 from first_cpp._ext import GgufFile
 from first_cpp.bench import measure
 from first_cpp.bench.depth import filled_state
-from first_cpp.bench.interleaved import call_times, decode_times, ratio
 from first_cpp.bench.number_lists import numbers, skips
 from first_cpp.cli.main import main
 from first_cpp.errors import OptionError
@@ -26,6 +25,7 @@ from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.gguf.quantise import quiet_llama_cpp
 from first_cpp.gguf.synthetic import FILE_TYPES, SHAPES, Shape, SyntheticError, write_random
+from first_cpp.runtime.interleaved import call_times, decode_times, ratio
 from first_cpp.runtime.machine import physical_cores
 
 SMALL = ["-p", "16", "-n", "4", "-r", "2", "--no-resident", "-t", "2"]
@@ -197,6 +197,7 @@ def test_random_weights_are_said_above_every_table(capsys, tmp_path):
         "### tiny Q4_0 (random weights)",
     ]
     assert f"writing tiny Q8_0 with random weights to {tmp_path}" in err
+    assert f"the model is kept for the next time: {tmp_path}/tiny-q8_0" in out
     kept = {name: os.stat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)}
     assert len(kept) == 2
     bench(capsys, "--synthetic", "tiny", "--type", "q8_0", "--cache", str(tmp_path), "--skip", "0")

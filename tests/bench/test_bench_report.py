@@ -8,7 +8,6 @@ import pytest
 
 from first_cpp.bench import command, plot
 from first_cpp.bench.engines import OURS, PRUNED, STOCK, Row
-from first_cpp.bench.flags import add_arguments
 from first_cpp.bench.table import Table, heading
 from first_cpp.bench.workload import Test
 from first_cpp.cli.main import main
@@ -65,15 +64,6 @@ def test_what_is_skipped_and_what_is_not_measured_is_there(tiny, capsys):
     assert "skip 0.34: layers 2-3 (those amid the model: it has no routers)" in out
     assert "not measured: pruned at skip 0, which is stock" in out
     assert "not measured: pruned with drafts" in out
-
-
-def test_help_fits_80_columns(monkeypatch):
-    import argparse
-
-    monkeypatch.setenv("COLUMNS", "80")
-    parser = argparse.ArgumentParser(prog="first-cpp bench")
-    add_arguments(parser)
-    assert max(map(len, parser.format_help().splitlines())) <= 80
 
 
 # -- the picture ---------------------------------------------------------------------------------------------------

@@ -74,29 +74,6 @@ def test_picture():
     assert picture((1, 2), 5) == "#..##"
 
 
-@pytest.mark.slow
-@pytest.mark.smollm2
-def test_demo_answers_three_prompts_three_times(smollm2, capsys):
-    assert main(["demo", "-n", "6", "-t", "2"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("stock llama_cpp.Llama, dense") == 3
-    assert out.count("skip=0.1: 3 of 30 layers left out") == 3
-    assert out.count("skip=0.25: 8 of 30 layers left out") == 3
-    assert out.count("TTFT ") == 9
-    assert "routers  trained" in out
-    chosen = [line for line in out.splitlines() if "layers" in line and line.count(".") == 8]
-    assert len(chosen) == 3
-    assert chosen[0] != chosen[1]  # a question leaves out other layers than an abstract
-
-
-def test_demo_measures_routers_for_other_models(tiny, capsys):
-    assert main(["demo", "-m", tiny, "--skip", "0.2", "-n", "2", "-t", "2"]) == 0
-    out = capsys.readouterr().out
-    assert "input-blind" in out
-    assert out.count("skip=0.2: 1 of 6 layers left out") == 3
-    assert out.count("TTFT ") == 6
-
-
 def test_inspect_shows_what_can_be_skipped(tiny, capsys, monkeypatch):
     assert main(["inspect", "--check", tiny]) == 0
     assert "skippable    0-5 (6 of 6 layers)" in capsys.readouterr().out

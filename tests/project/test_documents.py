@@ -168,17 +168,13 @@ def test_the_readme_is_short_and_names_its_two_commands():
     assert "$ first-cpp demo" in written_part(ROOT / "README.md", "tools/transcript.py")
 
 
-def test_the_transcript_is_one_prompt_of_the_output():
+def test_the_transcript_is_one_prompt_and_the_summary():
     import transcript
 
-    parts = ["model    m\nmore\n", "a question ==\nWho?\n", f"{transcript.SHOWN} (3) ==\n\n{'word ' * 30}\n   {'deep ' * 30}\n"]
-    output = "\n== ".join([*parts, "last ==\nx"])
-    lines = transcript.excerpt(output).splitlines()
-    assert lines[:5] == ["```", f"$ {transcript.COMMAND}", "model    m", "...", f"== {transcript.SHOWN} (3) =="]
-    assert lines[-2:] == ["...", "```"]
-    assert max(map(len, lines)) <= transcript.WIDTH
-    assert lines[-3].startswith("   deep")
-    assert not any("Who?" in line or "last" in line for line in lines)
+    parts = ["preparing m\n", "another ==\nWho?\n", f"{transcript.SHOWN} ==\n\nasked\n   said\n", "m ==\nfast\n\nNext: chat\n"]
+    lines = transcript.excerpt("\n== ".join(parts)).splitlines()
+    shown = [f"== {transcript.SHOWN} ==", "asked", "   said", "...", "== m ==", "fast", "```"]
+    assert lines == ["```", f"$ {transcript.COMMAND}", *shown]
 
 
 @pytest.mark.smollm2

@@ -56,7 +56,7 @@ def test_every_epoch_has_every_example_once():
 def test_tokens_are_llama_cpps(smollm2, load):
     from transformers import AutoTokenizer
 
-    from first_cpp.cli.demo import chat_prompt
+    from first_cpp.runtime.chat_prompt import chat_prompt
 
     folder, name = os.path.split(smollm2)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import llama_cpp
 
-from ..runtime.greedy import timed_tokens
+from .greedy import timed_tokens
 
 Times = dict[str, list[float]]
 """Seconds by model name."""
@@ -52,6 +52,23 @@ def ratio(times: Mapping[str, list[float]], of: str, to: str) -> float:
     3.0
     """
     return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
+
+
+BUSY = 0.5
+"""A machine is busy where the middle half of a model's steps spreads by more than this share of their median."""
+
+
+def busy_by(times: Mapping[str, list[float]]) -> float:
+    """How far the middle half of the steps spreads, over their median: the most of all models. Above BUSY nothing can be said.
+
+    >>> busy_by({"a": [1.0, 1.0, 1.0, 1.1, 1.1], "b": [1.0, 1.0, 2.0, 4.0, 5.0]})
+    1.5
+    """
+    spreads = []
+    for seconds in times.values():
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        spreads.append((high - low) / middle)
+    return max(spreads)
 
 
 def turns(names: Iterable[str], rounds: int) -> list[str]:
