@@ -27,7 +27,7 @@ from .runtime.answer import CurrentAnswer
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
 from .runtime.decoding import DecodingLlama
-from .runtime.fidelity import AnswerMeasure, Fidelity
+from .runtime.fidelity import AnswerMeasure, ComparedToken, Fidelity
 from .runtime.hidden_states import read_hidden_states
 from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
@@ -197,6 +197,19 @@ class Llama(DecodingLlama):
     def fidelity(self) -> Fidelity | None:
         """How the last answer agrees with the dense model, as far as `catch_up` has read it; None before."""
         return self._measure.fidelity
+
+    def compared_answer(self) -> list[ComparedToken]:
+        """The tokens of the last answer beside the dense model's choices, once `catch_up` has read it; none where it was dense.
+
+        >>> llm = Llama("model-first.gguf", verbose=False)
+        >>> answer = llm.create_completion("Hello", max_tokens=9, temperature=0)
+        >>> llm.catch_up()
+        True
+        >>> differing = [one for one in llm.compared_answer() if one.dense is not None]
+        >>> len(differing) == llm.fidelity.positions - llm.fidelity.equal
+        True
+        """
+        return self._measure.compared()
 
     @exclusive
     def hidden_states(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
     parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
     parser.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
+    parser.add_argument(
+        "--no-catch-up", action="store_true", help="do not read an answer again with all layers while you read it"
+    )
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_debug(parser)
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     from .conversation import Conversation
+    from .reading import Reading
     from .session import Session
     from .terminal import Terminal
 
@@ -39,4 +43,6 @@ def command(args: argparse.Namespace) -> None:
     if args.load:
         conversation.load(args.load)
     with contextlib.closing(options.load()) as llm:
-        Session(llm, conversation, Terminal(history=not args.no_history), sampling_of(args)).run()
+        terminal = Terminal(history=not args.no_history)
+        with Reading(llm, in_background=terminal.interactive and not args.no_catch_up) as reading:
+            Session(llm, conversation, terminal, sampling_of(args), reading).run()

@@ -65,12 +65,13 @@ class DecodingLlama(GuardedLlama):
     def cancel(self) -> None:
         """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.
 
-        Without an answer it does nothing. The model stays usable, and the next answer is not concerned.
+        It ends `catch_up` too. Without either it does nothing. The model stays usable, and the next answer is not concerned.
 
         >>> from first_cpp import Llama
         >>> Llama("model.gguf", verbose=False).cancel()
         """
         self._current.cancel()
+        self._exclusive.interrupt()
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself.

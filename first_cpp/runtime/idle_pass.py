@@ -47,6 +47,8 @@ class IdlePass:
                 try:
                     if not self._step():
                         return True
+                    if self._interrupted:
+                        return False
                 except RuntimeError:
                     if not self._interrupted:
                         raise
@@ -54,7 +56,7 @@ class IdlePass:
         return False
 
     def _interrupt(self, on: bool) -> None:
-        """Another thread wants the model, or has it now."""
+        """Another thread wants the model, or the pass has made room for it."""
         self._interrupted = on
         self._abort(on)
 
