@@ -8,6 +8,7 @@ serves the model of the demo extra, or the file that the variable FIRST_CPP_MODE
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from .cli.answer_record import AnswerRecorder
 from .cli.model_options import ModelOptions
+from .cli.plain_chat import PlainChat, has_template
 from .errors import MissingFileError
 from .gguf.bundled import find_demo_model
 from .llama import Llama
@@ -40,6 +42,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
     def __init__(self, model_id: str, model: str | Llama) -> None:
         self.model_id = model_id
         self._model = model
+        self._plain = PlainChat(model_id)
         self._own_skip: Skip = model.skip if isinstance(model, Llama) else "auto"
 
     @property
@@ -54,12 +57,15 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
         llama, options = self.llama, prompt.options
         llama.skip = self._own_skip if options.skip is None else skip_from_text(options.skip)
         create: Any = llama.create_chat_completion
+        if not has_template(llama):
+            create = functools.partial(self._plain, llama=llama)
         ask = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
-        for chunk in in_thread(llama, lambda: create(_messages(prompt, conversation), stream=True, **ask)):
+        for chunk in in_thread(llama, lambda: create(messages=_messages(prompt, conversation), stream=True, **ask)):
             if text := chunk["choices"][0]["delta"].get("content"):
                 yield text
         if (record := AnswerRecorder(llama).record()) is not None:
             response.response_json = record.as_json()
+            response.set_usage(input=record.prompt_tokens, output=record.tokens)
 
 
 def _messages(prompt: Any, conversation: Any) -> list[dict[str, str]]:

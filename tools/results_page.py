@@ -58,7 +58,7 @@ def speed() -> str:
     for name in ("limit-smollm2", "limit-1b", "limit-3b"):
         for row in bench(name, engine="first_cpp", skip=0.25):
             model = row["model_type"] if row["random_weights"] else "SmolLM2-135M-Instruct Q4_0"
-            skipped = f"{row['layers_skipped']} of {row['n_layer']}"
+            skipped = f"{row['n_skipped']} of {row['n_layer']}"
             rows.append([model, skipped, _pm(row, "speedup"), f"{row['byte_limit']:.3f}", _pm(row, "over_pruned")])
     return table(["model", "skipped", "speed / stock", "byte limit", "step / pruned"], rows) + f"\n\n{machine()}."
 
@@ -98,7 +98,7 @@ def picture() -> str:
 
 
 def _point(row: dict) -> tuple[float, float]:
-    return row["layers_skipped"] / row["n_layer"], row["speedup"]
+    return row["n_skipped"] / row["n_layer"], row["speedup"]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 
 from ..cli.execute import add_debug
+from ..cli.held_options import add_held_arguments, held_settings
 from ..cli.model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
 
 EPILOG = """examples:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-catch-up", action="store_true", help="do not read an answer again with all layers while you read it"
     )
+    add_held_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_debug(parser)
@@ -38,11 +40,11 @@ def command(args: argparse.Namespace) -> None:
     from .session import Session
     from .terminal import Terminal
 
-    options = model_options(args)
+    options, held = model_options(args), held_settings(args)
     conversation = Conversation(args.system)
     if args.load:
         conversation.load(args.load)
-    with contextlib.closing(options.load()) as llm:
+    with contextlib.closing(options.load(**held)) as llm:
         terminal = Terminal(history=not args.no_history)
         with Reading(llm, in_background=terminal.interactive and not args.no_catch_up) as reading:
             Session(llm, conversation, terminal, sampling_of(args), reading).run()

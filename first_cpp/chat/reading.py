@@ -47,7 +47,8 @@ class Reading:
         fidelity = self._llm.fidelity
         if fidelity is None:
             return NOTHING_SKIPPED
-        return f"{marked(self._llm)}\n{fidelity.line()}"
+        held = self._llm.held
+        return f"{marked(self._llm)}\n{fidelity.line()}" + (f"\n{held.line()}" if held else "")
 
 
 def marked(llm: Llama) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..cli.answer_record import AnswerRecorder
-from ..errors import FirstCppError, OptionError
+from ..errors import ContextFull, FirstCppError, OptionError
 from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture
@@ -85,6 +85,12 @@ class Session:
                 self._terminal.error(f"there is no command {name}; /help lists the commands")
         except EOFError:
             return False
+        except ContextFull:
+            n_ctx = self._llm.n_ctx()
+            self._terminal.error(
+                f"the conversation no longer fits into the context of {n_ctx} tokens; this message is taken back. "
+                "/reset begins a new conversation; first-cpp chat -c TOKENS has a larger context."
+            )
         except (FirstCppError, OSError, ValueError) as error:
             self._terminal.error(str(error))
         return True

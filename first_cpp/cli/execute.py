@@ -12,32 +12,22 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from ..errors import FirstCppError
+from .output import finish_output, prepare_streams
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class _Terminated(BaseException):
-    """SIGTERM: what was begun is undone on the way out, and what was said stays."""
-
-
-_SOON = 0.02  # seconds
+    """SIGTERM: what was begun is undone on the way out, and what was printed stays."""
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Raise, a little later where ctypes would swallow it: amid a callback of llama.cpp's."""
-    within: FrameType | None = frame
-    while within is not None:
-        if within.f_code.co_name == "llama_log_callback" and hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, _terminate)
-            signal.setitimer(signal.ITIMER_REAL, _SOON)
-            return
-        within = within.f_back
     raise _Terminated
 
 
 @contextlib.contextmanager
-def _heeding_sigterm() -> Iterator[None]:
-    """Unless somebody else heeds it. SIGINT keeps Python's own handler: asyncio has its ways with that one alone."""
+def _handling_sigterm() -> Iterator[None]:
+    """Handle SIGTERM, unless somebody else does. SIGINT keeps Python's own handler, which asyncio knows."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
@@ -55,7 +45,8 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0, 1 failure, 2 input that cannot be used, 130 interrupted, 143 terminated."""
     try:
-        with _heeding_sigterm():
+        with _handling_sigterm():
+            prepare_streams()
             command(args)
             sys.stdout.flush()
     except _Terminated:
@@ -66,9 +57,10 @@ def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace)
         sys.stderr.close()  # the reader of our output has gone; nothing is left to say
         return FAILURE
     except (FirstCppError, OSError, RuntimeError, ValueError) as error:
-        if args.debug:
+        if getattr(args, "debug", False):
             traceback.print_exc()
         else:
             print(f"error: {error}", file=sys.stderr)
+        finish_output()
         return USAGE if isinstance(error, FirstCppError) else FAILURE
     return 0

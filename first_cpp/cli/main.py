@@ -50,6 +50,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def print_version(_: argparse.Namespace) -> None:
+    from .._version import describe
+
+    print(describe())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `execute.run` for the codes.
 
@@ -61,10 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = setup_arg_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from .._version import describe
-
-        print(describe())
-        return 0
+        return run(print_version, args)
     if args.verb is None:
         parser.print_usage(sys.stderr)
         print("error: a verb is missing", file=sys.stderr)

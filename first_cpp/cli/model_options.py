@@ -10,19 +10,20 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp
-
 from ..errors import MissingFileError, OptionError
 from ..gguf.bundled import find_demo_model
-from ..gguf.model_file import context_length, normal_path
+from ..gguf.model_file import ModelFile, context_length, normal_path
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from ..skip import Skip, skip_from_text
 from .extras import need_extra
 from .options import check_chat_format, not_empty, number, whole_number
+from .plain_chat import PlainChat, has_template
 
 _LARGE = 1 << 30  # bytes of a file that is worth a progress bar
+_ALWAYS_FINE = 1 << 16  # tokens of context
+_MOST_STRETCH = 16  # times the context that a model was trained for
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class ModelOptions:
             "verbose": self.verbose,
         }
         llm = self._from_repository(settings) if self.hf_repo else self._from_file(settings)
+        if self.chat_format is None and not has_template(llm):
+            llm.chat_handler = PlainChat(llm.model_path)
         if not self.verbose:
             logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
         return llm
@@ -92,8 +95,17 @@ class ModelOptions:
     def _path(self) -> str:
         return normal_path(find_demo_model() if self.model is None else self.model)
 
+    def _check_context(self, path: str) -> None:
+        """Raise OptionError for a context that no model of this kind has, before llama.cpp reserves memory for it."""
+        if self.ctx is None or self.ctx <= _ALWAYS_FINE or not os.path.exists(path):
+            return
+        trained = ModelFile.open(path).context_length
+        if self.ctx > (most := max(_ALWAYS_FINE, _MOST_STRETCH * trained)):
+            raise OptionError(f"-c {self.ctx}: the model was trained for {trained} tokens of context; at most {most} are taken")
+
     def _from_file(self, settings: dict[str, Any]) -> Llama:
         path = self._path()
+        self._check_context(path)
         size = os.path.getsize(path) if os.path.exists(path) else 0  # Llama raises the error of a missing file
         large = size > _LARGE and sys.stderr.isatty()
         return watched(path, size)(path, **settings) if large else Llama(path, **settings)
@@ -183,33 +195,22 @@ def watched(path: str, size: int) -> type[Llama]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+    terminal = open(os.dup(2), "w", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below; llama_cpp hides stderr
     progress = Progress(
         TextColumn(f"loading {os.path.basename(path)}"),
         BarColumn(),
         DownloadColumn(),
-        console=Console(stderr=True),
+        console=Console(file=terminal),
         transient=True,
     )
+    task = progress.add_task("", total=size)
 
     class Watched(Llama):
-        @property
-        def model_params(self) -> Any:
-            return self._model_params
-
-        @model_params.setter
-        def model_params(self, params: Any) -> None:
-            task = progress.add_task("", total=size)
-
-            def on_progress(share: float, _: Any) -> bool:
-                progress.update(task, completed=int(share * size))
-                return True
-
-            self._on_progress = llama_cpp.llama_progress_callback(on_progress)  # llama.cpp goes on using it
-            params.progress_callback = self._on_progress
-            self._model_params = params
+        def on_load_progress(self, share: float) -> None:
+            progress.update(task, completed=int(share * size))
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            with progress:
+            with terminal, progress:
                 super().__init__(*args, **kwargs)
 
     return Watched

@@ -97,7 +97,7 @@ def add_routers(file: GgufFile, routers: Routers) -> None:
     file.set_f32("first.router.norm_eps", routers.norm_eps)
     file.set_bool_array("first.router.skippable", list(routers.skippable))
     file.set_f32("first.policy.skip", routers.skip)
-    for key, value in routers.train.items():
+    for key, value in sorted(routers.train.items()):  # safetensors gives metadata in no order
         file.set_str(f"first.train.{key}", str(value))
 
 

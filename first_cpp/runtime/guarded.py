@@ -7,13 +7,15 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jinja2
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import SettingError
+from ..errors import ContextFull, SettingError
 from .answer import ContextEnd
-from .arguments import why_no_context
+from .arguments import check_messages, why_no_context
+from .loading import Loading, without_broken_templates
 from .one_thread import CLOSED, OneThread, exclusive
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
 from .token_text import TokenText
@@ -27,6 +29,14 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     """The base of `first_cpp.Llama`; what it guards against is in docs/internals/faults.md.
 
     Raises SettingError for sizes that llama.cpp has no memory for.
+
+    >>> llm = Llama("model.gguf", verbose=False)
+    >>> schema = {"enum": ["yes", "no"]}
+    >>> answer = llm.create_chat_completion(
+    ...     [{"role": "user", "content": "Is it?"}], response_format={"type": "json_object", "schema": schema}
+    ... )
+    >>> answer["choices"][0]["message"]["content"] in ('"yes"', '"no"')
+    True
     """
 
     # of the base class, which has no annotations
@@ -39,14 +49,50 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
+        self._metadata: dict[str, str] = {}
+        self._repair_templates = False
+        self._loading = Loading(self.on_load_progress)
+        with self._loading:
+            self._load(model_path, kwargs)
+        self._text = TokenText(self) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
+        self._fit_to_context()
+
+    def _load(self, model_path: str, settings: dict[str, Any]) -> None:
+        """Load the model and create its context, as the base class does it."""
         try:
-            super().__init__(model_path=model_path, **kwargs)
+            super().__init__(model_path=model_path, **settings)
+        except (jinja2.TemplateError, SyntaxError):
+            if self._repair_templates:
+                raise
+            super().close()
+            self._repair_templates = True
+            self._load(model_path, settings)
         except ValueError as error:
             if "llama_context" not in str(error):
                 raise
             raise SettingError(why_no_context(self.model, self.context_params)) from error
-        self._text = TokenText(self) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
-        self._fit_to_context()
+
+    def on_load_progress(self, share: float) -> None:
+        """Called while the model is loaded, with the share that is there, 0 to 1; nothing by default."""
+
+    @property
+    def model_params(self) -> Any:
+        """The llama_model_params of the base class, with a callback by which loading can be stopped."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        params.progress_callback = self._loading.callback
+        self._model_params = params
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the model file, as in the base class."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, metadata: dict[str, str]) -> None:
+        self._metadata = without_broken_templates(metadata) if self._repair_templates else metadata
 
     def _fit_to_context(self) -> None:
         """llama.cpp rounds n_ctx up; tokens beyond the number asked for are recorded too, so that they can be read again."""
@@ -98,6 +144,10 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
                         chunk = next(inner)
                     except StopIteration:
                         return
+                    except ValueError as error:
+                        if "exceed context window" in str(error) and not isinstance(error, ContextFull):
+                            raise ContextFull(f"{error}; a larger n_ctx= has room") from error
+                        raise
                 if end.reached and chunk["choices"][0]["finish_reason"] == "stop":
                     chunk["choices"][0]["finish_reason"] = "length"
                 yield chunk
@@ -109,18 +159,12 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; answers keep to the whole JSON schema of `response_format` and of a tool that is chosen.
 
-        `response_format` may be OpenAI's {"type": "json_schema", ...} too. Raises GrammarError for schemas that cannot be held.
-
-        >>> llm = Llama("model.gguf", verbose=False)
-        >>> schema = {"enum": ["yes", "no"]}
-        >>> answer = llm.create_chat_completion(
-        ...     [{"role": "user", "content": "Is it?"}], response_format={"type": "json_object", "schema": schema}
-        ... )
-        >>> answer["choices"][0]["message"]["content"] in ('"yes"', '"no"')
-        True
+        `response_format` may be OpenAI's {"type": "json_schema", ...} too. Raises GrammarError for schemas that cannot be held,
+        SettingError for messages of another shape.
         """
         given = _BASE_CHAT.bind(self, *args, **kwargs).arguments
         given.pop("self")
+        check_messages(given["messages"])
         given["response_format"] = plain_format(given.get("response_format"))
         check_forced_tool(given)
         with exact_schemas():
@@ -134,6 +178,10 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     @exclusive
     @functools.wraps(llama_cpp.Llama.embed)
     def embed(self, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs.get("input")
+        for text in [given] if isinstance(given, str) else given or [""]:
+            if not text or not self.tokenize(text.encode("utf-8")):  # llama_cpp writes beyond its batch for it
+                raise SettingError("a text to embed is empty, or there is none")
         return super().embed(*args, **kwargs)
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:

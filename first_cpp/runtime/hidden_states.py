@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from .. import _ext
 from ..errors import RoutingError
-from .batch import decode, empty_memory
 from .layers import Layers
+from .llama_batch import decode, empty_memory
 
 
 def read_hidden_states(llm: llama_cpp.Llama, layers: Layers, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

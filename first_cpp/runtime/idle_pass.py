@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import llama_cpp
 
 from .answer import CurrentAnswer
-from .batch import decode
 from .context import ReadContext
 from .fidelity import AnswerMeasure
+from .llama_batch import decode
 from .one_thread import OneThread
 from .policy import RoutingPolicy
 
@@ -46,6 +46,7 @@ class IdlePass:
                     return False
                 try:
                     if not self._step():
+                        self._policy.settle(self._measure.fidelity)
                         return True
                     if self._interrupted:
                         return False

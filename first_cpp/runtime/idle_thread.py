@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import FirstCppError
@@ -20,6 +21,8 @@ class CatchesUp(Cancellable, Protocol):
 class IdleThread:
     """Runs `llm.catch_up()` between `begin` and `pause`. Both are for the one thread that uses the model.
 
+    ended: called in this thread when a pass has ended, by itself or not, before `pause` returns.
+
     >>> from first_cpp import Llama
     >>> llm = Llama("model-first.gguf", verbose=False)
     >>> answer = llm.create_completion("Hello", max_tokens=9, temperature=0)
@@ -31,8 +34,8 @@ class IdleThread:
     8
     """
 
-    def __init__(self, llm: CatchesUp) -> None:
-        self._llm = llm
+    def __init__(self, llm: CatchesUp, ended: Callable[[], object] | None = None) -> None:
+        self._llm, self._ended = llm, ended
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
         """What ended the last pass, where this model cannot catch up."""
@@ -62,3 +65,5 @@ class IdleThread:
             self.error = None
         except (FirstCppError, RuntimeError) as error:
             self.error = error
+        if self._ended is not None:
+            self._ended()

@@ -100,6 +100,8 @@ def _held(schema: Any, where: str, left: Iterator[int], depth: int = 0) -> Any:
             held[key] = [_held(part, f"{place}/{i}", left, depth + 1) for i, part in enumerate(value)]
         elif key in _ONE:
             held[key] = _held(value, place, left, depth + 1)
+        elif key in _LENGTHS:
+            held[key] = int(value)  # 1e3 is a whole number too
         elif key in _HELD and not (key == "format" and value not in _FORMATS):
             held[key] = value
     return held
@@ -118,18 +120,13 @@ def _check_keywords(schema: Schema, where: str) -> None:
         if key == "format" and value in _OTHER_FORMATS:
             raise GrammarError(f"the format {value!r} at {where} of the JSON schema cannot be held")
         if key in _LENGTHS:
-            whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value)
+            whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0
             _check(whole and 0 <= value <= MOST, place, value, f"0 to {MOST}")
         if key == "$ref":
             _check(isinstance(value, str) and value.startswith("#"), place, value, "a place in the schema itself, #/...")
-    if schema.get("minProperties", 0) > 1 and (named := schema.get("required", ())) is not None:
-        # the names of further properties may repeat, and a reader counts them once
-        _check(
-            schema["minProperties"] <= len(named),
-            f"{where}/minProperties",
-            schema["minProperties"],
-            "0, 1, or what is required",
-        )
+    least, named = schema.get("minProperties", 0), schema.get("required")
+    enough = isinstance(named, list) and least <= len(named)  # further names may repeat, and a reader counts them once
+    _check(least < 2 or enough, f"{where}/minProperties", least, "0, 1 or what is required")
 
 
 def close(root: Schema) -> Schema:

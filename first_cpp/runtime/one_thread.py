@@ -69,14 +69,16 @@ class OneThread:
 
     def _ask_to_give_way(self) -> None:
         """Another thread has the model: wait for it where its work gives way, which it does at once."""
-        if self.interrupt():
-            self._acquire()
-        elif not self._acquire(False):
-            raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
+        with self._gate:  # such work neither begins nor ends meanwhile: whoever comes after it is not interrupted
+            if not self.interrupt():
+                if self._acquire(False):
+                    return
+                raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
+        self._acquire()
 
     def interrupt(self) -> bool:
         """End the work that gives way, from any thread, without waiting for it. Returns whether there was any."""
-        with self._gate:  # while it is held, that work does not end: whoever comes after it is not interrupted
+        with self._gate:
             if self._interrupt is not None:
                 self._interrupt(True)
             return self._interrupt is not None
@@ -88,9 +90,10 @@ class OneThread:
         interrupt: called with True by a thread that wants the model, and with False when the work has ended.
         """
         self.check_process()
-        held = self._acquire(False)
-        if held:
-            self._interrupt = interrupt
+        with self._gate:
+            held = self._acquire(False)
+            if held:
+                self._interrupt = interrupt
         try:
             yield held
         finally:
@@ -98,7 +101,7 @@ class OneThread:
                 with self._gate:
                     self._interrupt = None
                     interrupt(False)
-                self._release()
+                    self._release()
 
 
 def exclusive(method: Callable[P, T]) -> Callable[P, T]:
@@ -115,6 +118,8 @@ def exclusive(method: Callable[P, T]) -> Callable[P, T]:
 
 class _Closed:
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # Python itself looks for these
         raise ClosedError("this Llama is closed")
 
 

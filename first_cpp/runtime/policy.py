@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import llama_cpp
 
-from ..errors import OffloadError, RoutingError, SkipError
+from ..errors import OffloadError, RoutingError, SettingError, SkipError
 from ..gguf.routers import Routers
 from ..skip import Skip, check_layers, layers_for_share, parse_skip
 from .arguments import Arguments
 from .choice import Choice, asked_share, choose
 from .context import ReadContext
+from .fidelity import Fidelity
+from .held import MOST_SHARE, HeldFidelity
 from .kv_record import NOTHING
 from .layers import Layers
 from .routing import Routing
@@ -42,6 +46,10 @@ class RoutingPolicy:
         self.route_tokens = route_tokens
         self.skip: Skip = None
         """The setting, checked."""
+        self._held = self._holder(own)
+        self._drawn: float | None = None
+        """The share of the answer going on, where a fidelity is held; None before it begins, and once it was measured."""
+        self._share = 0.0
         self.forced: frozenset[int] | None = None
         """The layers of `Llama.skipping`, None outside it."""
 
@@ -89,6 +97,42 @@ class RoutingPolicy:
             warnings.warn(f"no layer of {self._path} can be skipped, it runs dense: {why}", RuntimeWarning, stacklevel=5)
             self._warned = True
 
+    # -- a fidelity that is held ------------------------------------------------------------------------------------
+
+    def _holder(self, own: Arguments) -> HeldFidelity | None:
+        if own.fidelity is None:
+            return None
+        if self._routers is None:
+            raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {self._path}")
+        path = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
+        return HeldFidelity(own.fidelity, dial=min(1.0, self._routers.skip / MOST_SHARE), path=path)
+
+    @property
+    def held(self) -> HeldFidelity | None:
+        """What holds the fidelity, where one was asked for."""
+        return self._held
+
+    def begin_answer(self, before: Fidelity | None) -> None:
+        """An answer begins; `before` is the fidelity of the one before it, as far as it was measured."""
+        self.settle(before)
+        if self._held is not None and self.skip == "auto" and self.forced is None:
+            self._drawn = self._share = self._held.level(round(MOST_SHARE * self._n_layer)) / self._n_layer
+
+    def settle(self, fidelity: Fidelity | None) -> None:
+        """Take the fidelity of the last answer, once; a dense one has 1."""
+        if self._held is None or self._drawn is None:
+            return
+        if fidelity is not None:
+            self._held.observe(fidelity.share)
+        elif self._drawn == 0:
+            self._held.observe(1.0)
+        self._drawn = None
+
+    @property
+    def _asked(self) -> Skip:
+        """The setting, or what stands for "auto" while a fidelity is held."""
+        return self._share if self._held is not None and self.skip == "auto" else self.skip
+
     # -- the decision -----------------------------------------------------------------------------------------------
 
     @property
@@ -99,7 +143,8 @@ class RoutingPolicy:
     @property
     def scoring(self) -> bool:
         """Whether the routers' scores decide."""
-        return self.forced is None and asked_share(self.skip, self._routers) > 0 and not self._layers.dense_because
+        asked = (self._held is not None and self.skip == "auto") or asked_share(self.skip, self._routers) > 0
+        return asked and self.forced is None and not self._layers.dense_because
 
     def deciding(self, n_read: int) -> int:
         """How many of the positions read decide; after images all, because all were read with all layers."""
@@ -111,7 +156,10 @@ class RoutingPolicy:
             why = f"dense: {self._layers.dense_because}" if self._layers.dense_because else "skipping()"
             return Choice(None, tuple(sorted(self.forced_set)), why)
         n = self.deciding(n_read)
-        return choose(self.skip, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
+        choice = choose(self._asked, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
+        if self._held is None or self.skip != "auto":
+            return choice
+        return replace(choice, why=f"{choice.why}; {self._held.line()}")
 
     def decide(self, n_read: int, n_prompt: int) -> Routing:
         """Choose for the answer that begins, and give the KV of the skipped layers back where that was asked for.

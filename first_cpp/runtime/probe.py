@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import llama_cpp
 
-from .batch import decode, empty_memory
 from .layers import Layers
+from .llama_batch import decode, empty_memory
 
 
 def learn_layout(llm: llama_cpp.Llama, layers: Layers, n_layer: int, micro_batch: int, offload: bool) -> None:

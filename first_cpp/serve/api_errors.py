@@ -39,10 +39,10 @@ class ApiError(Exception):
 
 
 def unknown_model(given: str, known: str) -> ApiError:
-    return ApiError(404, f"the model {given!r} does not exist; this server has {known!r}", "model_not_found", "model")
+    return ApiError(404, f"the model {given[:100]!r} does not exist; this server has {known!r}", "model_not_found", "model")
 
 
-def too_long(n_tokens: int, most: int, n_ctx: int, param: str = "messages") -> ApiError:
+def too_long(n_tokens: int | str, most: int, n_ctx: int, param: str = "messages") -> ApiError:
     message = f"the prompt has {n_tokens} tokens, at most {most} are allowed (context {n_ctx}); make it shorter"
     return ApiError(400, message, "context_length_exceeded", param)
 

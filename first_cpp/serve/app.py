@@ -18,7 +18,7 @@ from .._version import __version__
 from .access import AccessControl, AccessRules
 from .answer_response import AnswerResponse
 from .api_errors import ApiError
-from .prepare import Job, prepare_chat, prepare_completion, prepare_embedding
+from .prepare import Job, prepare_chat, prepare_completion, prepare_embedding, tokens_of
 from .requests import (
     ChatRequest,
     CompletionRequest,
@@ -30,6 +30,7 @@ from .requests import (
 from .served_model import ServedModel
 from .worker import Worker
 
+MOST_TOKENS = 1 << 14  # of a text that is only tokenised; four times the longest prompt, where that is more
 PAGE = Path(__file__).with_name("page")
 PAGE_ROUTES = {"/": "index.html", "/page/app.js": "app.js", "/page/style.css": "style.css", "/page/icon.svg": "icon.svg"}
 PAGE_HEADERS = {
@@ -101,7 +102,8 @@ def _add_vocabulary(app: FastAPI, served: ServedModel, worker: Worker) -> None:
 
     def tokens(body: bytes) -> list[int]:
         request = parse_request(TokenizeRequest, body)
-        return served(request.model).tokenize(request.input.encode("utf-8"), special=True)  # type: ignore[no-any-return]
+        served(request.model)
+        return tokens_of(served, request.input, max(MOST_TOKENS, 4 * served.longest), "input")
 
     def text(body: bytes) -> str:
         request = parse_request(DetokenizeRequest, body)
@@ -139,6 +141,10 @@ def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessR
             "key": rules.key is not None,
         }
         return JSONResponse(state, 503 if closed else 200)
+
+    @app.get("/v1/fidelity", response_model=None)
+    async def fidelity() -> JSONResponse:
+        return JSONResponse(worker.idle.as_json())
 
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:

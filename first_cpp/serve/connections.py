@@ -10,7 +10,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_SECONDS = 15.0  # within which the headers of a request must have come
 MOST_CONNECTIONS = 1000
-_OTHER_FILES = 64  # descriptors that are no connections
+_OTHER_FILES = 64  # descriptors that are no connections, or not yet
+ACCEPT_AT_ONCE = 8  # asyncio accepts so many before it hears of one, and does not stop where descriptors run out
+BACKLOG = 2048
 MOST_HEADER_BYTES = 32 * 1024
 
 

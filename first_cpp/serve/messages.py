@@ -38,7 +38,7 @@ def _plain(message: Any, number: int) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in _FIELDS:
         raise ValueError(f"message {number} has the role {_short(role)}; there are {', '.join(_FIELDS)}")
-    plain = {name: value for name, value in message.items() if value is not None}
+    plain = {name: value for name, value in message.items() if value is not None and name != "cache_control"}  # a hint
     for name in plain.keys() - {"role", "content"} - _FIELDS[role]:
         raise ValueError(f"message {number} ({role}): the field {_short(name)} cannot be honoured")
     plain["role"] = "system" if role == "developer" else role

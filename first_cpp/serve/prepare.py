@@ -23,6 +23,8 @@ from .served_model import ServedModel
 from .tools import OWN_TOOL_FORMATS, Tools, stream_with_calls, tools_of, with_calls
 
 MOST_LOGPROBS = 100
+_CHARACTERS = 8  # of a token, more than most have on average
+_CUT_TOKENS = 16  # more that a cut in the text may make
 MOST_BIAS = 1e6  # more could leave a grammar no token with a finite logit
 _NOT_FOR_LLAMA = {
     "n", "best_of", "logit_bias_type", "user", "min_tokens", "skip", "max_completion_tokens", "stream_options",
@@ -49,13 +51,14 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     if body.logprobs:
         kwargs["top_logprobs"] = body.top_logprobs or 0
         _check_logprobs(served, kwargs["top_logprobs"])
-    tools = _prepare_tools(served.llm, body, kwargs)
-    kwargs["response_format"] = _refusing("response_format", plain_format, kwargs["response_format"])
+    tools = _prepare_tools(served, body, kwargs)
+    param = "tools" if tools.forced else "response_format"
+    kwargs["response_format"] = _refusing(param, plain_format, kwargs["response_format"])
     _refusing("tools", check_forced_tool, kwargs)
-    prompt, grammar = _render(served.llm, kwargs)
+    prompt, grammar = _render(served, kwargs)
     if grammar is not None:
         _check_grammar(body, grammar._grammar)
-    n_prompt = len(_tokens(served.llm, prompt))
+    n_prompt = len(prompt) if isinstance(prompt, list) else len(tokens_of(served, prompt, param="messages"))
     _check_length(served, n_prompt)
     make = functools.partial(_answer_chat, served.llm, kwargs, tools, n_prompt if body.include_usage else None)
     return Job(make, bool(body.stream), skip)
@@ -73,7 +76,7 @@ def prepare_completion(served: ServedModel, body: CompletionRequest) -> Job:
         raise ApiError(400, "echo with logprobs cannot be streamed; ask for them without stream", param="echo")
     if body.suffix is not None:
         return _prepare_infill(served, body, kwargs, skip)
-    prompt = Prompt.of(served.llm, body.prompt, _prompt_tokens(served.llm, body.prompt))
+    prompt = Prompt.of(served.llm, body.prompt, _prompt_tokens(served, body.prompt))
     _check_length(served, len(prompt.tokens))
     usage = len(prompt.tokens) if body.include_usage else None
     make = functools.partial(answer_completion, served.llm, kwargs, prompt, usage)
@@ -87,7 +90,9 @@ def _prepare_infill(served: ServedModel, body: CompletionRequest, kwargs: dict[s
             raise ApiError(400, f"{name} cannot be combined with suffix", param=name)
     if not isinstance(body.prompt, str):
         raise ApiError(400, "suffix needs the prompt as text", param="prompt")
-    n_prompt = len(_tokens(served.llm, body.prompt)) + len(_tokens(served.llm, body.suffix or "")) + 3  # marks of its parts
+    n_prompt = (
+        len(tokens_of(served, body.prompt)) + len(tokens_of(served, body.suffix or "", param="suffix")) + 3
+    )  # marks of its parts
     _check_length(served, n_prompt)
     make = functools.partial(served.llm.create_completion, **kwargs)
     if body.include_usage:
@@ -102,7 +107,7 @@ def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
         raise ApiError(400, "embeddings need the server to be started with --embeddings")
     most, n_all = min(served.max_prompt, llm.n_batch), 0
     for number, text in enumerate(body.input):
-        n_tokens = len(_tokens(llm, text)) if text else 0
+        n_tokens = len(tokens_of(served, text, most, "input")) if text else 0
         if not n_tokens:
             raise ApiError(400, f"text {number} is empty; there is nothing to embed", param="input")
         if n_tokens > most:
@@ -121,9 +126,9 @@ def _answer_chat(llm: Llama, kwargs: dict[str, Any], tools: Tools, n_prompt: int
     return chunks if n_prompt is None else with_usage(chunks, llm, n_prompt)
 
 
-def _prepare_tools(llm: Llama, body: ChatRequest, kwargs: dict[str, Any]) -> Tools:
+def _prepare_tools(served: ServedModel, body: ChatRequest, kwargs: dict[str, Any]) -> Tools:
     """Put the tools of a request into the arguments. Raises ApiError where they cannot be honoured."""
-    tools = tools_of(body)
+    llm, tools = served.llm, tools_of(body)
     kwargs["tools"], kwargs["tool_choice"] = tools.shown, None
     if not tools.tools:
         return tools
@@ -133,7 +138,7 @@ def _prepare_tools(llm: Llama, body: ChatRequest, kwargs: dict[str, Any]) -> Too
         name = {"type": "function", "function": {"name": tools.names[0]}}
         kwargs["tool_choice"] = name if tools.forced else "auto"
         return Tools()
-    knows_tools = _render(llm, kwargs)[0] != _render(llm, {**kwargs, "tools": None})[0]
+    knows_tools = _render(served, kwargs)[0] != _render(served, {**kwargs, "tools": None})[0]
     if not knows_tools and not tools.forced:
         raise ApiError(
             400,
@@ -197,23 +202,37 @@ def _check_grammar(body: ChatRequest | CompletionRequest, grammar: str) -> None:
 
 
 def _check_length(served: ServedModel, n_tokens: int) -> None:
-    most = min(served.max_prompt, served.llm.n_ctx() - 1)
-    if n_tokens > most:
-        raise too_long(n_tokens, most, served.llm.n_ctx())
+    if n_tokens > served.longest:
+        raise too_long(n_tokens, served.longest, served.llm.n_ctx())
 
 
-def _tokens(llm: Llama, prompt: str | list[int]) -> list[int]:
-    if not isinstance(prompt, str):
-        return prompt
-    return _refusing("prompt", lambda: llm.tokenize(prompt.encode("utf-8"), add_bos=True, special=True))  # type: ignore[no-any-return]
+def tokens_of(served: ServedModel, text: str, most: int | None = None, param: str = "prompt") -> list[int]:
+    """The tokens of a text. Raises ApiError for more than may be, before all of a long text is read.
+
+    Some tokenizers take a time that grows with the square of the text, so that its beginning is counted first.
+    """
+    limit = served.longest if most is None else most
+    end = _CHARACTERS * limit
+    while end < len(text):
+        if len(_tokenize(served.llm, text[:end], param)) > limit + _CUT_TOKENS:
+            raise too_long(f"more than {limit}", limit, served.llm.n_ctx(), param)
+        end *= 2
+    return _tokenize(served.llm, text, param)
 
 
-def _prompt_tokens(llm: Llama, prompt: str | list[int]) -> list[int]:
+def _tokenize(llm: Llama, text: str, param: str) -> list[int]:
+    return _refusing(param, lambda: llm.tokenize(text.encode("utf-8"), add_bos=True, special=True))  # type: ignore[no-any-return]
+
+
+def _prompt_tokens(served: ServedModel, prompt: str | list[int]) -> list[int]:
     """The tokens of a prompt. Raises ApiError for tokens that the model does not have: llama.cpp ends the process for them."""
-    for token in () if isinstance(prompt, str) else prompt:
-        if not 0 <= token < llm.n_vocab():
-            raise ApiError(400, f"{token} is not a token of this model: 0 to {llm.n_vocab() - 1}", param="prompt")
-    tokens = _tokens(llm, prompt)
+    if not isinstance(prompt, str):
+        _check_length(served, len(prompt))
+        n_vocab = served.llm.n_vocab()
+        for token in prompt:
+            if not 0 <= token < n_vocab:
+                raise ApiError(400, f"{token} is not a token of this model: 0 to {n_vocab - 1}", param="prompt")
+    tokens = tokens_of(served, prompt) if isinstance(prompt, str) else prompt
     if not tokens:
         raise ApiError(400, "the prompt has no tokens", param="prompt")
     return tokens
@@ -229,8 +248,12 @@ class _Rendered(BaseException):
 class _PromptOnly:
     """Stands in for the model while a chat handler makes its prompt: it stops where the answer would begin."""
 
-    def __init__(self, llm: Llama) -> None:
-        self._llm = llm
+    def __init__(self, served: ServedModel) -> None:
+        self._served, self._llm = served, served.llm
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        tokens_of(self._served, text.decode("utf-8"), param="messages")
+        return self._llm.tokenize(text, add_bos=add_bos, special=special)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
@@ -239,15 +262,18 @@ class _PromptOnly:
         raise _Rendered(prompt, kwargs.get("grammar"))
 
 
-def _render(llm: Llama, kwargs: dict[str, Any]) -> tuple[str | list[int], Any]:
+def _render(served: ServedModel, kwargs: dict[str, Any]) -> tuple[str | list[int], Any]:
     """The prompt and the grammar that the model's chat handler makes of a request."""
+    llm = served.llm
     handler = llm.chat_handler or llm._chat_handlers.get(llm.chat_format) or get_chat_completion_handler(llm.chat_format)
     try:
         with exact_schemas():
-            handler(llama=_PromptOnly(llm), **kwargs)
+            handler(llama=_PromptOnly(served), **kwargs)
     except _Rendered as rendered:
         prompt, grammar = rendered.args
         return prompt, grammar
+    except ApiError:
+        raise
     except Exception as error:  # templates may stumble over anything that they did not expect
         raise ApiError(400, f"the chat template of this model refuses these messages: {error}", param="messages") from error
     raise ApiError(400, f"chat format {llm.chat_format!r} cannot be served")

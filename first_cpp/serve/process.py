@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from .connections import MOST_HEADER_BYTES, connection_class, connection_limit
+from .connections import ACCEPT_AT_ONCE, BACKLOG, MOST_HEADER_BYTES, connection_class, connection_limit
 from .log import log_config
 from .worker import Worker
 
@@ -32,6 +32,7 @@ class ServerProcess(uvicorn.Server):
                 http=connection_class(connection_limit()),
                 lifespan="off",
                 ws="none",
+                backlog=ACCEPT_AT_ONCE,
                 log_config=log_config(verbose),
                 log_level="info" if verbose else "warning",
                 timeout_graceful_shutdown=_LAST_SECONDS,
@@ -45,6 +46,8 @@ class ServerProcess(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # the system's queue may be longer
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

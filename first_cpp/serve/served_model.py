@@ -39,6 +39,11 @@ class ServedModel:
         yield self.name
 
     @property
+    def longest(self) -> int:
+        """Tokens that a prompt may have: at least one place in the context is for the answer."""
+        return min(self.max_prompt, int(self.llm.n_ctx()) - 1)
+
+    @property
     def n_layer(self) -> int:
         return int(llama_cpp.llama_model_n_layer(self.llm.model))
 

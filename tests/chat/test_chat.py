@@ -105,7 +105,9 @@ def test_help_and_mistakes(arguments, tmp_path):
 
 def test_a_question_too_long_is_taken_back(arguments):
     out = chat([*arguments, "-c", "256"], "word " * 400, "Hello")
-    assert "exceed context window" in out
+    assert "no longer fits into the context of 256 tokens" in out
+    assert "/reset" in out  # a way out
+    assert " -c TOKENS" in out
     assert "8 tokens" in out
 
 

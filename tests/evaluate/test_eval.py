@@ -301,7 +301,7 @@ def test_kl_is_zero_against_itself(routed, load):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--skip", "1.5"], "is no share of layers"),
+        (["--skip", "1.5"], "is not a share of layers"),
         (["--skip", "0.95"], "would leave out all 6 layers"),
         (["--baselines", "influence"], "needs --calibrate"),
         (["--baselines", "odd"], "'odd' is unknown"),

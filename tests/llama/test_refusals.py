@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import llama_cpp
 import numpy as np
@@ -22,26 +21,10 @@ from first_cpp.gguf.model_file import normal_path
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.runtime.choice import choose
-from first_cpp.runtime.grammar import MAX_BYTES, check_grammar
 from first_cpp.runtime.layers import Layers
 from first_cpp.train.model import decoder_layers
 
 # -- a model's answers ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("grammar", "said"),
-    [
-        ('root ::= "' + "a" * MAX_BYTES + '"', "at most"),
-        ('root ::= "a\0"', "holds a NUL character"),
-        ("root ::= <[2]>", "ends an answer"),
-        ('root ::= "a"{3,2}', "ends below its beginning"),
-        (r'root ::= "\x00"', "is none: allowed are 1 to 10FFFF"),
-    ],
-)
-def test_grammars(tiny, load, grammar, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        check_grammar(load(tiny), grammar)
 
 
 def test_layers_of_graphs_that_do_not_fit(tiny, load, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pathlib
 
 import httpx
 import numpy as np
@@ -66,6 +67,15 @@ def refusal(server, path=CHAT, **body) -> dict:
 def test_every_field_of_the_client_is_honoured_or_refused_by_name(params, kind):
     known = set(kind.model_fields) | FIELDS_OF_CALLERS | set(ONLY_DEFAULTS) | REFUSED
     assert set(params.__annotations__) - known == set()
+
+
+def test_every_field_has_a_row_in_the_table():
+    page = (pathlib.Path(__file__).parents[2] / "docs/reference/openai.md").read_text()
+    chat, rest = page.split("## `POST /v1/completions`")
+    completions, embeddings = rest.split("## `POST /v1/embeddings`")
+    for params, part in ((ChatParams, chat), (CompletionParams, completions), (EmbeddingCreateParams, embeddings)):
+        rows = " ".join(line.split("|")[1] for line in part.splitlines() if line.startswith("| `"))
+        assert {field for field in params.__annotations__ if f"`{field}`" not in rows} == set()
 
 
 @pytest.mark.parametrize("field", sorted(set(ChatParams.__annotations__) - {"messages"} | {"stream", "top_k", "grammar"}))

@@ -20,8 +20,18 @@ NO_END = {str(token): -100.0 for token in (2, *range(3 + 128, 3 + 256))}
 class Server:
     """Started on a free port; `url` is where."""
 
-    def __init__(self, model: str, *options: object, key: str | None = None, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "first_cpp", "serve", "-m", model, "--port", "0", "-t", "2", *map(str, options)]
+    def __init__(
+        self,
+        model: str,
+        *options: object,
+        key: str | None = None,
+        env: dict[str, str] | None = None,
+        code: str | None = None,
+    ) -> None:
+        """code: Python that runs the command line in sys.argv[1:], instead of the module."""
+        start = ["-m", "first_cpp"] if code is None else ["-c", code]
+        command = [sys.executable, *start, "serve", "-m", model, "--port", "0", "-t", "2", *map(str, options)]
+        self.errors = ""
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         if not select.select([self.process.stdout], [], [], 60)[0]:
             self.process.kill()
@@ -62,10 +72,13 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.communicate(timeout=20)
+            _, errors = self.process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.communicate()
+            _, errors = self.process.communicate()
+        except ValueError:  # it was stopped before
+            errors = ""
+        self.errors += errors
         return self.process.returncode
 
 
