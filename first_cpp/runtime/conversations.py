@@ -93,7 +93,7 @@ class Conversations:
             n_tokens=len(tokens),
             llama_state=buffer,
             llama_state_size=size,
-            seed=self._llm._seed,
+            seed=0,
         )
         taken = self._read.save(state)
         scores = 0 if taken.router_scores is None else taken.router_scores.nbytes

@@ -34,7 +34,7 @@ def bound(n):
 
 ORDERS = {
     "one kind": lambda n: [0.02] * n,
-    "mixed": lambda n: [random.Random(3).choice([0.005, 0.02, 0.06]) for _ in range(n)],
+    "mixed": lambda n: random.Random(3).choices([0.005, 0.02, 0.06], k=n),
     "blocks": lambda n: [0.008] * (n // 3) + [0.05] * (n // 3) + [0.02] * (n - 2 * (n // 3)),
     "drift": lambda n: [0.01 + 0.05 * i / n for i in range(n)],
 }
