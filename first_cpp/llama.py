@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import CacheTensor
-from .errors import SkipError
+from .errors import SettingError, SkipError
 from .gguf.lora_file import find_lora
 from .gguf.model_file import ModelFile
 from .gguf.router_format import load_routers, read_routers
@@ -29,7 +29,7 @@ from .runtime.context import ReadContext
 from .runtime.conversations import Conversations
 from .runtime.decoding import DecodingLlama
 from .runtime.fidelity import AnswerMeasure, ComparedToken, Fidelity
-from .runtime.held import HeldFidelity
+from .runtime.held import MOST_SHARE, HeldFidelity
 from .runtime.hidden_states import read_hidden_states
 from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
@@ -99,6 +99,7 @@ class Llama(DecodingLlama):
         )
         file = ModelFile.open(model_path)
         self._routers = self._find_routers(file)
+        held = self._hold(file)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
         self._offload = wants_gpu(own, self._routers, kwargs)
         self._layers = Layers(keep_kv=kv == "keep")
@@ -111,7 +112,7 @@ class Llama(DecodingLlama):
         self._read = ReadContext(self, self._layers, self._routers, self._forget_logits)
         deciding = (route_tokens or self._read.micro_batch) if prefill == "routed" else self._n_ctx
         learn_layout(self, self._layers, file.n_layer, self._read.micro_batch, self._offload)
-        self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload)
+        self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload, held)
         self._conversations = Conversations(self, self._read, self._policy, cache_bytes) if cache_bytes else None
         self._measure = AnswerMeasure(self, measure, self._logits_all)
         self._idle = IdlePass(self, self._read, self._policy, self._current, self._measure, self._exclusive, self._layers.abort)
@@ -128,6 +129,16 @@ class Llama(DecodingLlama):
                 "make some with `python -m convert --routers`"
             )
         return found
+
+    def _hold(self, file: ModelFile) -> HeldFidelity | None:
+        """What holds the fidelity, where one is asked for. Raises SettingError where it cannot be held."""
+        own, routers = self._arguments, self._routers
+        if own.fidelity is None:
+            return None
+        if routers is None:
+            raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {file.path}")
+        path = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
+        return HeldFidelity(own.fidelity, dial=min(1.0, routers.skip / MOST_SHARE), path=path)
 
     # -- settings and facts -----------------------------------------------------------------------------------------
 

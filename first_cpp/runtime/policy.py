@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import llama_cpp
 
-from ..errors import OffloadError, RoutingError, SettingError, SkipError
+from ..errors import OffloadError, RoutingError, SkipError
 from ..gguf.routers import Routers
 from ..skip import Skip, check_layers, layers_for_share, parse_skip
 from .arguments import Arguments
@@ -27,7 +26,7 @@ class RoutingPolicy:
     """Decides for each prompt.
 
     route_tokens: the prompt tokens that decide, n_ctx for whole prompts. own: the arguments of `Llama`. offload: layers are on
-    a GPU, and none can be skipped.
+    a GPU, and none can be skipped. held: chooses the share that "auto" stands for.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class RoutingPolicy:
         route_tokens: int,
         own: Arguments,
         offload: bool,
+        held: HeldFidelity | None = None,
     ) -> None:
         self._layers, self._read, self._routers = layers, read, routers
         self._path, self._n_ctx, self._n_layer = llm.model_path, llm.n_ctx(), len(layers.unskippable)
@@ -46,7 +46,7 @@ class RoutingPolicy:
         self.route_tokens = route_tokens
         self.skip: Skip = None
         """The setting, checked."""
-        self._held = self._holder(own)
+        self._held = held
         self._drawn: float | None = None
         """The share of the answer going on, where a fidelity is held; None before it begins, and once it was measured."""
         self._share = 0.0
@@ -98,14 +98,6 @@ class RoutingPolicy:
             self._warned = True
 
     # -- a fidelity that is held ------------------------------------------------------------------------------------
-
-    def _holder(self, own: Arguments) -> HeldFidelity | None:
-        if own.fidelity is None:
-            return None
-        if self._routers is None:
-            raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {self._path}")
-        path = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
-        return HeldFidelity(own.fidelity, dial=min(1.0, self._routers.skip / MOST_SHARE), path=path)
 
     @property
     def held(self) -> HeldFidelity | None:

@@ -14,6 +14,7 @@ from ..cli.held_options import add_held_arguments, held_settings
 from ..cli.model_options import ModelOptions, add_model_arguments, model_options
 from ..cli.options import is_local, number, whole_number
 from ..errors import OptionError
+from ..runtime.held import MOST_SHARE
 
 if TYPE_CHECKING:
     from ..llama import Llama
@@ -200,6 +201,8 @@ def _key(args: argparse.Namespace) -> str | None:
 def _check(args: argparse.Namespace, options: ModelOptions) -> None:
     if isinstance(options.skip, float) and options.skip > args.max_skip:
         raise OptionError(f"--skip {options.skip:g} is above --max-skip {args.max_skip:g}")
+    if args.fidelity is not None and args.max_skip < MOST_SHARE:
+        raise OptionError(f"--fidelity moves the skip share up to {MOST_SHARE:g}, above --max-skip {args.max_skip:g}")
     if args.max_prompt and args.ctx and args.max_prompt > args.ctx:
         raise OptionError(f"--max-prompt {args.max_prompt} is above --ctx {args.ctx}")
     for origin in args.cors:

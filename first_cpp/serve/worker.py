@@ -80,13 +80,13 @@ class Worker:
             self._current.stop()
 
     def close(self) -> None:
-        """End the running job, wait for both threads, free the model: nothing is freed that a thread may still use."""
-        self.idle.pause()
+        """End the running job, wait for all threads, free the model: nothing is freed that a thread may still use."""
         self._preparing.shutdown(cancel_futures=True)
         if self._current is not None:
             self._current.cancelled = True
         self.llm.cancel()
         self._thread.shutdown()
+        self.idle.pause()
         self.llm.close()
 
 
