@@ -30,7 +30,7 @@ from .gguf.router_format import load_routers  # noqa: E402
 from .gguf.routers import Routers  # noqa: E402
 from .llama import Llama  # noqa: E402
 from .runtime.answer import Timing  # noqa: E402
-from .runtime.fidelity import Fidelity  # noqa: E402
+from .runtime.fidelity import ComparedToken, Fidelity  # noqa: E402
 from .runtime.routing import Routing  # noqa: E402
 from .runtime.state import LlamaState  # noqa: E402
 from .runtime.structured import remember_schemas  # noqa: E402
@@ -42,6 +42,7 @@ __all__ = [
     "AsyncLlama",
     "BusyError",
     "ClosedError",
+    "ComparedToken",
     "ContextFull",
     "Fidelity",
     "FirstCppError",

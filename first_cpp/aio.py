@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
 from .llama import Llama
+from .runtime.idle_thread import IdleThread
 from .runtime.streaming import AnswerThread
 
 T = TypeVar("T")
@@ -20,6 +22,8 @@ class AsyncLlama:
     cancelled ends its answer within a token, amid prefill within a graph node, and the next call finds the model ready. Close
     an iterator that is left early (`contextlib.aclosing`), or the model stays taken until it is collected.
 
+    catch_up: while nothing is awaited, run `Llama.catch_up`; a call that comes meanwhile ends it at once.
+
     >>> async def ask():
     ...     async with AsyncLlama("model.gguf", verbose=False) as llm:
     ...         answer = await llm.create_completion("Hello", max_tokens=2, temperature=0)
@@ -28,9 +32,11 @@ class AsyncLlama:
     2
     """
 
-    def __init__(self, *args: Any, llama: Llama | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, llama: Llama | None = None, catch_up: bool = False, **kwargs: Any) -> None:
         self.llama = Llama(*args, **kwargs) if llama is None else llama
         self._turn = asyncio.Lock()
+        self._awaited = 0
+        self._idle = IdleThread(self.llama) if catch_up else None
 
     async def create_completion(self, *args: Any, stream: bool = False, **kwargs: Any) -> Any:
         """As `Llama.create_completion`; with stream=True an async iterator of chunks."""
@@ -49,12 +55,12 @@ class AsyncLlama:
 
     async def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `Llama.embed`. It cannot be cancelled midway."""
-        async with self._turn:
+        async with self._taken():
             return await _to_the_end(functools.partial(self.llama.embed, *args, **kwargs))
 
     async def close(self) -> None:
         """Free the model, after the answer that is going on."""
-        async with self._turn:
+        async with self._taken(closing=True):
             await _to_the_end(self.llama.close)
 
     async def __aenter__(self) -> AsyncLlama:
@@ -62,6 +68,20 @@ class AsyncLlama:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    @contextlib.asynccontextmanager
+    async def _taken(self, closing: bool = False) -> AsyncIterator[None]:
+        """The model is free inside; afterwards, where nothing else is awaited, it catches up."""
+        self._awaited += 1
+        try:
+            async with self._turn:
+                if self._idle is not None:
+                    await _to_the_end(self._idle.pause)
+                yield
+        finally:
+            self._awaited -= 1
+            if self._idle is not None and not closing and not self._awaited:
+                self._idle.begin()
 
     async def _create(self, call: Callable[..., Any], *args: Any, stream: bool, **kwargs: Any) -> Any:
         if stream:
@@ -72,7 +92,7 @@ class AsyncLlama:
         return found
 
     async def _stream(self, chunks: Callable[[], Iterable[T]]) -> AsyncIterator[T]:
-        async with self._turn:
+        async with self._taken():
             loop = asyncio.get_running_loop()
             arrived: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
             work = AnswerThread(self.llama, chunks, lambda item: loop.call_soon_threadsafe(arrived.put_nowait, item))

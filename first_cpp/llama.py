@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import CacheTensor
-from .errors import SkipError
+from .errors import SettingError, SkipError
 from .gguf.lora_file import find_lora
 from .gguf.model_file import ModelFile
 from .gguf.router_format import load_routers, read_routers
@@ -26,8 +26,10 @@ from .gguf.routers import Routers, check_base
 from .runtime.answer import CurrentAnswer
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
+from .runtime.conversations import Conversations
 from .runtime.decoding import DecodingLlama
-from .runtime.fidelity import AnswerMeasure, Fidelity
+from .runtime.fidelity import AnswerMeasure, ComparedToken, Fidelity
+from .runtime.held import MOST_SHARE, HeldFidelity
 from .runtime.hidden_states import read_hidden_states
 from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
@@ -61,6 +63,10 @@ class Llama(DecodingLlama):
     strict: raise RoutingError where a model has no layer to skip; by default it runs dense with one warning.
     measure: "choice": decoding's first choices are kept, to be compared by `catch_up` (`fidelity`); "kl": whole distributions,
         at 4 bytes per token of the vocabulary and position; None: nothing.
+    fidelity: with skip="auto", the mean fidelity of answers to hold, above 0 and at most 1: how much is skipped follows what
+        `catch_up` measures (`held`). fidelity_state: a file that keeps how much that was.
+    cache_bytes: memory for the states of other conversations, so that those which alternate are not read again
+        (`conversations`).
 
     Raises TypeError for unknown keywords, and the errors of `first_cpp.errors` for files, routers and settings that do not fit.
 
@@ -82,12 +88,18 @@ class Llama(DecodingLlama):
         kv: str = "drop",
         strict: bool = False,
         measure: str | None = "choice",
+        fidelity: float | None = None,
+        fidelity_state: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 0,
         **kwargs: Any,
     ) -> None:
         check_base_arguments(kwargs)
-        own = self._arguments = Arguments(skip, routers, release_kv, prefill, route_tokens, kv, strict, measure)
+        own = self._arguments = Arguments(
+            skip, routers, release_kv, prefill, route_tokens, kv, strict, measure, fidelity, fidelity_state, cache_bytes
+        )
         file = ModelFile.open(model_path)
         self._routers = self._find_routers(file)
+        held = self._hold(file)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
         self._offload = wants_gpu(own, self._routers, kwargs)
         self._layers = Layers(keep_kv=kv == "keep")
@@ -100,7 +112,8 @@ class Llama(DecodingLlama):
         self._read = ReadContext(self, self._layers, self._routers, self._forget_logits)
         deciding = (route_tokens or self._read.micro_batch) if prefill == "routed" else self._n_ctx
         learn_layout(self, self._layers, file.n_layer, self._read.micro_batch, self._offload)
-        self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload)
+        self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload, held)
+        self._conversations = Conversations(self, self._read, self._policy, cache_bytes) if cache_bytes else None
         self._measure = AnswerMeasure(self, measure, self._logits_all)
         self._idle = IdlePass(self, self._read, self._policy, self._current, self._measure, self._exclusive, self._layers.abort)
         self.skip = own.skip
@@ -116,6 +129,16 @@ class Llama(DecodingLlama):
                 "make some with `python -m convert --routers`"
             )
         return found
+
+    def _hold(self, file: ModelFile) -> HeldFidelity | None:
+        """What holds the fidelity, where one is asked for. Raises SettingError where it cannot be held."""
+        own, routers = self._arguments, self._routers
+        if own.fidelity is None:
+            return None
+        if routers is None:
+            raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {file.path}")
+        path = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
+        return HeldFidelity(own.fidelity, dial=min(1.0, routers.skip / MOST_SHARE), path=path)
 
     # -- settings and facts -----------------------------------------------------------------------------------------
 
@@ -197,6 +220,29 @@ class Llama(DecodingLlama):
     def fidelity(self) -> Fidelity | None:
         """How the last answer agrees with the dense model, as far as `catch_up` has read it; None before."""
         return self._measure.fidelity
+
+    @property
+    def held(self) -> HeldFidelity | None:
+        """What holds `Llama(fidelity=)`: its target, the mean so far, and the dial; None where none was asked for."""
+        return self._policy.held
+
+    @property
+    def conversations(self) -> Conversations | None:
+        """The other conversations kept by `Llama(cache_bytes=)`, None without it."""
+        return self._conversations
+
+    def compared_answer(self) -> list[ComparedToken]:
+        """The tokens of the last answer beside the dense model's choices, once `catch_up` has read it; none where it was dense.
+
+        >>> llm = Llama("model-first.gguf", verbose=False)
+        >>> answer = llm.create_completion("Hello", max_tokens=9, temperature=0)
+        >>> llm.catch_up()
+        True
+        >>> differing = [one for one in llm.compared_answer() if one.dense is not None]
+        >>> len(differing) == llm.fidelity.positions - llm.fidelity.equal
+        True
+        """
+        return self._measure.compared()
 
     @exclusive
     def hidden_states(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

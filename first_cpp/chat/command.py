@@ -6,6 +6,7 @@ import argparse
 import contextlib
 
 from ..cli.execute import add_debug
+from ..cli.held_options import add_held_arguments, held_settings
 from ..cli.model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
 
 EPILOG = """examples:
@@ -24,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
     parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
     parser.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
+    parser.add_argument(
+        "--no-catch-up", action="store_true", help="do not read an answer again with all layers while you read it"
+    )
+    add_held_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_debug(parser)
@@ -31,12 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     from .conversation import Conversation
+    from .reading import Reading
     from .session import Session
     from .terminal import Terminal
 
-    options = model_options(args)
+    options, held = model_options(args), held_settings(args)
     conversation = Conversation(args.system)
     if args.load:
         conversation.load(args.load)
-    with contextlib.closing(options.load()) as llm:
-        Session(llm, conversation, Terminal(history=not args.no_history), sampling_of(args)).run()
+    with contextlib.closing(options.load(**held)) as llm:
+        terminal = Terminal(history=not args.no_history)
+        with Reading(llm, in_background=terminal.interactive and not args.no_catch_up) as reading:
+            Session(llm, conversation, terminal, sampling_of(args), reading).run()

@@ -8,18 +8,23 @@ from typing import Any
 from ..cli.answer_record import AnswerRecorder
 from ..errors import ContextFull, FirstCppError, OptionError
 from ..llama import Llama
+from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture
 from ..runtime.streaming import in_thread
 from ..skip import skip_from_text
 from .conversation import Conversation
+from .reading import Reading
 from .terminal import Terminal
 
 
 class Session:
     """One model, one conversation, one terminal."""
 
-    def __init__(self, llm: Llama, conversation: Conversation, terminal: Terminal, sampling: dict[str, Any]) -> None:
+    def __init__(
+        self, llm: Llama, conversation: Conversation, terminal: Terminal, sampling: dict[str, Any], reading: Reading
+    ) -> None:
         self._llm, self._conversation, self._terminal, self._sampling = llm, conversation, terminal, sampling
+        self._reading = reading
         self._recorder = AnswerRecorder(llm)
         self._interrupted = False
         self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
@@ -30,6 +35,7 @@ class Session:
             ),
             "/layers": ("", "keep scores of the last prompt, as bars", self._layers),
             "/compare": ("", "the last prompt again, dense and routed side by side", self._compare),
+            "/fidelity": ("", "the last answer, marked where the full model would have said something else", self._fidelity),
             "/reset": ("", "forget the conversation, except the system message", self._reset),
             "/system": ("TEXT", "set the system message; without TEXT: remove it", self._system),
             "/save": ("FILE", "write the conversation to a file", self._save),
@@ -54,7 +60,9 @@ class Session:
                 continue
             self._interrupted = False
             try:
-                if not self._do(text):
+                with self._reading.interrupted():
+                    going_on = self._do(text)
+                if not going_on:
                     return
             except KeyboardInterrupt:
                 self._on_interrupt()
@@ -91,28 +99,32 @@ class Session:
 
     def _ask(self, text: str) -> None:
         self._conversation.ask(text)
+        before = self._reading.fidelity
         answer: list[str] = []
         try:
             for part in self._terminal.stream(in_thread(self._llm, self._answer_to(self._conversation.messages))):
                 answer.append(part)
         except KeyboardInterrupt:
             self._terminal.end_line()
-            self._keep(answer)
+            self._keep(answer, before)
             raise
         except BaseException:
             self._conversation.take_back()
             raise
         self._terminal.end_line()
-        self._keep(answer)
+        self._keep(answer, before)
 
-    def _keep(self, answer: list[str]) -> None:
-        """The text of an answer is part of the conversation, also when the answer was stopped."""
+    def _keep(self, answer: list[str], before: Fidelity | None) -> None:
+        """The text of an answer is part of the conversation, also when the answer was stopped.
+
+        before: the fidelity of the answer before it.
+        """
         if not answer:
             self._conversation.take_back()
             return
         self._conversation.answer("".join(answer))
         if (record := self._recorder.record()) is not None:
-            self._terminal.quiet(record.line())
+            self._terminal.quiet(record.line() + (f" · before: {before.line()}" if before is not None else ""))
 
     def _answer_to(self, messages: list[dict[str, str]]) -> Callable[[], Iterator[str]]:
         create: Any = self._llm.create_chat_completion
@@ -161,6 +173,9 @@ class Session:
         finally:
             self._llm.skip = skip
         self._terminal.show(_side_by_side(columns))
+
+    def _fidelity(self, _: str) -> None:
+        self._terminal.quiet(self._reading.report())
 
     def _reset(self, _: str) -> None:
         self._conversation.clear()

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ContextFull, OptionError
 from ..llama import Llama
+from ..runtime.fidelity import Fidelity
 from ..runtime.streaming import in_thread
 from .answer_record import AnswerRecorder
 from .execute import add_debug
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before it")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object: the text, times and layers")
+    parser.add_argument(
+        "--fidelity", action="store_true", help="read the answer again with all layers afterwards, and say what skipping cost"
+    )
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_debug(parser)
@@ -51,13 +55,34 @@ def command(args: argparse.Namespace) -> None:
         except ContextFull as error:
             raise OptionError(str(error).replace("n_ctx=", "-c TOKENS")) from error
         record = AnswerRecorder(llm).record()
+        fidelity = _measure(llm) if args.fidelity and reason != "interrupted" else None
         if args.json:
             made = {"text": text, "finish_reason": reason, "model": llm.model_path}
-            print(json.dumps({**made, "first_cpp": record.as_json() if record else None}))
+            measured = {"fidelity": fidelity_json(fidelity)} if args.fidelity else {}
+            print(json.dumps({**made, "first_cpp": record.as_json() if record else None, **measured}))
         elif record is not None and sys.stderr.isatty():
             print(record.line(), file=sys.stderr)
+        if args.fidelity and not args.json:
+            print(fidelity.line() if fidelity else "nothing was skipped", file=sys.stderr)
     if reason == "interrupted":
         raise KeyboardInterrupt
+
+
+def _measure(llm: Llama) -> Fidelity | None:
+    """The fidelity of the last answer; None where it was decoded with all layers."""
+    llm.catch_up()
+    return llm.fidelity
+
+
+def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any] | None:
+    """A fidelity as an object of JSON.
+
+    >>> fidelity_json(Fidelity(40, 38))
+    {'positions': 40, 'equal': 38, 'share': 0.95}
+    """
+    if fidelity is None:
+        return None
+    return {"positions": fidelity.positions, "equal": fidelity.equal, "share": round(fidelity.share, 4)}
 
 
 def _answer(llm: Llama, prompt: str, args: argparse.Namespace) -> tuple[str, str | None]:

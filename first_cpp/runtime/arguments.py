@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,18 @@ class Arguments:
     kv: str = "drop"
     strict: bool = False
     measure: str | None = "choice"
+    fidelity: float | None = None
+    fidelity_state: str | os.PathLike[str] | None = None
+    cache_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_prefill(self.prefill, self.route_tokens)
         check_kv(self.kv, self.release_kv)
         if self.measure not in (None, "choice", "kl"):
             raise SettingError(f'measure={self.measure!r} is not "choice", "kl" or None')
+        if isinstance(self.cache_bytes, bool) or not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
+            raise SettingError(f"cache_bytes={self.cache_bytes!r} is not a number of bytes; 0 keeps no other conversation")
+        check_fidelity(self.fidelity, self.fidelity_state, self.skip, self.measure)
         object.__setattr__(self, "skip", parse_skip(self.skip))
         if self.routers is not None and not isinstance(self.routers, Routers):
             object.__setattr__(self, "routers", normal_path(self.routers))
@@ -130,6 +137,18 @@ def check_kv(kv: object, release_kv: bool) -> None:
         raise SettingError(f'kv={kv!r} is not "drop" or "keep"')
     if kv == "keep" and release_kv:
         raise SettingError('release_kv=True gives back the KV that kv="keep" goes on writing; choose one')
+
+
+def check_fidelity(fidelity: object, state: object, skip: object, measure: str | None) -> None:
+    """Raise SettingError for a fidelity to hold that other arguments contradict."""
+    if fidelity is None:
+        if state is not None:
+            raise SettingError(f"fidelity_state={state!r} keeps the dial of a fidelity that is held; give fidelity= too")
+        return
+    if not isinstance(skip, str) or skip != "auto":
+        raise SettingError(f'fidelity={fidelity!r} chooses how much is skipped; with it skip="auto", not {skip!r}')
+    if measure is None:
+        raise SettingError(f"fidelity={fidelity!r} is held by measuring; measure=None turns that off")
 
 
 def wants_gpu(own: Arguments, routers: Routers | None, given: Mapping[str, Any]) -> bool:

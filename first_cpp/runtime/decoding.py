@@ -11,6 +11,7 @@ import llama_cpp
 from ..errors import ContextFull
 from .answer import Answer, ContextEnd, CurrentAnswer, Timing
 from .context import ReadContext
+from .conversations import Conversations
 from .fidelity import AnswerMeasure
 from .guarded import GuardedLlama
 from .policy import RoutingPolicy
@@ -27,6 +28,7 @@ class DecodingLlama(GuardedLlama):
     _policy: RoutingPolicy
     _measure: AnswerMeasure
     _routing: Routing | None
+    _conversations: Conversations | None
 
     @property
     def timing(self) -> Timing:
@@ -52,6 +54,10 @@ class DecodingLlama(GuardedLlama):
         with self._exclusive:
             if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
+            self._policy.begin_answer(self._measure.fidelity)
+            if reset and self._conversations is not None:
+                self._read.sync()
+                self._conversations.switch(list(tokens))
             given["tokens"] = self._drop_unusable(list(tokens), reset)
             self._measure.clear()
             self._current.begin(answer)  # last: a prompt that is refused begins no answer
@@ -65,12 +71,13 @@ class DecodingLlama(GuardedLlama):
     def cancel(self) -> None:
         """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.
 
-        Without an answer it does nothing. The model stays usable, and the next answer is not concerned.
+        It ends `catch_up` too. Without either it does nothing. The model stays usable, and the next answer is not concerned.
 
         >>> from first_cpp import Llama
         >>> Llama("model.gguf", verbose=False).cancel()
         """
         self._current.cancel()
+        self._exclusive.interrupt()
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself.

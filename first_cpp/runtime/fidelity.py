@@ -30,6 +30,27 @@ class Fidelity:
         """equal / positions."""
         return self.equal / self.positions
 
+    def line(self) -> str:
+        """The measure for people.
+
+        >>> Fidelity(positions=40, equal=38).line()
+        "fidelity 0.95: 38 of 40 choices are the full model's"
+        """
+        return f"fidelity {self.share:.2f}: {self.equal} of {self.positions} choices are the full model's"
+
+
+@dataclass(frozen=True)
+class ComparedToken:
+    """One token of an answer.
+
+    position: in the context. token: the one given. dense: the dense model's first choice in its place, where decoding's was
+    another; None where it was the same, or not measured.
+    """
+
+    position: int
+    token: int
+    dense: int | None
+
 
 class AnswerMeasure:
     """Records what decoding chose at each position of one answer, and compares it with what the dense model would have.
@@ -91,6 +112,17 @@ class AnswerMeasure:
     def differing(self) -> dict[int, tuple[int, int]]:
         """Position -> the first choices of decoding and of the dense model for the token after it, where they differ."""
         return {at: (self._decoded[at], token) for at, token in sorted(self.dense.items()) if self._decoded[at] != token}
+
+    def compared(self) -> list[ComparedToken]:
+        """The tokens of the answer beside the dense model's choices; the first was predicted with all layers."""
+        if not self._decoded:
+            return []
+        first, end = min(self._decoded), min(max(self._decoded) + 2, self._llm.n_tokens)
+        given = [int(token) for token in self._llm.input_ids[first:end]]
+        if max(self._decoded) + 1 == self._llm.n_tokens:
+            given.append(self._llm.timing.last_token)  # it was never evaluated
+        dense = {at + 1: choices[1] for at, choices in self.differing.items()}
+        return [ComparedToken(at, token, dense.get(at)) for at, token in enumerate(given, first)]
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -46,7 +46,10 @@ class IdlePass:
                     return False
                 try:
                     if not self._step():
+                        self._policy.settle(self._measure.fidelity)
                         return True
+                    if self._interrupted:
+                        return False
                 except RuntimeError:
                     if not self._interrupted:
                         raise
@@ -54,7 +57,7 @@ class IdlePass:
         return False
 
     def _interrupt(self, on: bool) -> None:
-        """Another thread wants the model, or has it now."""
+        """Another thread wants the model, or the pass has made room for it."""
         self._interrupted = on
         self._abort(on)
 

@@ -42,7 +42,7 @@ class OneThread:
         lock = threading.RLock()
         self._acquire, self._release = lock.acquire, lock.release
         self._interrupt: Callable[[bool], None] | None = None
-        self._gate = threading.Lock()
+        self._gate = threading.RLock()  # a signal's handler may interrupt, too
         self.entries = 0
         """How often the model was entered, not counting work that gives way."""
 
@@ -70,21 +70,24 @@ class OneThread:
     def _ask_to_give_way(self) -> None:
         """Another thread has the model: wait for it where its work gives way, which it does at once."""
         with self._gate:  # such work neither begins nor ends meanwhile: whoever comes after it is not interrupted
-            interrupt = self._interrupt
-            if interrupt is not None:
-                interrupt(True)
-            elif self._acquire(False):
-                return
-            else:
+            if not self.interrupt():
+                if self._acquire(False):
+                    return
                 raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
         self._acquire()
-        interrupt(False)
+
+    def interrupt(self) -> bool:
+        """End the work that gives way, from any thread, without waiting for it. Returns whether there was any."""
+        with self._gate:
+            if self._interrupt is not None:
+                self._interrupt(True)
+            return self._interrupt is not None
 
     @contextlib.contextmanager
     def giving_way(self, interrupt: Callable[[bool], None]) -> Iterator[bool]:
         """Hold the model, if it is free, for work that gives way to other threads. Gives whether it was free.
 
-        interrupt: called with True by a thread that wants the model, and with False by the same thread once it has it.
+        interrupt: called with True by a thread that wants the model, and with False when the work has ended.
         """
         self.check_process()
         with self._gate:
@@ -97,6 +100,7 @@ class OneThread:
             if held:
                 with self._gate:
                     self._interrupt = None
+                    interrupt(False)
                     self._release()
 
 

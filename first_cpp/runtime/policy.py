@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import llama_cpp
 
@@ -14,6 +15,8 @@ from ..skip import Skip, check_layers, layers_for_share, parse_skip
 from .arguments import Arguments
 from .choice import Choice, asked_share, choose
 from .context import ReadContext
+from .fidelity import Fidelity
+from .held import MOST_SHARE, HeldFidelity
 from .kv_record import NOTHING
 from .layers import Layers
 from .routing import Routing
@@ -23,7 +26,7 @@ class RoutingPolicy:
     """Decides for each prompt.
 
     route_tokens: the prompt tokens that decide, n_ctx for whole prompts. own: the arguments of `Llama`. offload: layers are on
-    a GPU, and none can be skipped.
+    a GPU, and none can be skipped. held: chooses the share that "auto" stands for.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class RoutingPolicy:
         route_tokens: int,
         own: Arguments,
         offload: bool,
+        held: HeldFidelity | None = None,
     ) -> None:
         self._layers, self._read, self._routers = layers, read, routers
         self._path, self._n_ctx, self._n_layer = llm.model_path, llm.n_ctx(), len(layers.unskippable)
@@ -42,6 +46,10 @@ class RoutingPolicy:
         self.route_tokens = route_tokens
         self.skip: Skip = None
         """The setting, checked."""
+        self._held = held
+        self._drawn: float | None = None
+        """The share of the answer going on, where a fidelity is held; None before it begins, and once it was measured."""
+        self._share = 0.0
         self.forced: frozenset[int] | None = None
         """The layers of `Llama.skipping`, None outside it."""
 
@@ -89,6 +97,34 @@ class RoutingPolicy:
             warnings.warn(f"no layer of {self._path} can be skipped, it runs dense: {why}", RuntimeWarning, stacklevel=5)
             self._warned = True
 
+    # -- a fidelity that is held ------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> HeldFidelity | None:
+        """What holds the fidelity, where one was asked for."""
+        return self._held
+
+    def begin_answer(self, before: Fidelity | None) -> None:
+        """An answer begins; `before` is the fidelity of the one before it, as far as it was measured."""
+        self.settle(before)
+        if self._held is not None and self.skip == "auto" and self.forced is None:
+            self._drawn = self._share = self._held.level(round(MOST_SHARE * self._n_layer)) / self._n_layer
+
+    def settle(self, fidelity: Fidelity | None) -> None:
+        """Take the fidelity of the last answer, once; a dense one has 1."""
+        if self._held is None or self._drawn is None:
+            return
+        if fidelity is not None:
+            self._held.observe(fidelity.share)
+        elif self._drawn == 0:
+            self._held.observe(1.0)
+        self._drawn = None
+
+    @property
+    def _asked(self) -> Skip:
+        """The setting, or what stands for "auto" while a fidelity is held."""
+        return self._share if self._held is not None and self.skip == "auto" else self.skip
+
     # -- the decision -----------------------------------------------------------------------------------------------
 
     @property
@@ -99,7 +135,8 @@ class RoutingPolicy:
     @property
     def scoring(self) -> bool:
         """Whether the routers' scores decide."""
-        return self.forced is None and asked_share(self.skip, self._routers) > 0 and not self._layers.dense_because
+        asked = (self._held is not None and self.skip == "auto") or asked_share(self.skip, self._routers) > 0
+        return asked and self.forced is None and not self._layers.dense_because
 
     def deciding(self, n_read: int) -> int:
         """How many of the positions read decide; after images all, because all were read with all layers."""
@@ -111,7 +148,10 @@ class RoutingPolicy:
             why = f"dense: {self._layers.dense_because}" if self._layers.dense_because else "skipping()"
             return Choice(None, tuple(sorted(self.forced_set)), why)
         n = self.deciding(n_read)
-        return choose(self.skip, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
+        choice = choose(self._asked, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
+        if self._held is None or self.skip != "auto":
+            return choice
+        return replace(choice, why=f"{choice.why}; {self._held.line()}")
 
     def decide(self, n_read: int, n_prompt: int) -> Routing:
         """Choose for the answer that begins, and give the KV of the skipped layers back where that was asked for.

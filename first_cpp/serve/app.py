@@ -142,6 +142,10 @@ def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessR
         }
         return JSONResponse(state, 503 if closed else 200)
 
+    @app.get("/v1/fidelity", response_model=None)
+    async def fidelity() -> JSONResponse:
+        return JSONResponse(worker.idle.as_json())
+
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
         return Response(worker.metrics.text(), media_type=worker.metrics.content_type)

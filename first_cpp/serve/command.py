@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
+from ..cli.held_options import add_held_arguments, held_settings
 from ..cli.model_options import ModelOptions, add_model_arguments, model_options
 from ..cli.options import is_local, number, whole_number
 from ..errors import OptionError
+from ..runtime.held import MOST_SHARE
 
 if TYPE_CHECKING:
     from ..llama import Llama
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add_model_arguments(parser)
     _add_serving(parser)
+    add_held_arguments(parser)
     _add_network(parser)
     _add_limits(parser)
     add_debug(parser)
@@ -49,6 +52,16 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=1.0,
         help="the largest skip share that a request may ask for (default: 1)",
+    )
+    serving.add_argument(
+        "--no-catch-up", action="store_true", help="do not read an answer again with all layers while no request waits"
+    )
+    serving.add_argument(
+        "--cache-bytes",
+        metavar="BYTES",
+        type=whole_number(0, 2**62),
+        default=0,
+        help="memory for conversations other than the last, so that those which alternate are not read again (default: 0)",
     )
     serving.add_argument("--logits-all", action="store_true", help="keep all logits, for logprobs: 4 bytes x ctx x vocabulary")
     serving.add_argument("--embeddings", action="store_true", help="serve /v1/embeddings too; prefill gets slower")
@@ -89,6 +102,7 @@ def command(args: argparse.Namespace) -> None:
     """Check the options, listen, load the model, serve until a signal."""
     need_extra("serve", "server", "fastapi", "uvicorn", "prometheus_client", "starlette_context", "sse_starlette")
     options = model_options(args)
+    held_settings(args)
     key = _key(args)
     _check(args, options)
     listener = listen_on(args.host, args.port)
@@ -100,6 +114,7 @@ def serve(listener: socket.socket, options: ModelOptions, key: str | None, args:
     from ..cli.answer_record import AnswerRecorder
     from .access import AccessRules
     from .app import build
+    from .idle import IdleReader
     from .process import ServerProcess
     from .prometheus import Metrics
     from .request_queue import RequestQueue
@@ -111,7 +126,10 @@ def serve(listener: socket.socket, options: ModelOptions, key: str | None, args:
     served = ServedModel(llm, name, options.skip, args.max_skip, max_prompt, args.logits_all, args.embeddings)
     served.check_skip(options.skip)
     queue = RequestQueue(args.queue)
-    worker = Worker(llm, queue, Metrics(lambda: queue.waiting, served.n_layer), AnswerRecorder(llm))
+    metrics = Metrics(lambda: queue.waiting, served.n_layer)
+    if llm.conversations is not None:
+        metrics.conversations(llm.conversations)
+    worker = Worker(llm, queue, metrics, AnswerRecorder(llm), IdleReader(llm, metrics, not args.no_catch_up))
     rules = AccessRules(key, args.max_body, tuple(args.cors), local_only=is_local(args.host))
     process = ServerProcess(build(served, worker, rules), worker, args.grace, args.verbose, lambda: _greet(listener, served))
     try:
@@ -127,7 +145,14 @@ def load(options: ModelOptions, args: argparse.Namespace) -> Llama:
     import llama_cpp
 
     pooling = llama_cpp.LLAMA_POOLING_TYPE_MEAN if args.embeddings else llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
-    return options.load(logits_all=args.logits_all, embedding=args.embeddings, pooling_type=pooling)
+    return options.load(
+        logits_all=args.logits_all,
+        embedding=args.embeddings,
+        pooling_type=pooling,
+        cache_bytes=args.cache_bytes,
+        measure=None if args.no_catch_up else "choice",
+        **held_settings(args),
+    )
 
 
 def listen_on(host: str, port: int) -> socket.socket:
@@ -176,6 +201,8 @@ def _key(args: argparse.Namespace) -> str | None:
 def _check(args: argparse.Namespace, options: ModelOptions) -> None:
     if isinstance(options.skip, float) and options.skip > args.max_skip:
         raise OptionError(f"--skip {options.skip:g} is above --max-skip {args.max_skip:g}")
+    if args.fidelity is not None and args.max_skip < MOST_SHARE:
+        raise OptionError(f"--fidelity moves the skip share up to {MOST_SHARE:g}, above --max-skip {args.max_skip:g}")
     if args.max_prompt and args.ctx and args.max_prompt > args.ctx:
         raise OptionError(f"--max-prompt {args.max_prompt} is above --ctx {args.ctx}")
     for origin in args.cors:

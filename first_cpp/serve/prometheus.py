@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from ..runtime.answer import Timing
+from ..runtime.conversations import Conversations
 from ..runtime.routing import Routing
 
 _TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 _TPOT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+_FIDELITY = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1)
+
+
+class CacheCollector(Collector):
+    """What the cache of conversations counts, read when it is asked for."""
+
+    def __init__(self, kept: Conversations) -> None:
+        self._kept = kept
+
+    def collect(self) -> Iterator[Metric]:
+        kept = self._kept
+        yield CounterMetricFamily("first_cpp_cache_hits", "Prompts whose conversation was found in the cache", kept.hits)
+        yield CounterMetricFamily("first_cpp_cache_hit_tokens", "Tokens that were not read again for that", kept.hit_tokens)
+        yield GaugeMetricFamily("first_cpp_cache_bytes", "Bytes of conversations in the cache", kept.n_bytes)
+        yield GaugeMetricFamily("first_cpp_cache_conversations", "Conversations in the cache", len(kept))
 
 
 class Metrics:
@@ -29,8 +47,15 @@ class Metrics:
         self._ttft = Histogram("first_cpp_ttft_seconds", "Time to first token, without the wait", buckets=_TTFT, registry=r)
         self._tpot = Histogram("first_cpp_tpot_seconds", "Mean time per output token after it", buckets=_TPOT, registry=r)
         self._skipped = Summary("first_cpp_layers_skipped", "Layers that an answer's decoding skipped", registry=r)
+        self._fidelity = Histogram(
+            "first_cpp_fidelity", "Share of an answer's first choices that are the dense model's", buckets=_FIDELITY, registry=r
+        )
         Gauge("first_cpp_layers", "Layers of the model", registry=r).set(n_layer)
         Gauge("first_cpp_queue_length", "Requests waiting in the queue", registry=r).set_function(waiting)
+
+    def conversations(self, kept: Conversations) -> None:
+        """Show the cache of conversations."""
+        self._registry.register(CacheCollector(kept))
 
     def request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -50,6 +75,10 @@ class Metrics:
             self._ttft.observe(timing.ttft)
         if timing.n_tokens > 1:
             self._tpot.observe(timing.tpot)
+
+    def fidelity(self, share: float) -> None:
+        """Count an answer that was read again with all layers."""
+        self._fidelity.observe(share)
 
     def text(self) -> bytes:
         """The Prometheus text format."""

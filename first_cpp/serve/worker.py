@@ -15,6 +15,7 @@ from ..errors import AnswerCancelled
 from ..llama import Llama
 from ..runtime.routing import Routing
 from .api_errors import queue_full, stopping
+from .idle import IdleReader
 from .prepare import Job
 from .prometheus import Metrics
 from .request_queue import QueueClosed, QueueFull, RequestQueue
@@ -28,8 +29,9 @@ class Worker:
     Requests are prepared in another thread: the event loop reads no text and renders no template.
     """
 
-    def __init__(self, llm: Llama, queue: RequestQueue, metrics: Metrics, recorder: AnswerRecorder) -> None:
+    def __init__(self, llm: Llama, queue: RequestQueue, metrics: Metrics, recorder: AnswerRecorder, idle: IdleReader) -> None:
         self.llm = llm
+        self.idle = idle
         self.queue = queue
         self.metrics = metrics
         self._recorder = recorder
@@ -56,12 +58,14 @@ class Worker:
     def start(self, job: Job, turn: asyncio.Future[None]) -> RunningJob:
         """Start a job whose turn it is. The next turn comes when the thread is free again."""
         began = time.monotonic()
-        running = self._current = RunningJob(self.llm, job, self._thread, self.metrics, self._recorder)
+        running = self._current = RunningJob(self, job, self._thread, self._recorder)
 
         def free(_: object) -> None:
             self._last_seconds = time.monotonic() - began
             self._current = None
             self.queue.leave(turn)
+            if running.answer_id is not None and not self.queue.busy and not self.queue.closed:
+                self.idle.begin(running.answer_id)
 
         running.done.add_done_callback(free)
         return running
@@ -76,23 +80,25 @@ class Worker:
             self._current.stop()
 
     def close(self) -> None:
-        """End the running job, wait for both threads, free the model: nothing is freed that a thread may still use."""
+        """End the running job, wait for all threads, free the model: nothing is freed that a thread may still use."""
         self._preparing.shutdown(cancel_futures=True)
         if self._current is not None:
             self._current.cancelled = True
         self.llm.cancel()
         self._thread.shutdown()
+        self.idle.pause()
         self.llm.close()
 
 
 class RunningJob:
     """A job in the worker thread; the event loop takes the parts of its answer with `part`."""
 
-    def __init__(self, llm: Llama, job: Job, thread: ThreadPoolExecutor, metrics: Metrics, recorder: AnswerRecorder) -> None:
+    def __init__(self, worker: Worker, job: Job, thread: ThreadPoolExecutor, recorder: AnswerRecorder) -> None:
         self.cancelled = False
-        self._llm = llm
+        self.answer_id: str | None = None
+        """Of the answer, once there is a part of it; None for what the routers did not decide."""
+        self._worker, self._llm, self._metrics = worker, worker.llm, worker.metrics
         self._job = job
-        self._metrics = metrics
         self._recorder = recorder
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Any] = asyncio.Queue()
@@ -121,6 +127,7 @@ class RunningJob:
     # -- in the worker thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._worker.idle.pause()
         before = self._llm.routing
         last: Exception | None
         try:
@@ -148,6 +155,7 @@ class RunningJob:
             self._llm.skip = self._job.skip
         made = self._job.make()
         if isinstance(made, dict):
+            self._note(made)
             yield self._with_record(made, before)
             return
         with contextlib.closing(made):
@@ -155,8 +163,13 @@ class RunningJob:
                 if chunk is None:  # work goes on, and nothing is to be sent yet
                     yield None
                     continue
+                self._note(chunk)
                 last = chunk.get("choices") and chunk["choices"][0].get("finish_reason") is not None
                 yield self._with_record(chunk, before) if last else chunk
+
+    def _note(self, part: dict[str, Any]) -> None:
+        if self._job.routed:
+            self.answer_id = str(part.get("id", ""))
 
     def _with_record(self, answer: dict[str, Any], before: Routing | None) -> dict[str, Any]:
         record = self._recorder.record()

@@ -14,6 +14,7 @@ import pytest
 from routers_files import routed_model
 
 from first_cpp.chat.conversation import Conversation
+from first_cpp.chat.reading import marked
 from first_cpp.errors import OptionError
 
 COMMAND = [sys.executable, "-m", "first_cpp", "chat"]
@@ -118,6 +119,33 @@ def test_bad_arguments_before_the_model_is_loaded(tmp_path):
     assert "is not a saved conversation: message 0 has role 'pope'" in done.stderr
 
 
+def test_fidelity_of_the_last_answer(arguments, routed, load):
+    """A pipe runs no idle pass by itself; /fidelity runs it, and the next quiet line has the figure too."""
+    out = chat(arguments, "/fidelity", "Hello", "And you?", "/fidelity", "More")
+    assert "no answer with skipped layers was measured" in out
+    llm = load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")
+    messages = []
+    for text in ("Hello", "And you?"):
+        messages.append({"role": "user", "content": text})
+        messages.append(llm.create_chat_completion(messages, max_tokens=8, temperature=0)["choices"][0]["message"])
+    llm.catch_up()
+    assert out.count(llm.fidelity.line()) == 2
+    first, second, third = re.findall(LINE + ".*", out)
+    assert "fidelity" not in first + second
+    assert third.endswith(f" · before: {llm.fidelity.line()}")
+    assert out.count("[") >= llm.fidelity.positions - llm.fidelity.equal
+
+
+def test_marked_tokens(routed, load):
+    llm = load(routed, skip=0.34, measure="choice")
+    answer = llm.create_completion("Hello", max_tokens=12, temperature=0)["choices"][0]["text"]
+    llm.catch_up()
+    text = marked(llm)
+    assert text.count("|") >= llm.fidelity.positions - llm.fidelity.equal > 0
+    unmarked = re.sub(r"\[(.*?)\|.*?\]", r"\1", text, flags=re.DOTALL)
+    assert unmarked.replace("\ufffd", "") == answer  # llama_cpp drops bytes that are no UTF-8
+
+
 # -- at a terminal -------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +180,24 @@ class TestTerminal:
         history = tmp_path / ".local" / "state" / "first_cpp" / "chat_history"
         assert "+Hello" in history.read_text()
         assert history.stat().st_mode & 0o077 == 0
+
+    def test_it_reads_on_while_the_user_reads(self, arguments, tmp_path):
+        with terminal(arguments, tmp_path) as process:
+            process.send("Hello\r")
+            process.expect("expected over dense")
+            time.sleep(1)
+            process.send("More\r")
+            process.expect(r"before: fidelity \d\.\d\d: \d of 7 choices are the full model's")
+
+    def test_it_reads_nothing_again_where_that_is_turned_off(self, arguments, tmp_path):
+        with terminal(arguments, tmp_path, "--no-catch-up") as process:
+            process.send("Hello\r")
+            process.expect("expected over dense")
+            time.sleep(1)
+            process.send("More\r")
+            process.expect("expected over dense")
+            time.sleep(0.3)
+            assert process.expect(["before: fidelity", ">"]) == 1
 
     def test_ctrl_c_keeps_what_was_said_and_twice_quits(self, arguments, tmp_path):
         import pexpect

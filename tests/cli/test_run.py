@@ -159,3 +159,18 @@ def test_loading_is_watched(routed, monkeypatch):
         llm.close()
     assert seen[-1] == 1000
     assert seen == sorted(seen)
+
+
+def test_fidelity_by_an_explicit_call(tiny, models):
+    model = routed_model(tiny, models, seed=47)
+    arguments = ["-m", model, "--skip", "0.34", "--temp", "0", "-n", "12", "--raw", "Once"]
+    words = [sys.executable, "-m", "first_cpp", "run", *arguments]
+    done = subprocess.run([*words, "--json", "--fidelity"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)["fidelity"]
+    assert found["positions"] >= 11
+    assert found["share"] == round(found["equal"] / found["positions"], 4)
+    assert "fidelity" not in json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, check=True).stdout)
+    said = subprocess.run([*words, "--fidelity"], capture_output=True, text=True, check=True).stderr
+    assert f"{found['equal']} of {found['positions']} choices are the full model's" in said
+    dense = subprocess.run([*words, "--fidelity", "--skip", "none"], capture_output=True, text=True, check=True).stderr
+    assert "nothing was skipped" in dense

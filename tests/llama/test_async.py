@@ -160,3 +160,25 @@ def test_it_loads_and_closes(routed):
         return found
 
     assert asyncio.run(main())["choices"]
+
+
+def test_it_catches_up_while_nothing_is_awaited(llm):
+    """Never before that, and not unless asked to."""
+
+    async def main():
+        model = AsyncLlama(llama=llm, catch_up=True)
+        first = asyncio.create_task(model("Once", **ASK))
+        second = asyncio.create_task(model("Twice", **ASK))
+        await first
+        assert llm.fidelity is None
+        await second
+        deadline = time.monotonic() + 10
+        while llm.fidelity is None or llm.fidelity.positions < 15:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        found = (await model("Once", **ASK))["choices"]
+        await model.close()
+        return found
+
+    expected = llm("Once", **ASK)["choices"]
+    assert asyncio.run(main()) == expected

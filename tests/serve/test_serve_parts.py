@@ -17,6 +17,7 @@ from first_cpp.runtime.machine import physical_cores
 from first_cpp.serve import answer_response
 from first_cpp.serve.access import AccessControl, AccessRules
 from first_cpp.serve.answer_response import AnswerResponse
+from first_cpp.serve.idle import IdleReader
 from first_cpp.serve.prepare import Job
 from first_cpp.serve.prometheus import Metrics
 from first_cpp.serve.request_queue import QueueClosed, QueueFull, RequestQueue
@@ -100,6 +101,11 @@ class NoRecords:
         return None
 
 
+def make_worker(llm, queue: RequestQueue) -> Worker:
+    metrics = Metrics(lambda: 0, 6)
+    return Worker(llm, queue, metrics, NoRecords(), IdleReader(llm, metrics, enabled=False))
+
+
 def answer(job: Job, receive) -> list[dict]:
     """What AnswerResponse sends."""
     sent = []
@@ -109,7 +115,7 @@ def answer(job: Job, receive) -> list[dict]:
 
     async def scene():
         queue = RequestQueue(1)
-        worker = Worker(SlowModel(), queue, Metrics(lambda: 0, 6), NoRecords())
+        worker = make_worker(SlowModel(), queue)
         await AnswerResponse(worker, job)({"type": "http"}, receive, send)
         await asyncio.sleep(0.05)
         assert not queue.busy
@@ -155,7 +161,7 @@ def test_reader_that_does_not_read_holds_up_nobody():
     """The answer is made to its end, whatever its client does with it."""
 
     async def scene():
-        worker = Worker(SlowModel(), RequestQueue(1), Metrics(lambda: 0, 6), NoRecords())
+        worker = make_worker(SlowModel(), RequestQueue(1))
         reached = asyncio.Event()
 
         async def send(_):
