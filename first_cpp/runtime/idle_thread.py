@@ -30,8 +30,8 @@ class IdleThread:
     >>> idle.begin()
     >>> idle.wait()
     True
-    >>> llm.fidelity.positions
-    8
+    >>> llm.fidelity is None
+    False
     """
 
     def __init__(self, llm: CatchesUp, ended: Callable[[], object] | None = None) -> None:
