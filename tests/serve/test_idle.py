@@ -6,16 +6,20 @@ import asyncio
 import threading
 import time
 
+import httpx
 import pytest
 from routers_files import routed_model
 from server import NO_END, chat, serving
 
 from first_cpp.cli.answer_record import AnswerRecorder
 from first_cpp.runtime import idle_pass
+from first_cpp.serve.access import AccessRules
+from first_cpp.serve.app import build
 from first_cpp.serve.idle import IdleReader
 from first_cpp.serve.prepare import Job
 from first_cpp.serve.prometheus import Metrics
 from first_cpp.serve.request_queue import RequestQueue
+from first_cpp.serve.served_model import ServedModel
 from first_cpp.serve.worker import Worker
 
 
@@ -98,3 +102,27 @@ def test_a_request_amid_the_pass_is_not_delayed(routed, load, monkeypatch):
 
     asyncio.run(scene())
     worker.close()
+
+
+def test_alternating_clients_find_their_conversation(routed, load):
+    """By --cache-bytes: the third request goes on from the first one's state, and /metrics says so."""
+    llm = load(routed, skip=0.34, chat_format="chatml", cache_bytes=10_000_000)
+    metrics = Metrics(lambda: 0, 6)
+    metrics.conversations(llm.conversations)
+    worker = Worker(llm, RequestQueue(1), metrics, AnswerRecorder(llm), IdleReader(llm, metrics))
+    app = build(ServedModel(llm, "tiny", 0.34, 1.0, 512), worker, AccessRules(None, 1 << 20))
+    texts = ["Secret words that are long enough", "Another talk of someone else altogether"]
+
+    async def scene() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            for text in (*texts, texts[0]):
+                response = await client.post("/v1/chat/completions", json=chat(text))
+                assert response.status_code == 200
+                await asyncio.sleep(0.05)
+            return (await client.get("/metrics")).text
+
+    text = asyncio.run(scene())
+    worker.close()
+    assert "first_cpp_cache_hits_total 1.0" in text
+    assert f"first_cpp_cache_bytes {float(llm.conversations.n_bytes)}" in text
+    assert llm.conversations.hit_tokens >= len(texts[0])
