@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers import logits, tokens
 
-from first_cpp.calibrate.answering import answer_all, rmsnorm
+from first_cpp.calibrate.first_pass import answer_all, rmsnorm
 from first_cpp.calibrate.cost import AGREE, KL, SURPRISE, Targets
 from first_cpp.calibrate.engine import Engine
-from first_cpp.calibrate.session import Session
+from first_cpp.calibrate.answer_costs import AnswerCosts
 from first_cpp.evaluate.answers import log_probabilities
 from first_cpp.gguf.pruned import write_pruned
 
@@ -51,13 +51,13 @@ def test_cost_is_that_of_plain_decoding(engine, tiny, load, skipped):
     llm, prompt = load(tiny), PROMPTS[1]
     answer = dict(answer_all(engine, [prompt], 12, 1e-5, 1))[0].answer
     expected = expected_cost(decoded(llm, prompt, answer, ()), decoded(llm, prompt, answer, skipped))
-    session = Session(engine, prompt, answer)
+    session = AnswerCosts(engine, prompt, answer)
     np.testing.assert_allclose(session.cost(skipped), expected, rtol=2e-3, atol=1e-5)
     assert expected[KL] > 0.01
 
 
 def test_cost_from_any_base_is_the_same(engine):
-    session = Session(engine, PROMPTS[1], tokens(12, seed=1))
+    session = AnswerCosts(engine, PROMPTS[1], tokens(12, seed=1))
     plain = {skipped: session.cost(skipped) for skipped in SETS}
     for base in ({3}, {0}, {0, 2}, {1}, {1, 2, 3}):
         for skipped in SETS:
@@ -113,7 +113,7 @@ def test_kl_is_that_of_the_evaluation(engine, tiny, load):
     dense, llm = load(tiny), load(tiny, skip=[1, 3])
     wanted = Wanted.of(dense, Question("t", "Why is it so, and not another way?", ("",)), 12)
     n = len(wanted.answer)
-    found = Session(engine, wanted.prompt, wanted.answer).cost(frozenset({1, 3}))
+    found = AnswerCosts(engine, wanted.prompt, wanted.answer).cost(frozenset({1, 3}))
     assert found[KL] * n / (n + 1) == pytest.approx(wanted.divergence(llm), rel=2e-3)
 
 
@@ -154,4 +154,4 @@ def test_block_influence_of_an_answer(engine, tiny, load):
     states = load(tiny).hidden_states(prompt + answer)[:, len(prompt) :].astype(np.float64)
     norms = np.linalg.norm(states, axis=-1)
     expected = (1 - (states[:-1] * states[1:]).sum(-1) / (norms[:-1] * norms[1:])).mean(1)
-    np.testing.assert_allclose(Session(engine, prompt, answer).influence, expected, rtol=1e-4)
+    np.testing.assert_allclose(AnswerCosts(engine, prompt, answer).influence, expected, rtol=1e-4)

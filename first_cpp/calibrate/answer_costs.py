@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from .engine import Engine
 NOTHING: frozenset[int] = frozenset()
 
 
-class Session:
+class AnswerCosts:
     """A prompt's state and its dense answer in an engine: `cost` says what skipping a set of layers costs on it.
 
     Prompt positions ran all layers, answer positions skip. Layers before the first one that `base` does not skip already
@@ -62,7 +63,7 @@ class Session:
 
 def _influence(states: Sequence[Floats]) -> npt.NDArray[np.float64]:
     found = []
-    for before, after in zip(states[:-1], states[1:], strict=True):
+    for before, after in itertools.pairwise(states):
         dot = (before.astype(np.float64) * after).sum(axis=1)
         norms = np.linalg.norm(before.astype(np.float64), axis=1) * np.linalg.norm(after.astype(np.float64), axis=1)
         found.append((1 - dot / np.maximum(norms, 1e-30)).mean())

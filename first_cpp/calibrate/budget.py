@@ -1,0 +1,84 @@
+"""How many layers each prompt skips: the largest level whose predicted cost is within a tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What levels really do on some prompts. levels: layers skipped, ascending, the first 0.
+
+    kl, fidelity, surprise: [n, n_level] for each prompt at each level; at level 0: 0, 1, and the dense model's own.
+    """
+
+    levels: tuple[int, ...]
+    kl: Floats64
+    fidelity: Floats64
+    surprise: Floats64
+
+    def of(self, chosen: Ints) -> tuple[float, float, float, float]:
+        """Mean layers skipped, KL, fidelity and surprise where each prompt has the level of index `chosen`."""
+        rows = np.arange(len(chosen))
+        layers = float(np.asarray(self.levels)[chosen].mean())
+        return layers, *(float(values[rows, chosen].mean()) for values in (self.kl, self.fidelity, self.surprise))
+
+
+def within(cost: Floats64, tolerance: float) -> Ints:
+    """The index of the largest level whose cost is within the tolerance, by prompt; 0, nothing skipped, where none is.
+
+    cost: [n, n_level], of the levels from the second on, not falling.
+
+    >>> within(np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.9]]), 0.25).tolist()
+    [2, 0]
+    """
+    found: Ints = (cost <= tolerance).sum(axis=1)
+    return found
+
+
+def at_mean(cost: Floats64, levels: tuple[int, ...], mean: float) -> Ints:
+    """The levels that the largest tolerance gives with at most `mean` layers skipped on average, by prompt."""
+    best = np.zeros(len(cost), np.int64)
+    counts = np.asarray(levels)
+    for tolerance in np.unique(cost):
+        chosen = within(cost, float(tolerance))
+        if counts[chosen].mean() > mean:
+            break
+        best = chosen
+    return best
+
+
+def is_safe(fidelity: Floats64, target: float) -> bool:
+    """Whether a rule that had these fidelities on n prompts keeps `target` on average on a further one.
+
+    Conformal risk control (Angelopoulos et al., arXiv 2208.02814): (n * mean loss + 1) / (n + 1) <= 1 - target.
+
+    >>> is_safe(np.full(100, 0.97), 0.95), is_safe(np.full(10, 0.97), 0.95)
+    (True, False)
+    """
+    n = len(fidelity)
+    return bool((n * float((1 - fidelity).mean()) + 1) / (n + 1) <= 1 - target + 1e-12)
+
+
+def safe_tolerance(cost: Floats64, outcomes: Outcomes, target: float) -> float:
+    """The largest tolerance that is safe at `target` fidelity, and each smaller one too; 0 where none is."""
+    best, rows = 0.0, np.arange(len(cost))
+    for tolerance in np.unique(cost):
+        if not is_safe(outcomes.fidelity[rows, within(cost, float(tolerance))], target):
+            break
+        best = float(tolerance)
+    return best
+
+
+def safe_level(outcomes: Outcomes, target: float) -> int:
+    """The index of the largest level that is safe for all prompts alike, each smaller one too."""
+    index = 0
+    while index + 1 < len(outcomes.levels) and is_safe(outcomes.fidelity[:, index + 1], target):
+        index += 1
+    return index

@@ -1,0 +1,88 @@
+"""What a calibration found: levels, their sets of layers, cost probes and what a tolerance gives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from ..errors import RouterError
+from ..gguf.new_file import new_file
+from ..gguf.routers import Base
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerSet:
+    """level: how many layers it skips, the key that sets compete under. layers: ascending."""
+
+    level: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TolerancePoint:
+    """What a tolerance gave on prompts kept out of the fit: mean share of layers skipped, KL in nats a token, fidelity."""
+
+    tolerance: float
+    share: float
+    kl: float
+    fidelity: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Levels, sets and cost probes of one model, as plain values.
+
+    base: the model. sets: by level ascending; the first of each level is the one for all prompts, another is taken only where
+    its predicted log cost is lower by more than `margin`. read: the layers whose inputs the probes read.
+    weight: float32 [n_set, n_read, n_embd]; bias: float32 [n_set]; the predicted log cost (nats a token) of a set is
+    bias + sum over r of weight[r] . mean over prompt positions of rmsnorm(h_r), and no level is cheaper than a smaller one.
+    norm_eps: of the rmsnorm. order: all layers, those that are missed least first. tolerance: the largest predicted cost that
+    keeps `fidelity`, 0 where none does. table: what other tolerances gave. share: what is safe for every prompt alike.
+    skippable: of each layer. origin: prompts, command and figures, for people to read.
+    """
+
+    base: Base
+    sets: tuple[LayerSet, ...]
+    read: tuple[int, ...]
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    norm_eps: float
+    order: tuple[int, ...]
+    skippable: tuple[bool, ...]
+    fidelity: float
+    tolerance: float
+    share: float
+    margin: float
+    table: tuple[TolerancePoint, ...] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str) -> None:
+        """Write a safetensors file: `weight` and `bias` as tensors, all else as JSON under the key `calibration`."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("weight", "bias")}
+        metadata = {"schema": str(SCHEMA), "calibration": json.dumps(plain)}
+        with new_file(path) as file:
+            file.write(save({"weight": self.weight, "bias": self.bias}, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str) -> Calibration:
+        """Read what `save` wrote. Raises RouterError for another kind of file."""
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("schema") != str(SCHEMA) or "calibration" not in metadata:
+                raise RouterError(f"{path} is no calibration of schema {SCHEMA}; `first-cpp calibrate` writes one")
+            plain = json.loads(metadata["calibration"])
+            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+        plain["base"] = Base(**plain["base"])
+        plain["sets"] = tuple(LayerSet(one["level"], tuple(one["layers"])) for one in plain["sets"])
+        plain["table"] = tuple(TolerancePoint(**one) for one in plain["table"])
+        for name in ("read", "order", "skippable"):
+            plain[name] = tuple(plain[name])
+        return cls(weight=weight, bias=bias, **plain)
