@@ -32,6 +32,8 @@ class AnswerCosts:
         self._targets = Targets.of(logits)
         self.influence = _influence(self._states) if self._states else None
         self.base = NOTHING
+        self.dense = self._targets.dense
+        """The cost of skipping nothing."""
 
     def cost(self, skipped: frozenset[int], base: frozenset[int] = NOTHING) -> Floats:
         """Cost of skipping `skipped`, float32 [3] as `cost.KL` and its neighbours name them; quicker from a `base` in it."""

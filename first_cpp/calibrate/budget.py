@@ -26,8 +26,8 @@ class Outcomes:
     def of(self, chosen: Ints) -> tuple[float, float, float, float]:
         """Mean layers skipped, KL, fidelity and surprise where each prompt has the level of index `chosen`."""
         rows = np.arange(len(chosen))
-        layers = float(np.asarray(self.levels)[chosen].mean())
-        return layers, *(float(values[rows, chosen].mean()) for values in (self.kl, self.fidelity, self.surprise))
+        kl, fidelity, surprise = (float(values[rows, chosen].mean()) for values in (self.kl, self.fidelity, self.surprise))
+        return float(np.asarray(self.levels)[chosen].mean()), kl, fidelity, surprise
 
 
 def within(cost: Floats64, tolerance: float) -> Ints:

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ..gguf.new_file import new_file
-from .first_pass import Answered
+from .answer_costs import NOTHING, AnswerCosts
 from .cost import KL, Floats
 from .engine import Engine
-from .answer_costs import NOTHING, AnswerCosts
+from .first_pass import Answered
 
 SAVE_EVERY = 20.0
 """Seconds between two saved states."""
@@ -126,7 +126,8 @@ class Measure:
         """The session of a prompt's answer."""
         if (prompt, n_tokens) not in self._sessions:
             one = self.store.answered[prompt]
-            self._sessions[prompt, n_tokens] = AnswerCosts(self.engine, one.prompt, one.answer[:n_tokens])
+            found = self._sessions[prompt, n_tokens] = AnswerCosts(self.engine, one.prompt, one.answer[:n_tokens])
+            self.store.add((n_tokens, NOTHING), prompt, found.dense)
         return self._sessions[prompt, n_tokens]
 
     def forget(self) -> None:

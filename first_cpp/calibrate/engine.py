@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import llama_cpp
@@ -26,12 +26,12 @@ ROOM = 256
 class Engine(Llama):
     """The model that is calibrated. Evaluates by `read_prompt`, `answers` and `rows`; `generate` is not for this one.
 
-    n_tokens: positions that a prompt and its answer may take together.
+    n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together.
     """
 
     def __init__(self, path: str, n_tokens: int, n_threads: int, streams: int = STREAMS) -> None:
         n_stream = -(-n_tokens // ROOM) * ROOM
-        self._streams = streams
+        self.streams = streams
         size = min(512, n_stream)
         super().__init__(
             path,
@@ -49,7 +49,7 @@ class Engine(Llama):
         self._memory = llama_cpp.llama_get_memory(self.ctx)
         self.room = n_stream
         """Positions of one stream."""
-        self.n_layer = len(self._layers.trouble)
+        self.n_layer = len(self._layers.unskippable)
         everything = frozenset(range(self.n_layer))
         self.starts_anywhere = self._layers.readable and self._layers.lacking(everything) == everything
         """Whether an evaluation may start at a later layer, from the hidden states that enter it."""
@@ -61,7 +61,7 @@ class Engine(Llama):
 
     @context_params.setter
     def context_params(self, params: Any) -> None:
-        params.n_seq_max, params.kv_unified = self._streams, False
+        params.n_seq_max, params.kv_unified = self.streams, False
         Llama.context_params.fset(self, params)  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -84,19 +84,13 @@ class Engine(Llama):
         With `hidden`, the hidden states entering each layer: n_layer of float32 [n_tokens, n_embd].
         """
         llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
-        sink = _ext.HiddenStates(self.n_layer) if hidden else None
-        if sink is not None:
-            self._layers.read(sink)
-        try:
+        states = _ext.HiddenStates(self.n_layer) if hidden else None
+        with self._layers.reading(states) if states is not None else nullcontext():
             for start in range(0, len(tokens), self._decode_size):
                 part = tokens[start : start + self._decode_size]
-                last = start + len(part) == len(tokens)
-                outputs = [False] * (len(part) - 1) + [last]
+                outputs = [False] * (len(part) - 1) + [start + len(part) == len(tokens)]
                 self._decode(self._tokens(part, range(start, start + len(part)), [stream] * len(part), outputs))
-            self._layers.check()
-        finally:
-            self._layers.stop()
-        return [] if sink is None else [points.reshape(len(tokens), -1) for points in sink.points()]
+        return [] if states is None else [points.reshape(len(tokens), -1) for points in states.points()]
 
     def saved(self, stream: int = 0) -> bytes:
         """What a stream holds, for `restore`."""
@@ -145,19 +139,19 @@ class Engine(Llama):
         else:
             skip = skipped | frozenset(range(start[0]))
             batch = self._states(start[1], positions, streams, outputs)
-        sink = None if read_from is None else _ext.HiddenStates(self.n_layer - read_from + 1)
-        with self._without(skip):
-            if sink is not None:
-                self._layers.read(sink, final=True, first=read_from or 0)
+        reader = None if read_from is None else _ext.HiddenStates(self.n_layer - read_from + 1)
+        with self._skipping(skip):
+            if reader is not None:
+                self._layers.read(reader, final=True, first=read_from or 0)
             self._decode(batch)
-        states = [] if sink is None else [points.reshape(n, -1) for points in sink.points()]
+        states = [] if reader is None else [points.reshape(n, -1) for points in reader.points()]
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(n, self.n_vocab())), states
 
     @contextmanager
-    def _without(self, skipped: frozenset[int]) -> Iterator[None]:
+    def _skipping(self, skipped: frozenset[int]) -> Iterator[None]:
         try:
             if skipped:
-                self._layers.leave_out(skipped)
+                self._layers.skip(skipped)
             yield
             self._layers.check()
         finally:

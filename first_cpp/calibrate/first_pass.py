@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import llama_cpp
@@ -25,11 +25,11 @@ class Answered:
 
 
 def answer_all(
-    engine: Engine, prompts: Sequence[list[int]], max_tokens: int, norm_eps: float, streams: int
+    engine: Engine, prompts: Sequence[list[int]], max_tokens: int, norm_eps: float
 ) -> Iterator[tuple[int, Answered]]:
     """The number of each prompt and its answer of up to `max_tokens`, as they are done."""
     waiting = list(enumerate(prompts))[::-1]
-    free, busy = list(range(streams)), dict[int, tuple[int, Answered, int]]()
+    free, busy = list(range(engine.streams)), dict[int, tuple[int, Answered, int]]()
     while waiting or busy:
         while waiting and free:
             number, prompt = waiting.pop()
@@ -67,12 +67,9 @@ def mean_read(engine: Engine, prompt: Sequence[int], stream: int, norm_eps: floa
 def rmsnorm(states: Floats, norm_eps: float) -> Floats:
     """h / sqrt(mean(h^2) + norm_eps) of each row."""
     scale = np.sqrt((states.astype(np.float64) ** 2).mean(axis=-1, keepdims=True) + norm_eps)
-    return (states / scale).astype(np.float32)
+    found: Floats = (states / scale).astype(np.float32)
+    return found
 
 
 def _ends(engine: Engine, token: int) -> bool:
     return bool(llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(engine.model), token))
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""

@@ -24,9 +24,10 @@ class Prompt:
 
 
 def read_prompts(path: str | None = None) -> list[Prompt]:
-    """The prompts of a file, each once: JSON Lines with `prompt`, perhaps `task`, where its name ends in .jsonl, else one a line.
+    """The prompts of a file, each once; without a file the built-in ones.
 
-    Without a file the built-in ones. Raises MissingFileError, or DataError naming the line.
+    JSON Lines with `prompt`, perhaps `task`, where its name ends in .jsonl, else text with one a line.
+    Raises MissingFileError, or DataError naming the line.
 
     >>> len({prompt.task for prompt in read_prompts()}) > 15
     True

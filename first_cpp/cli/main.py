@@ -12,6 +12,7 @@ from .execute import USAGE, run
 
 VERBS = {  # help, and the module with add_arguments() and command()
     "bench": ("measure speed, the limit and memory on this machine", "bench.command"),
+    "calibrate": ("find the layers that any model can spare, on this machine", "calibrate.command"),
     "chat": ("chat with a model in the terminal", "chat.command"),
     "completion": ("print a completion script for a shell", "cli.completion"),
     "demo": ("three prompts, dense and with fewer layers, side by side", "cli.demo"),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers import logits, tokens
 
-from first_cpp.calibrate.first_pass import answer_all, rmsnorm
+from first_cpp.calibrate.answer_costs import AnswerCosts
 from first_cpp.calibrate.cost import AGREE, KL, SURPRISE, Targets
 from first_cpp.calibrate.engine import Engine
-from first_cpp.calibrate.answer_costs import AnswerCosts
+from first_cpp.calibrate.first_pass import answer_all, rmsnorm
 from first_cpp.evaluate.answers import log_probabilities
 from first_cpp.gguf.pruned import write_pruned
 
@@ -49,7 +49,7 @@ def expected_cost(dense, skipping):
 def test_cost_is_that_of_plain_decoding(engine, tiny, load, skipped):
     """Token by token through `Llama`, whose prompt reads all layers and whose answer skips."""
     llm, prompt = load(tiny), PROMPTS[1]
-    answer = dict(answer_all(engine, [prompt], 12, 1e-5, 1))[0].answer
+    answer = dict(answer_all(engine, [prompt], 12, 1e-5))[0].answer
     expected = expected_cost(decoded(llm, prompt, answer, ()), decoded(llm, prompt, answer, skipped))
     session = AnswerCosts(engine, prompt, answer)
     np.testing.assert_allclose(session.cost(skipped), expected, rtol=2e-3, atol=1e-5)
@@ -95,7 +95,7 @@ def test_cost_is_that_of_the_pruned_file(engine, tiny, models, load):
 
     dense = rows(load(tiny, llama_cpp.Llama, logits_all=True))
     expected = expected_cost(dense, rows(load(path, llama_cpp.Llama, logits_all=True)))
-    with engine._without(skipped):
+    with engine._skipping(skipped):
         engine._decode(engine._tokens([1], [0], [0], [True]))
     prefix = engine.saved()
     found, _ = engine.rows(answer, 1, skipped)
@@ -120,7 +120,7 @@ def test_kl_is_that_of_the_evaluation(engine, tiny, load):
 def test_answers_are_the_dense_greedy_ones(engine, tiny, load):
     """Several at once, each as `Llama` gives it alone, with what the probes read of each prompt."""
     llm = load(tiny)
-    found = dict(answer_all(engine, PROMPTS, 10, 1e-5, 3))
+    found = dict(answer_all(engine, PROMPTS, 10, 1e-5))
     assert sorted(found) == list(range(len(PROMPTS)))
     for number, one in found.items():
         going = llm.generate(PROMPTS[number], temp=0.0)
@@ -133,10 +133,10 @@ def test_answers_are_the_dense_greedy_ones(engine, tiny, load):
 
 
 def test_an_answer_that_ends_at_once_is_empty(engine, monkeypatch):
-    from first_cpp.calibrate import answering
+    from first_cpp.calibrate import first_pass
 
-    monkeypatch.setattr(answering, "_ends", lambda _engine, _token: True)
-    assert [one.answer for _, one in answer_all(engine, PROMPTS, 10, 1e-5, 3)] == [[]] * len(PROMPTS)
+    monkeypatch.setattr(first_pass, "_ends", lambda _engine, _token: True)
+    assert [one.answer for _, one in answer_all(engine, PROMPTS, 10, 1e-5)] == [[]] * len(PROMPTS)
 
 
 def test_cost_by_the_formulas():

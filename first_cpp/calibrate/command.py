@@ -1,0 +1,230 @@
+"""Find the layers that this model can spare: calibrated by llama.cpp on this machine, in minutes, on prompts alone.
+
+The dense model answers the prompts; a search orders the layers by what skipping them costs on those answers; probes learn to
+predict the cost from the prompt. Ends with what is kept at which speed, measured on prompts kept out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cli.execute import add_debug
+from ..cli.options import number, whole_number
+from ..errors import ModelFileError, OptionError, RouterError
+from ..gguf.bundled import find_demo_model
+from ..gguf.embed import embed, write_sidecar
+from ..gguf.model_file import ModelFile
+from ..gguf.new_file import check_output
+from ..gguf.router_format import WRITER, router_keys
+from ..gguf.routers import Routers
+from ..runtime.arguments import MOST_THREADS
+from ..runtime.machine import physical_cores
+from .prompts import Prompt, in_turns, read_prompts
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
+    from .findings import Findings, Speed
+    from .procedure import Measured, Procedure, Show
+
+EPILOG = """examples:
+  first-cpp calibrate -m model.gguf --out model-first.gguf
+  first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 --sidecar --out mine.gguf
+
+Writes the model with routers (--sidecar: routers alone, for `--routers FILE`), and beside it NAME.calibration.safetensors, and
+the table as NAME.calibration.png where matplotlib is installed. Prompts: text, one a line, or JSON Lines (*.jsonl) with
+"prompt", perhaps "task"; the answers are the model's own. Ctrl-C stops; the same command goes on from NAME.calibration.state.
+"""
+
+MOST_POSITIONS = 2048
+"""Of a prompt and its answer: longer prompts are not used."""
+MOST_STREAM_POSITIONS = 8192
+"""Of all answers decoded together."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("-m", "--model", metavar="FILE", help="a GGUF model (default: the one of the demo extra)")
+    add("--out", required=True, metavar="FILE", help="the GGUF to write")
+    add("--prompts", metavar="FILE", help="prompts like those the model will get (default: 314 built-in ones)")
+    add("--minutes", type=number(0.1), metavar="N", help="stop measuring after about so long (default: when it is done)")
+    add(
+        "--fidelity",
+        type=number(0.5, 0.9999),
+        default=0.95,
+        metavar="SHARE",
+        help="share of tokens at which the dense model would choose the same, to hold on average (default: %(default)s)",
+    )
+    add("--sidecar", action="store_true", help="write the routers alone, a small file to give beside the model")
+    add("--force", action="store_true", help="an existing --out may be replaced")
+    add("--replace", action="store_true", help="the model's own routers, if it carries some, are replaced")
+    add("-n", "--max-tokens", type=whole_number(8, 256), default=48, help="longest answer measured on (default: %(default)s)")
+    add("--seed", type=whole_number(0), default=0, help="of the order of prompts (default: %(default)s)")
+    add("-t", "--threads", metavar="N", type=whole_number(1, MOST_THREADS), help="threads (default: physical cores)")
+    add("--quiet", action="store_true", help="no progress")
+    add_debug(parser)
+
+
+def command(args: argparse.Namespace) -> None:
+    model = ModelFile.open(args.model or find_demo_model())
+    prompts = in_turns(read_prompts(args.prompts), args.seed)
+    _check(args, model)
+    from .findings import sentence
+    from .show import draw, progress, table
+
+    with progress(args.quiet) as show:
+        found = _calibrate(args, model, prompts, show)
+    stem = _stem(args.out)
+    found.calibration.save(f"{stem}.calibration.safetensors")
+    _write(args, model, found.calibration)
+    if plotted := importlib.util.find_spec("matplotlib") is not None:
+        draw(found, f"{stem}.calibration.png")
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(_state(args.out))
+    print(f"{found.n_kept_out} prompts kept out of all fits; the searched layers: {_first(found.calibration)}\n")
+    print(table(found))
+    print(f"\n{sentence(found)}")
+    written = [args.out, f"{stem}.calibration.safetensors"] + [f"{stem}.calibration.png"] * plotted
+    print(f"For every prompt alike it recommends to skip {found.calibration.share:.0%}. Written: {', '.join(written)}")
+
+
+def _stem(out: str) -> str:
+    return out.removesuffix(".gguf")
+
+
+def _state(out: str) -> str:
+    return f"{_stem(out)}.calibration.state"
+
+
+def _first(calibration: Calibration) -> str:
+    return ", ".join(str(layer) for layer in calibration.order[: len(calibration.sets)])
+
+
+def _check(args: argparse.Namespace, model: ModelFile) -> None:
+    """Refuse what cannot be written before anything is measured."""
+    if len(model.files) > 1 and not args.sidecar:
+        raise ModelFileError(f"{model.path} is split in {len(model.files)} files: write a --sidecar, or merge it before")
+    if router_keys(model.first) and not args.sidecar and not args.replace:
+        raise RouterError(f"{model.path} already carries routers; --replace puts the new ones in their place")
+    inputs = [*model.paths, *([args.prompts] if args.prompts else [])]
+    size = (1 << 20) if args.sidecar else os.path.getsize(model.path)
+    check_output(args.out, inputs, args.force, size)
+    check_output(_state(args.out), inputs, True, 64 << 20)
+
+
+def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], show: Show) -> Findings:
+    from .cost_store import CostStore
+    from .engine import Engine
+    from .findings import conclude
+    from .procedure import Plan, Procedure
+
+    used, tokens = _tokens(args, model, prompts, show)
+    longest = max(map(len, tokens)) + args.max_tokens + 1
+    store = CostStore(_state(args.out), _identity(args, model, used), len(used))
+    if store.stale:
+        show.say(f"{store.path} is of another model, other prompts or another -n: beginning anew")
+    elif store.answered:
+        show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
+    streams = max(1, min(16, MOST_STREAM_POSITIONS // longest))
+    with contextlib.closing(Engine(model.path, longest, args.threads or physical_cores(), streams)) as engine:
+        plan = Plan(max_tokens=args.max_tokens, seconds=None if args.minutes is None else 60 * args.minutes)
+        procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show)
+        try:
+            procedure.answer()
+            order, costs = procedure.search()
+            measured = procedure.measure_levels(order, procedure.levels(costs))
+            speed = _speed(procedure, measured, model)
+        except KeyboardInterrupt:
+            store.save()
+            show.say(f"stopped; what was measured is in {store.path}, and the same command goes on from there")
+            raise
+        skippable = [not why for why in engine.unskippable]
+        return conclude(measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured))
+
+
+def _tokens(
+    args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], show: Show
+) -> tuple[list[Prompt], list[list[int]]]:
+    """The prompts that fit, and their tokens in the model's chat template; plain text for a model without one."""
+    import llama_cpp
+
+    from ..runtime.chat_prompt import chat_prompt
+
+    with contextlib.closing(llama_cpp.Llama(model.path, vocab_only=True, verbose=False)) as vocabulary:
+        if "tokenizer.chat_template" not in vocabulary.metadata:
+            show.say("this model has no chat template: it continues the prompts as plain text")
+        tokens = [chat_prompt(vocabulary, prompt.text) for prompt in prompts]
+    most = min(MOST_POSITIONS, model.context_length) - args.max_tokens - 1
+    fitting = [i for i, found in enumerate(tokens) if 0 < len(found) <= most]
+    if len(fitting) < len(tokens):
+        show.say(f"{len(tokens) - len(fitting)} prompts are longer than {most} tokens and are not used")
+    if not fitting:
+        raise OptionError(f"no prompt has 1 to {most} tokens; give shorter ones with --prompts")
+    return [prompts[i] for i in fitting], [tokens[i] for i in fitting]
+
+
+def _identity(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]) -> dict[str, Any]:
+    """What costs depend on."""
+    digest = hashlib.sha256(repr([(prompt.task, prompt.text) for prompt in prompts]).encode())
+    sizes = [os.path.getsize(path) for path in model.paths]
+    return {"fingerprint": model.fingerprint, "bytes": sizes, "prompts": digest.hexdigest(), "max_tokens": args.max_tokens}
+
+
+def _speed(procedure: Procedure, measured: Measured, model: ModelFile) -> Speed:
+    """What skipping gains on this machine, and the most that its bytes allow."""
+    from ..gguf.byte_limit import kv_reads, weight_reads
+    from .findings import Speed
+    from .procedure import step_times
+
+    engine, levels = procedure.engine, (0, *measured.levels)
+    answered = procedure.store.answered[procedure.usable()[0]]
+    sets = [frozenset(measured.order[:k]) for k in levels]
+    times = step_times(engine, answered.prompt, answered.answer[:24], sets)
+    reads, position = weight_reads(model.path), len(answered.prompt)
+    per_stream = engine.n_ctx() // engine.streams
+    n_bytes = [
+        reads.weights(layers) + kv_reads(engine.kv_cache, per_stream, position, layers) // engine.streams for layers in sets
+    ]
+    wanted = range(levels[-1] + 1)
+    return Speed(np.interp(wanted, levels, times), np.interp(wanted, levels, n_bytes))
+
+
+def _origin(args: argparse.Namespace, measured: Measured) -> dict[str, object]:
+    return {
+        "source": os.path.basename(args.prompts) if args.prompts else "the built-in prompts of first_cpp",
+        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "answers": measured.n_answers,
+        "levels_measured": list(measured.levels),
+    }
+
+
+def _write(args: argparse.Namespace, model: ModelFile, found: Calibration) -> None:
+    """Routers that skip in the order found, whatever the prompt: keep scores rise evenly from 0.2 to 0.8."""
+    scores = np.empty(model.n_layer)
+    scores[list(found.order)] = np.linspace(0.2, 0.8, model.n_layer)
+    routers = Routers(
+        base=model.base,
+        weight=np.zeros((model.n_layer, model.n_embd), np.float32),
+        bias=np.log(scores / (1 - scores)).astype(np.float32),
+        norm_eps=model.norm_eps,
+        skippable=found.skippable,
+        skip=found.share,
+        writer=WRITER,
+        train={
+            "method": "calibrated: searched order of layers, for every prompt alike",
+            "data": f"{found.origin['source']}: {found.origin['answers']} dense answers",
+            "order": ",".join(map(str, found.order)),
+        },
+    )
+    if args.sidecar:
+        write_sidecar(routers, model.path, args.out, force=args.force)
+    else:
+        embed(routers, model.path, args.out, force=args.force, replace=args.replace, quiet=args.quiet)

@@ -1,0 +1,236 @@
+"""Prompts, probes and budgets, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from first_cpp.calibrate import probes
+from first_cpp.calibrate.budget import Outcomes, at_mean, is_safe, safe_level, safe_tolerance, within
+from first_cpp.calibrate.calibration import Calibration, LayerSet, TolerancePoint
+from first_cpp.calibrate.probes import LEAST_COST, fit, interpolate, interpolated, monotone
+from first_cpp.calibrate.prompts import Prompt, in_turns, is_kept_out, read_prompts
+from first_cpp.cli.jsonl import DataError
+from first_cpp.errors import MissingFileError, RouterError
+from first_cpp.gguf.routers import Base
+
+# -- prompts ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_prompts():
+    prompts = read_prompts()
+    assert 280 <= len(prompts) <= 340
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
+    tasks = Counter(prompt.task for prompt in prompts)
+    assert len(tasks) >= 15
+    assert min(tasks.values()) >= 5
+    assert sum(any(ord(sign) > 0x2FF for sign in prompt.text) for prompt in prompts) >= 4  # other scripts
+
+
+def test_prompts_from_text_and_json_lines(tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("\ufeffone\n\n  two  \none\n", encoding="utf-8")
+    assert read_prompts(str(text)) == [Prompt("one"), Prompt("two")]
+    lines = tmp_path / "mine.jsonl"
+    lines.write_text('{"prompt": "one"}\n{"prompt": "two\\nlines", "task": "t", "response": "x"}\n')
+    assert read_prompts(str(lines)) == [Prompt("one"), Prompt("two\nlines", "t")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', DataError, "p.jsonl:2: prompt is missing"),
+        ("p.jsonl", b"hello\n", DataError, "p.jsonl:1: not JSON"),
+        ("p.txt", b"\n \n", DataError, "no prompts"),
+        ("p.txt", b"\xff\xfe\x00", DataError, "not UTF-8"),
+        ("p.txt", None, MissingFileError, "does not exist"),
+    ],
+)
+def test_prompts_that_cannot_be_used(tmp_path, name, content, error, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=said):
+        read_prompts(str(tmp_path / name))
+
+
+def test_every_beginning_has_every_task_in_its_part():
+    prompts = [Prompt(f"{task}{i}", task) for task, n in (("a", 40), ("b", 20), ("c", 4)) for i in range(n)]
+    found = in_turns(prompts, 0)
+    assert sorted(map(str, found)) == sorted(map(str, prompts))
+    assert found == in_turns(prompts, 0) != in_turns(prompts, 1)
+    for n in (16, 32, 48):
+        tasks = Counter(prompt.task for prompt in found[:n])
+        assert [tasks[task] for task in "abc"] == pytest.approx([40 * n / 64, 20 * n / 64, 4 * n / 64], abs=1.01)
+    kept = [prompt.task for prompt, out in zip(found, is_kept_out(found), strict=True) if out]
+    assert Counter(kept) == {"a": 10, "b": 5, "c": 1}
+
+
+# -- probes ---------------------------------------------------------------------------------------------------------------
+
+
+def made_prompts(n, seed=0, noise=0.1):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(n, 5, 12)).astype(np.float32)
+    weight = np.random.default_rng(99).normal(size=(12, 3))
+    log_cost = hidden[:, 3] @ weight * 0.4 + [-3, -2, -1] + rng.normal(0, noise, (n, 3))
+    return hidden, np.exp(log_cost)
+
+
+def test_leave_one_out_is_what_leaving_one_out_gives():
+    """The closed form, against fitting without each prompt in turn, at a penalty that is held."""
+    hidden, costs = made_prompts(23)
+    x, y = hidden[:, 2].astype(np.float64), np.log(costs)
+    penalty = 0.7
+
+    def predicted(i):
+        rest = np.arange(len(x)) != i
+        mean, target = x[rest].mean(0), y[rest].mean(0)
+        a = (x[rest] - mean).T @ (x[rest] - mean) + penalty * np.eye(12)
+        return (x[i] - mean) @ np.linalg.solve(a, (x[rest] - mean).T @ (y[rest] - target)) + target
+
+    expected = np.mean([(predicted(i) - y[i]) ** 2 for i in range(len(x))])
+    centred = x - x.mean(0)
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    probes_penalties, probes.PENALTIES = probes.PENALTIES, (penalty,)
+    try:
+        ((found, at),) = probes._left_out(vectors, np.maximum(values, 0), y - y.mean(0), 1.0)
+    finally:
+        probes.PENALTIES = probes_penalties
+    assert at == penalty
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_probes_find_the_layer_and_predict_new_prompts():
+    found = fit(*made_prompts(120), range(5))
+    assert 3 in found.read
+    assert found.r2 > 0.9
+    hidden, costs = made_prompts(200, seed=1)
+    left = np.log(costs) - found.log_cost(hidden)
+    assert (left**2).mean() < 0.1 * np.log(costs).var()
+
+
+def test_probes_without_anything_to_find_predict_the_mean():
+    """Noise has no share of the variance: the prediction keeps near the mean, and r2 says so."""
+    hidden, _ = made_prompts(80)
+    costs = np.exp(np.random.default_rng(5).normal(-2, 1, (80, 3)))
+    found = fit(hidden, costs, range(5))
+    assert found.r2 < 0.1
+    assert found.log_cost(hidden).std() < 0.5
+    np.testing.assert_allclose(found.log_cost(hidden).mean(0), np.log(costs).mean(0), atol=0.1)
+
+
+def test_costs_of_nothing_are_floored():
+    hidden, costs = made_prompts(30)
+    costs[:, 0] = 0
+    assert fit(hidden, costs, range(5)).log_cost(hidden)[:, 0].mean() == pytest.approx(np.log(LEAST_COST))
+
+
+def test_levels_between_are_interpolated():
+    found = fit(*made_prompts(40), range(5))
+    hidden, _ = made_prompts(7, seed=2)
+    coarse, fine = found.log_cost(hidden), interpolate(found, (1, 3, 6), range(1, 7)).log_cost(hidden)
+    np.testing.assert_allclose(fine[:, [0, 2, 5]], coarse, atol=1e-5)
+    np.testing.assert_allclose(fine[:, 1], (coarse[:, 0] + coarse[:, 1]) / 2, atol=1e-5)
+    np.testing.assert_allclose(interpolated(coarse, (1, 3, 6), range(1, 7)), fine, atol=1e-5)
+
+
+def test_no_level_is_cheaper_than_a_smaller_one():
+    assert monotone(np.array([[1.0, 0.5, 2.0], [0.0, 1.0, 0.9]])).tolist() == [[1.0, 1.0, 2.0], [0.0, 1.0, 1.0]]
+
+
+# -- budgets --------------------------------------------------------------------------------------------------------------
+
+COST = np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.9], [0.05, 0.06, 0.07]])
+REAL = Outcomes(
+    (0, 1, 2, 3),
+    np.array([[0, 0.1, 0.2, 0.4], [0, 0.3, 0.5, 0.9], [0, 0.05, 0.06, 0.07]]),
+    np.array([[1, 0.9, 0.8, 0.7], [1, 0.6, 0.5, 0.4], [1, 1, 1, 0.9]]),
+    np.ones((3, 4)),
+)
+
+
+def test_each_prompt_takes_the_largest_level_within_the_tolerance():
+    assert within(COST, 0.0).tolist() == [0, 0, 0]
+    assert within(COST, 0.25).tolist() == [2, 0, 3]
+    layers, kl, fidelity, _ = REAL.of(within(COST, 0.25))
+    assert (layers, kl, fidelity) == pytest.approx((5 / 3, 0.27 / 3, 2.7 / 3))
+
+
+def test_a_budget_at_a_mean():
+    for mean in (0.5, 1, 1.5, 2, 3):
+        chosen = at_mean(COST, REAL.levels, mean)
+        assert chosen.mean() <= mean
+    assert at_mean(COST, REAL.levels, 1).tolist() == [0, 0, 3]
+    assert at_mean(COST, REAL.levels, 3).tolist() == [3, 3, 3]
+
+
+def test_what_is_safe_holds_for_new_prompts():
+    """Conformal risk control: over many draws of prompts the mean fidelity of a new one is the target or more."""
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        hardness = rng.uniform(0, 1, n)
+        levels = np.arange(1, 6)
+        fidelity = 1 - np.clip(hardness[:, None] * levels / 10 + rng.normal(0, 0.02, (n, 5)), 0, 1)
+        cost = hardness[:, None] * levels * np.exp(rng.normal(0, 0.3, (n, 1)))
+        return cost, Outcomes((0, 1, 2, 3, 4, 5), np.zeros((n, 6)), np.hstack([np.ones((n, 1)), fidelity]), np.zeros((n, 6)))
+
+    new, skipped = [], []
+    for _ in range(300):
+        cost, real = draw(60)
+        tolerance = safe_tolerance(cost, real, 0.9)
+        cost, real = draw(50)
+        chosen = within(cost, tolerance)
+        new.append(real.fidelity[np.arange(50), chosen].mean())
+        skipped.append(chosen.mean())
+    assert np.mean(new) >= 0.9
+    assert np.mean(skipped) > 1
+
+
+def test_a_share_for_all_is_safe_or_nothing():
+    n = 200
+    real = Outcomes((0, 1, 2), np.zeros((n, 3)), np.tile([1, 0.97, 0.9], (n, 1)), np.zeros((n, 3)))
+    assert [safe_level(real, target) for target in (0.99, 0.95, 0.8)] == [0, 1, 2]
+    assert not is_safe(np.full(10, 1.0), 0.95)  # ten prompts prove nothing
+    assert safe_tolerance(np.ones((n, 2)), real, 0.99) == 0
+
+
+# -- the result -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path):
+    rng = np.random.default_rng(0)
+    one = Calibration(
+        base=Base("llama", 4, 8, "f" * 64),
+        sets=(LayerSet(1, (2,)), LayerSet(2, (1, 2))),
+        read=(0, 3),
+        weight=rng.normal(size=(2, 2, 8)).astype(np.float32),
+        bias=rng.normal(size=2).astype(np.float32),
+        norm_eps=1e-6,
+        order=(2, 1, 3, 0),
+        skippable=(True, True, True, False),
+        fidelity=0.95,
+        tolerance=0.123,
+        share=0.25,
+        margin=0.5,
+        table=(TolerancePoint(0.1, 0.2, 0.05, 0.97),),
+        origin={"source": "mine.txt", "levels_measured": [1, 2]},
+    )
+    one.save(str(tmp_path / "c.safetensors"))
+    found = Calibration.load(str(tmp_path / "c.safetensors"))
+    np.testing.assert_array_equal(found.weight, one.weight)
+    np.testing.assert_array_equal(found.bias, one.bias)
+    plain = {name: value for name, value in vars(one).items() if name not in ("weight", "bias")}
+    assert {name: getattr(found, name) for name in plain} == plain
+
+
+def test_another_file_is_no_calibration(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = str(tmp_path / "c.safetensors")
+    save_file({"weight": np.zeros(3, np.float32)}, path, metadata={"schema": "7", "calibration": json.dumps({})})
+    with pytest.raises(RouterError, match="no calibration of schema 1"):
+        Calibration.load(path)
