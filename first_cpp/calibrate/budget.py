@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,31 @@ class Outcomes:
     fidelity: Floats64
     surprise: Floats64
 
+    @classmethod
+    def picked(cls, several: Sequence[Outcomes], pick: Ints) -> Outcomes:
+        """Of several kinds of sets, what each prompt's own does: pick, [n, n_level] with level 0, is the number of the kind."""
+        columns = ("kl", "fidelity", "surprise")
+        stacks = (np.stack([getattr(one, column) for one in several]) for column in columns)
+        return cls(several[0].levels, *(np.take_along_axis(stack, pick[None], axis=0)[0] for stack in stacks))
+
     def of(self, chosen: Ints) -> tuple[float, float, float, float]:
         """Mean layers skipped, KL, fidelity and surprise where each prompt has the level of index `chosen`."""
         rows = np.arange(len(chosen))
         kl, fidelity, surprise = (float(values[rows, chosen].mean()) for values in (self.kl, self.fidelity, self.surprise))
         return float(np.asarray(self.levels)[chosen].mean()), kl, fidelity, surprise
+
+
+def pick_sets(log_cost: Floats64, margin: float) -> Ints:
+    """The number of the set that each prompt takes at each level: the first, or one predicted cheaper by more than `margin`.
+
+    log_cost: predicted, [n_kind, n, n_level].
+
+    >>> pick_sets(np.array([[[-1.0, -1.0]], [[-1.2, -1.6]]]), 0.5).tolist()
+    [[0, 1]]
+    """
+    best = log_cost.argmin(axis=0)
+    found: Ints = np.where(log_cost.min(axis=0) < log_cost[0] - margin, best, 0)
+    return found
 
 
 def within(cost: Floats64, tolerance: float) -> Ints:

@@ -139,8 +139,8 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
         procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show)
         try:
             procedure.answer()
-            order, costs = procedure.search()
-            measured = procedure.measure_levels(order, procedure.levels(costs))
+            orders, costs = procedure.search()
+            measured = procedure.measure_levels(orders, procedure.levels(costs))
             speed = _speed(procedure, measured, model)
         except KeyboardInterrupt:
             store.save()
@@ -186,7 +186,7 @@ def _speed(procedure: Procedure, measured: Measured, model: ModelFile) -> Speed:
 
     engine, levels = procedure.engine, (0, *measured.levels)
     answered = procedure.store.answered[procedure.usable()[0]]
-    sets = [frozenset(measured.order[:k]) for k in levels]
+    sets = [frozenset(measured.orders[0][:k]) for k in levels]
     times = step_times(engine, answered.prompt, answered.answer[:24], sets)
     reads, position = weight_reads(model.path), len(answered.prompt)
     per_stream = engine.n_ctx() // engine.streams

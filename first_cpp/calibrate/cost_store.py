@@ -136,14 +136,24 @@ class Measure:
 
 
 class Searched:
-    """The `Skipping` of a search over some prompts: what `runtime.layer_search.removal_order` asks."""
+    """The `Skipping` of a search over some prompts: what `runtime.layer_search.removal_order` asks.
 
-    def __init__(self, measure: Measure, prompts: Sequence[int], n_tokens: int) -> None:
+    weights: what each prompt's KL counts, float64 [n_examples]; alike by default.
+    """
+
+    def __init__(
+        self, measure: Measure, prompts: Sequence[int], n_tokens: int, weights: npt.NDArray[np.float64] | None = None
+    ) -> None:
         self._measure, self._prompts, self._n_tokens = measure, list(prompts), n_tokens
         self.n_examples = len(self._prompts)
+        self._weights = np.ones(self.n_examples) if weights is None else weights
         self.skipped = NOTHING
 
     def cost(self, n: int) -> npt.NDArray[np.float64]:
+        """Weighted KL of the first `n` prompts with the layers skipped so far, float64 [n]."""
+        return self.kl(n) * self._weights[:n]
+
+    def kl(self, n: int) -> npt.NDArray[np.float64]:
         """KL of the first `n` prompts with the layers skipped so far, float64 [n]."""
         if not self.skipped:
             return np.zeros(n)
@@ -151,10 +161,10 @@ class Searched:
         return np.array(costs, np.float64)
 
     def without(self, layer: int, n: int) -> npt.NDArray[np.float64]:
-        """KL of the first `n` prompts with one more layer skipped, float64 [n]."""
+        """Weighted KL of the first `n` prompts with one more layer skipped, float64 [n]."""
         skipped = self.skipped | {layer}
         costs = [self._measure.cost(skipped, prompt, self._n_tokens, self.skipped)[KL] for prompt in self._prompts[:n]]
-        return np.array(costs, np.float64)
+        return np.array(costs, np.float64) * self._weights[:n]
 
     def skip(self, layer: int) -> None:
         """Skip one more layer from now on."""

@@ -9,14 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gguf.routers import Base
-from .budget import Ints, Outcomes, at_mean, safe_level, safe_tolerance, within
+from .budget import Ints, Outcomes, at_mean, pick_sets, safe_level, safe_tolerance, within
 from .calibration import Calibration, LayerSet, TolerancePoint
 from .cost import AGREE, KL, SURPRISE
-from .probes import Floats64, fit, interpolate, interpolated, monotone
-from .procedure import Measured
+from .probes import LEAST_COST, Floats64, fit, interpolate, interpolated, monotone
+from .procedure import SEARCHED, Measured
 
 TABLE_POINTS = 12
 """Tolerances in the table that goes into the file."""
+
+
+MARGINS = (0.0, 0.1, 0.2, 0.4, 0.7)
+NEVER = 1e9
+"""A margin that no prediction reaches: every prompt takes the first set of a level."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,28 @@ def outcomes(measured: Measured, kind: str, which: npt.NDArray[np.bool_]) -> Out
     return Outcomes(levels, kl, agree, surprise)
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What the probes say of prompts, and what a margin makes of it.
+
+    log_cost: [n_order, n, n_level]. real: what each order's sets really do.
+    """
+
+    log_cost: Floats64
+    real: tuple[Outcomes, ...]
+
+    def with_margin(self, margin: float) -> tuple[Floats64, Outcomes]:
+        """The predicted cost of each level, [n, n_level], not falling, and what levels do, with the sets that are picked."""
+        pick = pick_sets(self.log_cost, margin)
+        cost = np.exp(monotone(np.take_along_axis(self.log_cost, pick[None], axis=0)[0]))
+        return cost, Outcomes.picked(self.real, np.hstack([np.zeros((len(pick), 1), np.int64), pick]))
+
+    def oracle(self) -> tuple[Floats64, Outcomes]:
+        """The same from the real costs, which nobody knows before."""
+        truth = Predicted(np.log(np.maximum(np.stack([one.kl[:, 1:] for one in self.real]), LEAST_COST)), self.real)
+        return truth.with_margin(0.0)
+
+
 def conclude(
     measured: Measured,
     speed: Speed,
@@ -76,33 +103,60 @@ def conclude(
     fidelity: float,
     origin: dict[str, object],
 ) -> Findings:
-    """Fit the probes, choose tolerance and share, and make the table."""
+    """Fit the probes, choose margin, tolerance and share, and make the table."""
     kept, fitted = measured.kept_out, ~measured.kept_out
     levels = range(1, measured.levels[-1] + 1)
-    coarse = fit(measured.hidden[fitted], measured.costs["searched"][fitted][:, :, KL], range(base.n_layer))
-    probes = interpolate(coarse, measured.levels, levels)
-    real = outcomes(measured, "searched", kept)
-    predicted = np.exp(monotone(probes.log_cost(measured.hidden[kept])))
-    tolerance = safe_tolerance(predicted, real, fidelity)
-    new = outcomes(measured, "searched", ~measured.in_search)  # the search chose the sets on the others
-    share = safe_level(new, fidelity) / base.n_layer
+    kinds = [name for name in SEARCHED if name in measured.costs]
+    costs = np.concatenate([measured.costs[kind][fitted][:, :, KL] for kind in kinds], axis=1)
+    coarse = fit(measured.hidden[fitted], costs, range(base.n_layer))
+    by_kind = [interpolate(part, measured.levels, levels) for part in coarse.split(len(kinds))]
+    log_cost = np.stack([probes.log_cost(measured.hidden[kept]) for probes in by_kind])
+    predicted = Predicted(log_cost, tuple(outcomes(measured, kind, kept) for kind in kinds))
+    margin = choose_margin(predicted)
+    cost, real = predicted.with_margin(margin)
+    tolerance = safe_tolerance(cost, real, fidelity)
+    new = outcomes(measured, kinds[0], ~measured.in_search)  # the search chose the sets on the others
+    used = len(kinds) if margin < NEVER else 1
+    sets = [
+        (k, kind, LayerSet(k, tuple(sorted(order[:k]))))
+        for k in levels
+        for kind, order in enumerate(measured.orders[:used])
+        if kind == 0 or set(order[:k]) != set(measured.orders[0][:k])
+    ]
     calibration = Calibration(
         base=base,
-        sets=tuple(LayerSet(k, tuple(sorted(measured.order[:k]))) for k in levels),
-        read=probes.read,
-        weight=probes.weight,
-        bias=probes.bias,
+        sets=tuple(one for _, _, one in sets),
+        read=coarse.read,
+        weight=np.stack([by_kind[kind].weight[k - 1] for k, kind, _ in sets]),
+        bias=np.array([by_kind[kind].bias[k - 1] for k, kind, _ in sets], np.float32),
         norm_eps=norm_eps,
-        order=measured.order,
+        order=measured.orders[0],
         skippable=tuple(skippable),
         fidelity=fidelity,
         tolerance=tolerance,
-        share=share,
-        margin=0.0,
-        table=_table(predicted, real, base.n_layer),
+        share=safe_level(new, fidelity) / base.n_layer,
+        margin=margin,
+        table=_table(cost, real, base.n_layer),
         origin={**origin, "r2": round(coarse.r2, 3), "kept_out": int(kept.sum()), "prompts": len(kept)},
     )
-    return Findings(calibration, _rows(measured, real, predicted, tolerance, speed), coarse.r2, int(kept.sum()))
+    rows = _rows(measured, predicted, margin, tolerance, speed)
+    return Findings(calibration, rows, coarse.r2, int(kept.sum()))
+
+
+def choose_margin(predicted: Predicted) -> float:
+    """The margin under which the levels cost least, at every mean share; NEVER where other sets do not surely pay."""
+
+    def costs(margin: float) -> Floats64:
+        cost, real = predicted.with_margin(margin)
+        rows = np.arange(len(cost))
+        found: Floats64 = np.mean([real.kl[rows, at_mean(cost, real.levels, k)] for k in real.levels[1:]], axis=0)
+        return found
+
+    static = costs(NEVER)
+    gains = {margin: static - costs(margin) for margin in MARGINS}
+    best = max(MARGINS, key=lambda margin: float(gains[margin].mean()))
+    error = float(gains[best].std(ddof=1)) / len(static) ** 0.5
+    return best if float(gains[best].mean()) > error else NEVER
 
 
 def _table(predicted: Floats64, real: Outcomes, n_layer: int) -> tuple[TolerancePoint, ...]:
@@ -114,18 +168,22 @@ def _table(predicted: Floats64, real: Outcomes, n_layer: int) -> tuple[Tolerance
     return tuple(found)
 
 
-def _rows(measured: Measured, real: Outcomes, predicted: Floats64, tolerance: float, speed: Speed) -> tuple[Row, ...]:
-    n = len(real.kl)
+def _rows(measured: Measured, predicted: Predicted, margin: float, tolerance: float, speed: Speed) -> tuple[Row, ...]:
+    alone_cost, alone = predicted.with_margin(NEVER)
+    cost, real = predicted.with_margin(margin)
+    true_cost, best = predicted.oracle()
+    n = len(cost)
     rows = [_row("dense", real, np.zeros(n, np.int64), speed)]
-    truth = np.maximum.accumulate(real.kl[:, 1:], axis=1)
     for k in measured.levels:
-        for kind in ("influence", "even"):
-            if kind in measured.costs:
-                rows.append(_row(kind, outcomes(measured, kind, measured.kept_out), np.full(n, k), speed))
-        rows.append(_row("searched", real, np.full(n, k), speed))
-        rows.append(_row("budget", real, at_mean(predicted, real.levels, k), speed))
-        rows.append(_row("oracle", real, at_mean(truth, real.levels, k), speed))
-    rows.append(_row("recommended", real, within(predicted, tolerance), speed))
+        uniform = np.full(n, k)
+        others = {kind: outcomes(measured, kind, measured.kept_out) for kind in measured.costs if kind != "dense"}
+        rows += [_row(kind, other, uniform, speed) for kind, other in others.items()]
+        if margin < NEVER:
+            rows.append(_row("sets", real, uniform, speed))
+            rows.append(_row("budget, one set", alone, at_mean(alone_cost, real.levels, k), speed))
+        rows.append(_row("budget", real, at_mean(cost, real.levels, k), speed))
+        rows.append(_row("oracle", best, at_mean(true_cost, real.levels, k), speed))
+    rows.append(_row("recommended", real, within(cost, tolerance), speed))
     return tuple(rows)
 
 

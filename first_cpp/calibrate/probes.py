@@ -36,6 +36,11 @@ class Probes:
         found: Floats64 = np.einsum("nre,sre->ns", hidden[:, list(self.read)].astype(np.float64), self.weight) + self.bias
         return found
 
+    def split(self, n: int) -> list[Probes]:
+        """Probes of `n` kinds of sets that stand one after another."""
+        parts = zip(np.split(self.weight, n), np.split(self.bias, n), strict=True)
+        return [Probes(self.read, weight, bias, self.r2) for weight, bias in parts]
+
 
 def fit(hidden: npt.NDArray[np.float32], costs: Floats64, layers: Sequence[int]) -> Probes:
     """Ridge regression of log cost, the penalty and the layers to read chosen by leave-one-out error.

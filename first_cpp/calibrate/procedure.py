@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from ..errors import FirstCppError
 from ..runtime.layer_search import removal_order
 from ..skip import fixed_layers
 from .answer_costs import NOTHING
+from .cost import KL
 from .cost_store import CostStore, Measure, Searched
 from .engine import Engine
 from .first_pass import answer_all
@@ -23,6 +25,10 @@ Floats64 = npt.NDArray[np.float64]
 
 LEAST_PROMPTS = 16
 """Fewer answers tell nothing."""
+SEARCHED = ("searched", "searched, relative")
+"""The names of the sets that the orders give."""
+CHEAP = 8
+"""Layers, the cheapest alone, by whose mean cost the prompts are told apart."""
 LEAST_TOKENS = 2
 """Of an answer: the first token costs nothing, whatever is skipped."""
 
@@ -62,13 +68,13 @@ class Show:
 class Measured:
     """What there is to fit and to report on.
 
-    order: all layers, those missed least first. levels: how many layers are skipped, ascending, as measured. costs: by kind of
-    set ("searched", on prompts kept out also "influence" and "even"): float64 [n, n_level, 3], "dense" [n, 1, 3].
-    hidden: float32 [n, n_layer, n_embd] of the same prompts. kept_out, in_search: bools [n]. tasks: [n].
-    n_answers: all that were given.
+    orders: all layers, those missed least first, one order or two. levels: how many layers are skipped, ascending, as
+    measured. costs: by kind of set, those of SEARCHED for each order, on prompts kept out also "influence" and "even": float64
+    [n, n_level, 3]; "dense" [n, 1, 3]. hidden: float32 [n, n_layer, n_embd] of the same prompts. kept_out, in_search: bools
+    [n]. tasks: [n]. n_answers: all that were given.
     """
 
-    order: tuple[int, ...]
+    orders: tuple[tuple[int, ...], ...]
     levels: tuple[int, ...]
     costs: dict[str, Floats64]
     hidden: npt.NDArray[np.float32]
@@ -135,36 +141,60 @@ class Procedure:
 
     # -- search -----------------------------------------------------------------------------------------------------------
 
-    def search(self) -> tuple[list[int], Floats64]:
-        """The order of the layers, and the mean KL of the first one, two ... of them on the prompts of the search."""
+    def search(self) -> tuple[list[tuple[int, ...]], Floats64]:
+        """Orders of the layers, and the mean KL of the first one, two ... of the first order on the prompts of the search.
+
+        The first order is the one of least mean KL, which the hard prompts decide. The second counts each prompt's KL in units
+        of what a layer costs it: prompts that cost little, and skip most under a budget, count as much.
+        """
         prompts = self.searched()
-        skipping = Searched(self.measure, prompts, self.plan.search_tokens)
-        found = list[float]()
-        n_tried = 0
-        most = self.most
-
-        def tried() -> None:
-            nonlocal n_tried
-            n_tried += 1
-            self.show.bar("each layer alone", n_tried, len(self.skippable))
-
-        def chosen(layer: int) -> None:
-            found.append(float(skipping.cost(min(self.plan.first, len(prompts))).mean()))
-            self.show.bar("order of the layers", len(found), most)
-            self.show.say(f"{len(found):3d} layers skipped: KL {found[-1]:.3f} nats a token (layer {layer})")
-
-        def enough() -> bool:
-            return bool(found and found[-1] > self.plan.too_much) or self._over(self.plan.search_part)
-
-        order = removal_order(skipping, self.skippable, most, self.plan.first, chosen, tried, enough)
+        costs, first = list[float](), list[int]()
+        orders = list[tuple[int, ...]]()
+        for which in ("on average", "relative to each prompt"):
+            weights = None if not orders else self._relative(prompts)
+            skipping = Searched(self.measure, prompts, self.plan.search_tokens, weights)
+            found = self._search(skipping, which, costs if not orders else [], len(costs) if orders else self.most)
+            order = found + [layer for layer in range(self.engine.n_layer) if layer not in found]
+            orders.append(tuple(order))
+            first = first or found
         if not self.store.influence:
             sessions = [self.measure.session(i, self.plan.search_tokens) for i in prompts[: self.plan.first]]
             known = [one.influence for one in sessions if one.influence is not None]
             self.store.influence = np.mean(known, axis=0).tolist() if known else []
         self.measure.forget()
         self.store.save()
-        order += [layer for layer in range(self.engine.n_layer) if layer not in order]
-        return order, np.array(found)
+        return list(dict.fromkeys(orders)), np.array(costs)
+
+    def _search(self, skipping: Searched, which: str, costs: list[float], most: int) -> list[int]:
+        n_first = min(self.plan.first, skipping.n_examples)
+        tried = itertools.count(1)
+
+        def chosen(layer: int) -> None:
+            costs.append(float(skipping.kl(n_first).mean()))
+            self.show.bar(f"order of the layers, {which}", len(costs), most)
+            self.show.say(f"{len(costs):3d} layers skipped, {which}: KL {costs[-1]:.3f} nats a token (layer {layer})")
+
+        return removal_order(
+            skipping,
+            self.skippable,
+            most,
+            self.plan.first,
+            chosen,
+            lambda: self.show.bar("each layer alone", next(tried), len(self.skippable)),
+            lambda: bool(costs and costs[-1] > self.plan.too_much) or self._over(self.plan.search_part),
+        )
+
+    def _relative(self, prompts: Sequence[int]) -> Floats64:
+        """Weights that make a prompt's KL one of what it pays for a cheap layer: 1 / its mean over the cheapest ones."""
+        n = self.plan.search_tokens
+        n_first = min(self.plan.first, len(prompts))
+        alone = {
+            layer: np.mean([self.measure.cost(frozenset({layer}), i, n)[KL] for i in prompts[:n_first]])
+            for layer in self.skippable
+        }
+        cheap = sorted(alone, key=alone.__getitem__)[:CHEAP]
+        typical = [np.mean([self.measure.cost(frozenset({layer}), i, n)[KL] for layer in cheap]) for i in prompts]
+        return 1 / np.maximum(typical, 0.01)
 
     def levels(self, found: Floats64) -> tuple[int, ...]:
         """The levels to measure: close together where little is skipped, none that costs too much."""
@@ -175,10 +205,10 @@ class Procedure:
 
     # -- the cost of each level ---------------------------------------------------------------------------------------------
 
-    def sets(self, order: Sequence[int], levels: Sequence[int]) -> dict[str, list[frozenset[int]]]:
-        """The set of each level: of the order found, and of those that it is compared with."""
+    def sets(self, orders: Sequence[Sequence[int]], levels: Sequence[int]) -> dict[str, list[frozenset[int]]]:
+        """The set of each level: of the orders found, and of those that they are compared with."""
         n_layer = self.engine.n_layer
-        found = {"searched": [frozenset(order[:k]) for k in levels]}
+        found = {name: [frozenset(order[:k]) for k in levels] for name, order in zip(SEARCHED, orders, strict=False)}
         if self.store.influence:
             by_influence = sorted(self.skippable, key=lambda layer: self.store.influence[layer])
             found["influence"] = [frozenset(by_influence[:k]) for k in levels]
@@ -186,16 +216,16 @@ class Procedure:
         found["even"] = even
         return found
 
-    def measure_levels(self, order: Sequence[int], levels: Sequence[int]) -> Measured:
+    def measure_levels(self, orders: Sequence[tuple[int, ...]], levels: Sequence[int]) -> Measured:
         """The cost of every level on every prompt, or on as many as time allows."""
         kept_out, searched = self.kept_out(), set(self.searched())
-        sets = self.sets(order, levels)
+        sets = self.sets(orders, levels)
         done = list[int]()
         for i in kept_out:
             if self._over(1.0) and len(done) >= LEAST_PROMPTS:
                 break
             try:
-                self._measure_prompt(i, sets if kept_out[i] else {"searched": sets["searched"]})
+                self._measure_prompt(i, sets if kept_out[i] else {name: sets[name] for name in SEARCHED if name in sets})
             except KeyboardInterrupt:
                 if len(done) < LEAST_PROMPTS:
                     raise
@@ -204,7 +234,7 @@ class Procedure:
             done.append(i)
             self.show.bar("cost of each level", len(done), len(kept_out))
         self.store.save()
-        return self._measured(done, order, levels, sets, kept_out, searched)
+        return self._measured(done, orders, levels, sets, kept_out, searched)
 
     def _measure_prompt(self, prompt: int, sets: dict[str, list[frozenset[int]]]) -> None:
         for layers in (NOTHING, *(layers for of_levels in sets.values() for layers in of_levels)):
@@ -214,7 +244,7 @@ class Procedure:
     def _measured(
         self,
         done: list[int],
-        order: Sequence[int],
+        orders: Sequence[tuple[int, ...]],
         levels: Sequence[int],
         sets: dict[str, list[frozenset[int]]],
         kept_out: dict[int, bool],
@@ -225,7 +255,7 @@ class Procedure:
             for kind, of_levels in ({"dense": [NOTHING]} | sets).items()
         }
         return Measured(
-            order=tuple(order),
+            orders=tuple(orders),
             levels=tuple(levels),
             costs={kind: values.astype(np.float64) for kind, values in costs.items()},
             hidden=np.stack([self.store.answered[i].read for i in done]),

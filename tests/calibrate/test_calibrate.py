@@ -1,0 +1,212 @@
+"""`first-cpp calibrate` as a whole, on tiny models, and what it does when it is stopped."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from helpers import tensor_hashes
+
+from first_cpp import Llama, load_routers
+from first_cpp.calibrate.calibration import Calibration
+from first_cpp.calibrate.cost_store import CostStore
+from first_cpp.calibrate.engine import Engine
+from first_cpp.calibrate.procedure import Plan, Procedure, Show
+from first_cpp.calibrate.prompts import Prompt
+from first_cpp.cli.main import main
+from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model
+
+IDLE = {1, 4}
+"""Layers of the model below that do nothing."""
+
+
+def idle_tensors(shape):
+    rng = np.random.default_rng(3)
+    for name, dims in tensor_shapes(shape):
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else -1
+        if len(dims) == 1:
+            yield name, dims, rng.uniform(0.5, 1.5, dims).astype(np.float32)
+        elif layer in IDLE and name.endswith(("attn_output.weight", "ffn_down.weight")):
+            yield name, dims, np.zeros(dims, np.float32)
+        else:
+            yield name, dims, rng.normal(0, 0.1, dims).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def idle(models):
+    path = models / "idle.gguf"
+    write_model(path, SHAPES["tiny"], idle_tensors(SHAPES["tiny"]))
+    return str(path)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("".join(f"Question {i}: what is {i} times {i * 7 % 11}?\n" for i in range(60)))
+    return str(path)
+
+
+def calibrate(model, prompts, out, *more):
+    return main(["calibrate", "-m", model, "--prompts", prompts, "--out", str(out), "-n", "8", "-t", "1", "--quiet", *more])
+
+
+def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_path, load, capsys):
+    out = tmp_path / "first.gguf"
+    assert calibrate(idle, prompts, out, "--fidelity", "0.9") == 0
+    found = Calibration.load(str(tmp_path / "first.calibration.safetensors"))
+    assert set(found.order[:2]) == IDLE
+    assert found.share == pytest.approx(2 / 6)
+    assert found.sets[0].layers == (found.order[0],)
+    assert found.weight.shape == (len(found.sets), len(found.read), 128)
+    routers = load_routers(str(out))
+    assert (routers.skip, routers.train["order"]) == (pytest.approx(2 / 6), ",".join(map(str, found.order)))
+    assert tensor_hashes(out) == tensor_hashes(idle)
+    llm = load(out)
+    llm.create_completion("Hello", max_tokens=4)
+    assert set(llm.routing.skipped) == IDLE
+    text = capsys.readouterr().out
+    assert "At fidelity 0.9 this model skips" in text
+    for system in ("dense", "influence", "even", "searched", "budget", "oracle", "recommended"):
+        assert f"| {system} " in text
+    assert not os.path.exists(tmp_path / "first.calibration.state")
+    assert (tmp_path / "first.calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_can_spare_nothing_says_so(tiny, prompts, tmp_path, load, capsys):
+    """Every layer of a random model counts: nothing is recommended, and a side file skips nothing."""
+    out = tmp_path / "side.gguf"
+    assert calibrate(tiny, prompts, out, "--sidecar", "--fidelity", "0.999") == 0
+    assert "This model cannot spare layers at fidelity 0.999" in capsys.readouterr().out
+    assert load_routers(str(out)).skip == 0
+    assert out.stat().st_size < 1 << 16
+    llm = load(tiny, routers=str(out))
+    llm.create_completion("Hello", max_tokens=4)
+    assert llm.routing.skipped == ()
+
+
+def make(engine, tmp_path, plan=None, show=None, name="state"):
+    prompts = [Prompt(f"q{i}") for i in range(40)]
+    tokens = [engine.tokenize(f"Question {i}: what is it?".encode()) for i in range(40)]
+    store = CostStore(str(tmp_path / name), {"of": "this"}, len(prompts))
+    plan = plan or Plan(max_tokens=6, search_prompts=12, search_tokens=5, first=4)
+    return Procedure(engine, prompts, tokens, 1e-5, store, plan, show or Show())
+
+
+def carry_out(procedure):
+    procedure.answer()
+    orders, costs = procedure.search()
+    return procedure.measure_levels(orders, procedure.levels(costs))
+
+
+@pytest.fixture
+def engine(tiny):
+    engine = Engine(tiny, 300, 1, streams=4)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("when", ["dense answers", "each layer alone", "order of the layers, on average"])
+def test_a_stopped_run_goes_on_to_the_same_result(engine, tmp_path, when, monkeypatch):
+    whole = carry_out(make(engine, tmp_path, name="whole"))
+    calls = []
+
+    def stop(what, done, _total):
+        calls.append(what)
+        if what == when and done >= 2:
+            raise KeyboardInterrupt
+
+    procedure = make(engine, tmp_path, show=Show(bar=stop))
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(procedure)
+    procedure.store.save()
+    again = make(engine, tmp_path)
+    known = len(again.store.costs)
+    assert len(again.store.answered) > 0
+    assert known > 0 or when == "dense answers"
+    found = carry_out(again)
+    assert (found.orders, found.levels) == (whole.orders, whole.levels)
+    for kind, costs in whole.costs.items():
+        np.testing.assert_allclose(found.costs[kind], costs, rtol=1e-3, atol=1e-5)
+
+    third = make(engine, tmp_path)
+    monkeypatch.setattr(engine, "rows", None)  # all is known
+    carry_out(third)
+
+
+def test_an_interrupt_among_the_levels_keeps_what_there_is(engine, tmp_path):
+    said = []
+
+    def stop(what, done, _total):
+        if what == "cost of each level" and done == 20:
+            engine.rows = interrupt
+
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    found = carry_out(make(engine, tmp_path, show=Show(stop, said.append)))
+    assert len(found.tasks) == 20
+    assert "interrupted: going by the 20 prompts measured so far" in said
+
+
+def test_time_bounds_what_is_measured(engine, tmp_path):
+    plan = Plan(max_tokens=6, search_prompts=12, search_tokens=5, first=4, seconds=1e-6)
+    found = carry_out(make(engine, tmp_path, plan))
+    assert found.n_answers < 40
+    assert found.levels == (1,)
+    assert len(found.tasks) == 16
+
+
+def test_a_state_of_another_run_is_not_used(engine, tmp_path):
+    procedure = make(engine, tmp_path)
+    procedure.answer()
+    other = CostStore(procedure.store.path, {"of": "another"}, 40)
+    assert other.stale
+    assert not other.answered
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--out", "{tmp}/none/x.gguf"], "does not exist"),
+        (["--out", "{model}"], "is the input"),
+        (["-m", "{tmp}/no.gguf"], "does not exist"),
+        (["--prompts", "{tmp}/no.txt"], "does not exist"),
+        (["-m", "{routed}"], "--replace"),
+        (["--fidelity", "2"], "0.5 to 0.9999"),
+        (["--minutes", "0"], "0.1 or more"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_measured(idle, prompts, tmp_path, more, said, capsys, monkeypatch):
+    from routers_files import routed_model
+
+    names = {"tmp": tmp_path, "model": idle, "routed": routed_model(idle, tmp_path)}
+    monkeypatch.setattr(Llama, "__init__", None)
+    argv = ["calibrate", "-m", idle, "--prompts", prompts, "--out", str(tmp_path / "x.gguf")]
+    try:
+        code = main([*argv, *(word.format(**names) for word in more)])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_too_few_prompts_are_refused(idle, tmp_path, capsys):
+    path = tmp_path / "few.txt"
+    path.write_text("one\ntwo\n")
+    assert calibrate(idle, str(path), tmp_path / "x.gguf") == 2
+    assert "at least 16 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_smollm2_in_two_minutes(smollm2, tmp_path, capsys):
+    """The built-in prompts, as many as the time allows: searched layers cost less than evenly spaced ones."""
+    out = tmp_path / "smollm2.gguf"
+    assert main(["calibrate", "-m", smollm2, "--out", str(out), "--sidecar", "--minutes", "2", "--quiet"]) == 0
+    found = Calibration.load(str(tmp_path / "smollm2.calibration.safetensors"))
+    assert not set(found.order[:3]) & {0, 1, 28, 29}
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| 2.0 of 30")]
+    kl = {row[2].strip(): float(row[3]) for row in rows}
+    assert kl["searched"] < kl["even"]
+    assert kl["oracle"] < kl["searched"]
