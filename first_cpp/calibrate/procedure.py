@@ -148,15 +148,17 @@ class Procedure:
         of what a layer costs it: prompts that cost little, and skip most under a budget, count as much.
         """
         prompts = self.searched()
-        costs, first = list[float](), list[int]()
+        costs = list[float]()
         orders = list[tuple[int, ...]]()
         for which in ("on average", "relative to each prompt"):
-            weights = None if not orders else self._relative(prompts)
+            if orders and self._over(self.plan.search_part):
+                break
+            weights = self._relative(prompts) if orders else None
+            most = self.levels(np.array(costs))[-1] if orders else self.most
             skipping = Searched(self.measure, prompts, self.plan.search_tokens, weights)
-            found = self._search(skipping, which, costs if not orders else [], len(costs) if orders else self.most)
+            found = self._search(skipping, which, [] if orders else costs, most)
             order = found + [layer for layer in range(self.engine.n_layer) if layer not in found]
             orders.append(tuple(order))
-            first = first or found
         if not self.store.influence:
             sessions = [self.measure.session(i, self.plan.search_tokens) for i in prompts[: self.plan.first]]
             known = [one.influence for one in sessions if one.influence is not None]
