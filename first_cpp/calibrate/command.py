@@ -12,6 +12,8 @@ import hashlib
 import importlib.util
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from ..gguf.bundled import find_demo_model
 from ..gguf.embed import embed, write_sidecar
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import check_output
+from ..gguf.quantise import QuantizeError, quantise
 from ..gguf.router_format import WRITER, router_keys
 from ..gguf.routers import Routers
 from ..runtime.arguments import MOST_THREADS
@@ -31,8 +34,9 @@ from .prompts import Prompt, in_turns, read_prompts
 
 if TYPE_CHECKING:
     from .calibration import Calibration
+    from .engine import Engine
     from .findings import Findings, Speed
-    from .procedure import Measured, Procedure, Show
+    from .procedure import Measured, Show
 
 EPILOG = """examples:
   first-cpp calibrate -m model.gguf --out model-first.gguf
@@ -43,6 +47,8 @@ the table as NAME.calibration.png where matplotlib is installed. Prompts: text, 
 "prompt", perhaps "task"; the answers are the model's own. Ctrl-C stops; the same command goes on from NAME.calibration.state.
 """
 
+SLOW_IN_BATCHES = ("q4_1", "q5_0", "q5_1")
+"""Types that llama.cpp multiplies row by row: Q8_0 is twice as fast with the tokens of an answer."""
 MOST_POSITIONS = 2048
 """Of a prompt and its answer: longer prompts are not used."""
 MOST_STREAM_POSITIONS = 8192
@@ -134,20 +140,24 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
     elif store.answered:
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
     streams = max(1, min(16, MOST_STREAM_POSITIONS // longest))
-    with contextlib.closing(Engine(model.path, longest, args.threads or physical_cores(), streams)) as engine:
+    threads = args.threads or physical_cores()
+    with _quick_copy(model, args.out, show) as path, contextlib.closing(Engine(path, longest, threads, streams)) as engine:
         plan = Plan(max_tokens=args.max_tokens, seconds=None if args.minutes is None else 60 * args.minutes)
         procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show)
         try:
             procedure.answer()
             orders, costs = procedure.search()
             measured = procedure.measure_levels(orders, procedure.levels(costs))
-            speed = _speed(procedure, measured, model)
         except KeyboardInterrupt:
-            store.save()
             show.say(f"stopped; what was measured is in {store.path}, and the same command goes on from there")
             raise
+        finally:
+            store.save()
         skippable = [not why for why in engine.unskippable]
-        return conclude(measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured))
+        prompt, answer = (one := store.answered[procedure.usable()[0]]).prompt, one.answer
+    with contextlib.closing(Engine(model.path, longest, threads, streams=1)) as engine:
+        speed = _speed(engine, prompt, answer, measured, model)
+    return conclude(measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured))
 
 
 def _tokens(
@@ -178,21 +188,45 @@ def _identity(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt])
     return {"fingerprint": model.fingerprint, "bytes": sizes, "prompts": digest.hexdigest(), "max_tokens": args.max_tokens}
 
 
-def _speed(procedure: Procedure, measured: Measured, model: ModelFile) -> Speed:
+@contextlib.contextmanager
+def _quick_copy(model: ModelFile, out: str, show: Show) -> Iterator[str]:
+    """The file to measure costs on: the model's own, or a Q8_0 copy where llama.cpp is slow with batches of its type.
+
+    Costs compare the model with itself, so the little that Q8_0 rounds does not matter: it is far finer than those types.
+    """
+    n_bytes = Counter[str]()
+    for _, tensor in model.tensors():
+        n_bytes[tensor.type] += tensor.n_bytes
+    if 2 * sum(n_bytes[kind] for kind in SLOW_IN_BATCHES) < n_bytes.total():
+        yield model.path
+        return
+    path = f"{_stem(out)}.calibration.gguf"
+    check_output(path, model.paths, True, 2 * n_bytes.total())
+    show.say(f"measuring on a copy in Q8_0, {path}: batches of {n_bytes.most_common(1)[0][0]} are slow in llama.cpp")
+    try:
+        try:
+            quantise(model.path, path, "Q8_0")
+        except QuantizeError as error:
+            show.say(f"{error}: measuring on the model itself")
+            path = model.path
+        yield path
+    finally:
+        if path != model.path:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+
+def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile) -> Speed:
     """What skipping gains on this machine, and the most that its bytes allow."""
     from ..gguf.byte_limit import kv_reads, weight_reads
     from .findings import Speed
     from .procedure import step_times
 
-    engine, levels = procedure.engine, (0, *measured.levels)
-    answered = procedure.store.answered[procedure.usable()[0]]
+    levels = (0, *measured.levels)
     sets = [frozenset(measured.orders[0][:k]) for k in levels]
-    times = step_times(engine, answered.prompt, answered.answer[:24], sets)
-    reads, position = weight_reads(model.path), len(answered.prompt)
-    per_stream = engine.n_ctx() // engine.streams
-    n_bytes = [
-        reads.weights(layers) + kv_reads(engine.kv_cache, per_stream, position, layers) // engine.streams for layers in sets
-    ]
+    times = step_times(engine, prompt, answer[:24], sets)
+    reads = weight_reads(model.path)
+    n_bytes = [reads.weights(layers) + kv_reads(engine.kv_cache, engine.n_ctx(), len(prompt), layers) for layers in sets]
     wanted = range(levels[-1] + 1)
     return Speed(np.interp(wanted, levels, times), np.interp(wanted, levels, n_bytes))
 

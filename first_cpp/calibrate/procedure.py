@@ -201,7 +201,7 @@ class Procedure:
     def levels(self, found: Floats64) -> tuple[int, ...]:
         """The levels to measure: close together where little is skipped, none that costs too much."""
         levels = [1]
-        while (following := max(levels[-1] + 1, round(levels[-1] * 1.5))) <= len(found):
+        while (following := max(levels[-1] + 1, round(levels[-1] * 1.6))) <= len(found):
             levels.append(following)
         return tuple(k for k in levels if k == 1 or found[k - 1] <= self.plan.too_much)
 

@@ -15,7 +15,7 @@ from first_cpp.calibrate.engine import Engine
 from first_cpp.calibrate.procedure import Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.cli.main import main
-from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model
+from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model, write_random
 
 IDLE = {1, 4}
 """Layers of the model below that do nothing."""
@@ -83,6 +83,24 @@ def test_a_model_that_can_spare_nothing_says_so(tiny, prompts, tmp_path, load, c
     llm = load(tiny, routers=str(out))
     llm.create_completion("Hello", max_tokens=4)
     assert llm.routing.skipped == ()
+
+
+def test_a_type_that_is_slow_in_batches_is_measured_on_a_copy(models, prompts, tmp_path, monkeypatch):
+    """In Q8_0, beside the output, gone afterwards; the speed is the model's own."""
+    path = models / "tiny-q5_0.gguf"
+    write_random(path, SHAPES["tiny"], "q5_0")
+    opened = []
+
+    class Watched(Engine):
+        def __init__(self, path, *args, **kwargs):
+            opened.append(path)
+            super().__init__(path, *args, **kwargs)
+
+    monkeypatch.setattr("first_cpp.calibrate.engine.Engine", Watched)
+    assert calibrate(str(path), prompts, tmp_path / "x.gguf") == 0
+    copy = str(tmp_path / "x.calibration.gguf")
+    assert opened == [copy, str(path)]
+    assert not os.path.exists(copy)
 
 
 def make(engine, tmp_path, plan=None, show=None, name="state"):

@@ -66,6 +66,24 @@ def test_cost_from_any_base_is_the_same(engine):
         np.testing.assert_allclose(session.rebase(skipped), plain[skipped], rtol=2e-3, atol=1e-5)
 
 
+def test_a_model_that_treats_hidden_states_otherwise_is_read_from_its_first_layer(tiny, monkeypatch):
+    """Found by trying: here, one that doubles what comes in. Costs are the same, at the price of all layers."""
+    given = Engine._states
+    monkeypatch.setattr(Engine, "_states", lambda self, states, *args: given(self, 2 * states, *args))
+    engine = Engine(tiny, 300, 1, streams=1)
+    assert not engine.starts_anywhere
+    slow = AnswerCosts(engine, PROMPTS[1], tokens(12, seed=1))
+    found = {skipped: slow.cost(skipped, frozenset({1})) for skipped in SETS}
+    engine.close()
+    monkeypatch.undo()
+    engine = Engine(tiny, 300, 1, streams=1)
+    assert engine.starts_anywhere
+    quick = AnswerCosts(engine, PROMPTS[1], tokens(12, seed=1))
+    for skipped, cost in found.items():
+        np.testing.assert_allclose(quick.cost(skipped), cost, rtol=2e-3, atol=1e-5)
+    engine.close()
+
+
 def test_an_evaluation_starts_at_any_layer(engine):
     """From hidden states that no layer before it made: they enter that layer, and leave it where it is skipped."""
     prompt, answer = PROMPTS[1], tokens(12, seed=1)
