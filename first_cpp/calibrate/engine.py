@@ -52,6 +52,7 @@ class Engine(Llama):
         self.n_layer = len(self._layers.unskippable)
         self.starts_anywhere = self._can_start()
         """Whether an evaluation may start at a later layer, from the hidden states that enter it."""
+        llama_cpp.llama_memory_seq_rm(self._memory, 0, -1, -1)
 
     def _can_start(self) -> bool:
         """Tried: some models scale hidden states that come in, read the tokens in every layer, or the KV of earlier ones."""
