@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -149,6 +150,20 @@ def check_fidelity(fidelity: object, state: object, skip: object, measure: str |
         raise SettingError(f'fidelity={fidelity!r} chooses how much is skipped; with it skip="auto", not {skip!r}')
     if measure is None:
         raise SettingError(f"fidelity={fidelity!r} is held by measuring; measure=None turns that off")
+
+
+def check_sampling(given: Mapping[str, Any]) -> None:
+    """Raise SettingError for sampling settings that leave no token a logit: a NaN, or a penalty of 0 to divide by.
+
+    >>> check_sampling({"repeat_penalty": 0})
+    Traceback (most recent call last):
+    first_cpp.errors.SettingError: repeat_penalty=0 is divided by; above 0 is allowed, 1 changes nothing
+    """
+    for name, value in given.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise SettingError(f"{name}=nan is not a number to sample with")
+    if given.get("repeat_penalty", 1.0) == 0:
+        raise SettingError("repeat_penalty=0 is divided by; above 0 is allowed, 1 changes nothing")
 
 
 def wants_gpu(own: Arguments, routers: Routers | None, given: Mapping[str, Any]) -> bool:

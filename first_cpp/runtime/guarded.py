@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ContextFull, SettingError
 from .answer import ContextEnd
-from .arguments import check_messages, why_no_context
+from .arguments import check_messages, check_sampling, why_no_context
 from .loading import Loading, without_broken_templates
 from .one_thread import CLOSED, OneThread, exclusive
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
@@ -195,6 +195,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
         given = _BASE_SAMPLER.bind(self, *args, **kwargs).arguments
         given.pop("self")
+        check_sampling(given)
         return self._structured.sampler(self, super()._init_sampler, given)
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:

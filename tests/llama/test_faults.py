@@ -126,6 +126,12 @@ def test_extreme_sampling_answers_all_the_same(routed, settings):
     assert done.stdout == "3\n", done.stderr
 
 
+@pytest.mark.parametrize("settings", [{"temperature": float("nan")}, {"repeat_penalty": 0}, {"min_p": float("nan")}], ids=str)
+def test_sampling_that_leaves_no_token_is_refused(routed, load, settings):
+    with pytest.raises(SettingError, match=f"{next(iter(settings))[:4]}.*=(nan|0)"):
+        load(routed).create_completion([1, 5, 6], max_tokens=4, **settings)
+
+
 def test_the_dial_turned_amid_an_answer_is_for_the_next_prompt(routed, load):
     llm, fixed = load(routed, skip=[1, 4]), load(routed, skip=[1, 4])
     answer = llm.generate(PROMPT, temp=0.0)
