@@ -24,7 +24,6 @@ COMMANDS = {
     "memory_limit": "python benchmarks/memory_limit.py",
     "routed_prefill": "python benchmarks/routed_prefill.py",
     "drafts": "python benchmarks/drafts.py",
-    "conversation": "python benchmarks/conversation.py",
     "chat_turns": "python benchmarks/chat_turns.py",
 }
 """The command of each file in benchmarks/results, by its name."""

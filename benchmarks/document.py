@@ -264,38 +264,6 @@ def turns() -> str:
     )
 
 
-def conversation() -> str:
-    found = read("conversation")["rows"]
-    turns = [str(turn + 1) for turn in range(found["turns"])]
-    parts = []
-    for model in found["models"]:
-        rows = []
-        for pause, engines in model["pauses"].items():
-            for engine, row in engines.items():
-                times = [f"{value:.0f}" for value in row["ttft_ms"]]
-                rows.append([f"{pause} s", engine, f"{row['seconds']:.1f}", f"{row['over_stock']:.2f}", *times])
-        cost = model["pass"]
-        parts.append(
-            f"{model['model']}. The pass over an answer takes {cost['plain_s'] * 1e3:.0f} ms; with the logits of all its "
-            f"positions, which measure the fidelity, {cost['measured_s'] * 1e3:.0f} ms.\n\n"
-            + table(["pause", "engine", "seconds", "/ stock", *turns], rows)
-        )
-    for n_chats, engines in found["alternating"].items():
-        rows = [[engine, *(f"{value:.0f}" for value in values)] for engine, values in engines.items()]
-        parts.append(
-            f"{n_chats} chats that alternate on one model, TTFT in ms by turn, median over the chats; cache: "
-            "`Llama(cache_bytes=)`, stock's is `set_cache(LlamaRAMCache())`.\n\n"
-            + table(["engine", *turns[: len(rows[0]) - 1]], rows)
-        )
-    return section(
-        "A conversation with pauses",
-        f"Ten turns or fewer, answers of {found['tokens']} tokens, a skip share of {found['skip']:g} by input-blind routers; TTFT in ms by "
-        "turn, seconds\nof the whole conversation without its pauses. catch-up: the idle pass reads the answer again while the user reads.",
-        "\n\n".join(parts),
-        "conversation",
-    )
-
-
 def write() -> None:
     """Write the document, when every result is there."""
     machine = read("limit-smollm2")["machine"]
@@ -305,7 +273,7 @@ def write() -> None:
         "absolute times\nvary by ten per cent and more between runs, ratios taken in turns by about one. Random weights: kernels do not "
         "look at\nvalues, so latency is that of the real model.\n"
     )
-    parts = [head, limit(), depth(), prefill(), whole_answer(), memory(), turns(), conversation(), drafts()]
+    parts = [head, limit(), depth(), prefill(), whole_answer(), memory(), turns(), drafts()]
     with open(PATH, "w", encoding="utf-8") as file:
         file.write("\n".join(parts))
 

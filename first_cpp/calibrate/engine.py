@@ -75,27 +75,6 @@ class Engine(Llama):
                 return False
         return True
 
-    def _can_start(self) -> bool:
-        """Tried: some models scale hidden states that come in, read the tokens in every layer, or the KV of earlier ones."""
-        everything = frozenset(range(self.n_layer))
-        if not self._layers.readable or self._layers.dense_because or self._layers.lacking(everything) != everything:
-            return False
-        tokens = self.tokenize(b"The quick brown fox jumps over the lazy dog.")[-8:]
-        half = len(tokens) // 2
-        self.read_prompt(tokens[:half])
-        prefix = self.saved()
-        logits, states = self.rows(tokens[half:], half, read_from=0)
-        expected = logits.copy()
-        for first in {1, self.n_layer // 2, self.n_layer - 1} - {0}:
-            self.restore(prefix)
-            try:
-                found, _ = self.rows(tokens[half:], half, start=(first, states[first]))
-            except RoutingError:
-                return False
-            if not np.allclose(found, expected, rtol=0, atol=1e-2 * float(expected.std())):
-                return False
-        return True
-
     @property
     def context_params(self) -> Any:
         """As in `Llama`, with a stream of its own for each answer."""
