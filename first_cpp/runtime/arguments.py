@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import math
+import numbers
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -50,8 +53,10 @@ class Arguments:
     fidelity: float | None = None
     fidelity_state: str | os.PathLike[str] | None = None
     cache_bytes: int = 0
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tolerance", check_tolerance(self.tolerance))
         check_prefill(self.prefill, self.route_tokens)
         check_kv(self.kv, self.release_kv)
         if self.measure not in (None, "choice", "kl"):
@@ -59,6 +64,10 @@ class Arguments:
         if isinstance(self.cache_bytes, bool) or not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
             raise SettingError(f"cache_bytes={self.cache_bytes!r} is not a number of bytes; 0 keeps no other conversation")
         check_fidelity(self.fidelity, self.fidelity_state, self.skip, self.measure)
+        if self.fidelity is not None and self.tolerance is not None:
+            raise SettingError(
+                f"fidelity={self.fidelity!r} moves the tolerance; tolerance={self.tolerance:g} holds it: give one"
+            )
         object.__setattr__(self, "skip", parse_skip(self.skip))
         if self.routers is not None and not isinstance(self.routers, Routers):
             object.__setattr__(self, "routers", normal_path(self.routers))
@@ -68,9 +77,9 @@ class Arguments:
         """The file that routers are to be taken from, if one was named."""
         return self.routers if isinstance(self.routers, str) else None
 
-    def state(self, skip: Skip) -> dict[str, Any]:
-        """These arguments again, with the skip setting of now, for pickling."""
-        return {**self.__dict__, "skip": list(skip) if isinstance(skip, tuple) else skip}
+    def state(self, skip: Skip, tolerance: float | None) -> dict[str, Any]:
+        """These arguments again, with the settings of now, for pickling."""
+        return {**self.__dict__, "skip": list(skip) if isinstance(skip, tuple) else skip, "tolerance": tolerance}
 
 
 def check_base_arguments(given: Mapping[str, Any]) -> None:
@@ -149,6 +158,23 @@ def check_fidelity(fidelity: object, state: object, skip: object, measure: str |
         raise SettingError(f'fidelity={fidelity!r} chooses how much is skipped; with it skip="auto", not {skip!r}')
     if measure is None:
         raise SettingError(f"fidelity={fidelity!r} is held by measuring; measure=None turns that off")
+
+
+def check_tolerance(value: object) -> float | None:
+    """A tolerance: a finite number of at least 0, or None. Raises SettingError.
+
+    >>> check_tolerance(0.05)
+    0.05
+    """
+    if value is None:
+        return None
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+    if not 0 <= number < math.inf:
+        raise SettingError(f"tolerance={value!r} is not a predicted cost in nats per token: a finite number of at least 0")
+    return number
 
 
 def wants_gpu(own: Arguments, routers: Routers | None, given: Mapping[str, Any]) -> bool:
