@@ -25,7 +25,6 @@ from .gguf.router_format import load_routers, read_routers
 from .gguf.routers import Routers, check_base
 from .runtime.answer import CurrentAnswer
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
-from .runtime.budget import dial_of
 from .runtime.context import ReadContext
 from .runtime.conversations import Conversations
 from .runtime.decoding import DecodingLlama
@@ -36,6 +35,7 @@ from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
 from .runtime.one_thread import exclusive
 from .runtime.policy import RoutingPolicy, check_predicting
+from .runtime.predicted_cost import dial_of
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
 from .runtime.state import LlamaState

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ..gguf.routers import Routers
 from ..skip import Skip, choose_layers, layers_for_share
-from .budget import Prediction, in_words, predict
 from .layers import Layers
+from .predicted_cost import Prediction, in_words, predict
 
 UNREAD = "a part of the prompt came without scores (images, or unnamed hidden states)"
 

@@ -13,13 +13,13 @@ from ..errors import OffloadError, RoutingError, SettingError, SkipError
 from ..gguf.routers import Routers
 from ..skip import Skip, check_layers, layers_for_share, parse_skip
 from .arguments import Arguments, check_tolerance
-from .budget import tolerance_of
 from .choice import Choice, Setting, choose
 from .context import ReadContext
 from .fidelity import Fidelity
 from .held import MOST_SHARE, HeldFidelity
 from .kv_record import NOTHING
 from .layers import Layers
+from .predicted_cost import tolerance_of
 from .routing import Routing
 
 

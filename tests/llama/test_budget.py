@@ -16,7 +16,7 @@ from first_cpp import Llama, SettingError
 from first_cpp.gguf.cost_probes import LayerSet
 from first_cpp.gguf.embed import embed, write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.runtime.budget import dial_of, predict, tolerance_of
+from first_cpp.runtime.predicted_cost import dial_of, predict, tolerance_of
 
 PROMPT = tokens(40, seed=1)
 GLOBAL = {1: (3,), 2: (3, 4), 4: (1, 2, 3, 4)}  # of each level the set for all prompts
