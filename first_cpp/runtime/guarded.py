@@ -73,7 +73,15 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
             raise SettingError(why_no_context(self.model, self.context_params)) from error
 
     def on_load_progress(self, share: float) -> None:
-        """Called while the model is loaded, with the share that is there, 0 to 1; nothing by default."""
+        """Called while the model is loaded, with the share that is there, 0 to 1; nothing by default.
+
+        >>> from first_cpp import Llama
+        >>> class Watched(Llama):
+        ...     def on_load_progress(self, share):
+        ...         self.loaded = share
+        >>> Watched("model.gguf", verbose=False).loaded
+        1.0
+        """
 
     @property
     def model_params(self) -> Any:

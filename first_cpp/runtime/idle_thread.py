@@ -30,8 +30,8 @@ class IdleThread:
     >>> idle.begin()
     >>> idle.wait()
     True
-    >>> llm.fidelity.positions
-    8
+    >>> llm.fidelity.positions == llm.timing.n_tokens - 1
+    True
     """
 
     def __init__(self, llm: CatchesUp, ended: Callable[[], object] | None = None) -> None:

@@ -113,6 +113,7 @@ def test_cost_is_that_of_the_pruned_file(engine, tiny, models, load):
 
     dense = rows(load(tiny, llama_cpp.Llama, logits_all=True))
     expected = expected_cost(dense, rows(load(path, llama_cpp.Llama, logits_all=True)))
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(engine.ctx), True)
     with engine._skipping(skipped):
         engine._decode(engine._tokens([1], [0], [0], [True]))
     prefix = engine.saved()

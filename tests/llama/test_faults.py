@@ -14,7 +14,7 @@ import pytest
 from helpers import greedy, logits, survives, tokens
 from routers_files import routed_model
 
-from first_cpp import Llama, SettingError
+from first_cpp import Llama, LogitsError, SettingError
 from first_cpp._ext import GgufFile
 from first_cpp.gguf.model_file import ModelFile
 
@@ -112,8 +112,8 @@ def test_max_tokens_without_end_go_to_the_end_of_the_context(tiny, load, max_tok
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": float("nan")}, {"temperature": 1e9}, {"temperature": -3}, {"top_p": -1}, {"top_k": -5}, {"min_p": 9},
-     {"repeat_penalty": 0}, {"repeat_penalty": float("inf")}, {"mirostat_mode": 7}, {"seed": -5}],
+    [{"temperature": 1e9}, {"temperature": -3}, {"top_p": -1}, {"top_k": -5}, {"min_p": 9},
+     {"repeat_penalty": float("inf")}, {"mirostat_mode": 7}, {"seed": -5}],
     ids=str,
 )  # fmt: skip
 def test_extreme_sampling_answers_all_the_same(routed, settings):
@@ -336,9 +336,8 @@ def test_hidden_states_that_are_not_finite_keep_their_layers(routed, tmp_path, l
         if tensor.name == "blk.3.ffn_down.weight":
             tensor.data[:] = np.nan
     llm = load(path, skip=0.34)
-    made = llm.generate(PROMPT, temp=0.0)
-    next(made)
-    made.close()
+    with pytest.raises(LogitsError):  # the prompt has decided before
+        greedy(llm, PROMPT, 1)
     assert llm.routing.keep[4:] == (1.0, 1.0)
     assert set(llm.routing.skipped) <= {0, 1, 2, 3}
     assert llm._read._scores.not_finite == 2 * len(PROMPT)

@@ -13,8 +13,7 @@ from helpers import greedy, tokens
 from routers_files import routed_model
 
 from first_cpp import RoutingError, SkipError
-from first_cpp.bench import plot
-from first_cpp.bench import records as report
+from first_cpp.bench import formats, plot
 from first_cpp.cli.main import main as first_cpp_main
 from first_cpp.cli.options import number
 from first_cpp.gguf.model_file import normal_path
@@ -81,7 +80,7 @@ def test_numbers_and_paths():
 def test_nothing_to_draw_or_to_write(tmp_path):
     with pytest.raises(ValueError, match="needs a decoding test"):
         plot.draw([], str(tmp_path / "plot.png"))
-    assert report._sql([]) == ""
+    assert formats._sql([]) == ""
 
 
 def test_pruning_that_llama_cpp_refuses(tiny, tmp_path, monkeypatch):

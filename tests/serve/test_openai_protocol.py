@@ -232,7 +232,7 @@ def tool(name):
     ids=["one", "any", "named", "allowed"],
 )
 def test_a_forced_call_is_a_call(client, names, choice, stream):
-    answer = ask(client, tools=[tool(name) for name in names], tool_choice=choice, max_tokens=60, stream=stream)
+    answer = ask(client, tools=[tool(name) for name in names], tool_choice=choice, max_tokens=200, stream=stream)
     if stream:
         chunks = list(answer)
         (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
