@@ -350,7 +350,7 @@ def test_skips_are_shares_and_sets_of_layers():
         (["--synthetic", "llama-9"], "'llama-9' is unknown; allowed: tiny"),
         (["--synthetic", "tiny", "--type", "q9"], "'q9' is unknown; allowed: f32"),
         (["--synthetic", "tiny", "--skip", "1.5"], "skip=1.5: a share of layers is at least 0 and below 1"),
-        (["--synthetic", "tiny", "--skip", "x"], "'x' is not a share of layers like 0.25 or a set of layers like [7,11]"),
+        (["--synthetic", "tiny", "--skip", "x"], "'x' is not auto, a share of layers like 0.25 or a set of layers like [7,11]"),
         (["--synthetic", "tiny", "--skip", "7,11"], "layer 7 does not exist"),
         (["--synthetic", "tiny", "--skip", "0.95"], "all 6 layers"),
         (["--synthetic", "tiny", "--engines", "stock,mlx"], "mlx unknown"),
