@@ -49,6 +49,7 @@ void bind_gguf(nb::module_ & m) {
             "set_f32_array",
             [](GgufFile & f, const std::string & key, const FloatArray & v) { f.set_f32_array(key, v.data(), v.size()); },
             "key"_a, "value"_a)
+        .def("set_u32_array", &GgufFile::set_u32_array, "key"_a, "values"_a)
         .def("set_bool_array", &GgufFile::set_bool_array, "key"_a, "value"_a)
         .def("remove", &GgufFile::remove, "key"_a)
         .def("set_tensor_f32", &GgufFile::set_tensor_f32, "name"_a)
@@ -69,17 +70,19 @@ void bind_quantize(nb::module_ & m) {
 
 void bind_hidden_state_readers(nb::module_ & m) {
     nb::class_<HiddenStateReader>(m, "HiddenStateReader");
-    nb::class_<RouterScores, HiddenStateReader>(m, "RouterScores")
+    nb::class_<Probe>(m, "Probe")
         .def(
             "__init__",
-            [](RouterScores * self, const FloatArray & weight, const FloatArray & bias, float norm_eps) {
-                new (self) RouterScores(to_vector(weight), to_vector(bias), norm_eps);
+            [](Probe * self, size_t point, size_t column, const FloatArray & weight, float bias, float norm_eps, bool sigmoid) {
+                new (self) Probe{point, column, to_vector(weight), bias, norm_eps, sigmoid};
             },
-            "weight"_a, "bias"_a, "norm_eps"_a)
+            "point"_a, "column"_a, "weight"_a, "bias"_a, "norm_eps"_a, "sigmoid"_a);
+    nb::class_<RouterScores, HiddenStateReader>(m, "RouterScores")
+        .def(nb::init<std::vector<Probe>>(), "probes"_a)
         .def("seek", &RouterScores::seek, "position"_a)
         .def("__len__", &RouterScores::size)
-        .def("scores",
-             [](const RouterScores & s) { return to_numpy(s.scores(), {s.size(), static_cast<size_t>(s.n_layer())}); })
+        .def_prop_ro("n_columns", &RouterScores::n_columns)
+        .def("scores", [](const RouterScores & s) { return to_numpy(s.scores(), {s.size(), s.n_columns()}); })
         .def(
             "load", [](RouterScores & s, const FloatArray & scores) { s.load(to_vector(scores)); }, "scores"_a)
         .def_prop_ro("not_finite", &RouterScores::not_finite)

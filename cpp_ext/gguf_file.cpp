@@ -145,6 +145,10 @@ void GgufFile::set_f32_array(const std::string & key, const float * values, size
     gguf_set_arr_data(gguf_.get(), key.c_str(), GGUF_TYPE_FLOAT32, values, n);
 }
 
+void GgufFile::set_u32_array(const std::string & key, const std::vector<uint32_t> & values) {
+    gguf_set_arr_data(gguf_.get(), key.c_str(), GGUF_TYPE_UINT32, values.data(), values.size());
+}
+
 void GgufFile::set_bool_array(const std::string & key, const std::vector<bool> & values) {
     const std::vector<int8_t> bytes(values.begin(), values.end());
     gguf_set_arr_data(gguf_.get(), key.c_str(), GGUF_TYPE_BOOL, bytes.data(), bytes.size());

@@ -55,6 +55,7 @@ public:
     void set_f32(const std::string & key, float value) { gguf_set_val_f32(gguf_.get(), key.c_str(), value); }
     void set_str(const std::string & key, const std::string & value);
     void set_f32_array(const std::string & key, const float * values, size_t n);
+    void set_u32_array(const std::string & key, const std::vector<uint32_t> & values);
     void set_bool_array(const std::string & key, const std::vector<bool> & values);
     bool remove(const std::string & key) { return gguf_remove_key(gguf_.get(), key.c_str()) >= 0; }  // false: not there
 

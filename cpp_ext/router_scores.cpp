@@ -1,9 +1,10 @@
-// The routers' keep scores, one per prompt position and layer.
+// What probes say of a prompt, position by position: the routers' keep scores, and predicted costs.
 #include "router_scores.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -11,42 +12,50 @@ namespace first_cpp {
 
 namespace {
 
-struct Sums {
-    float dot;      // w . h
-    float squares;  // h . h
-};
-
 // Sixteen running sums, so that compilers vectorise without being allowed to reorder additions.
-Sums sums(const float * w, const float * h, size_t n) {
+float dot(const float * a, const float * b, size_t n) {
     constexpr size_t lanes = 16;
-    float dot[lanes] = {};
-    float squares[lanes] = {};
+    float sums[lanes] = {};
     size_t i = 0;
     for (; i + lanes <= n; i += lanes) {
         for (size_t j = 0; j < lanes; ++j) {
-            dot[j] += w[i + j] * h[i + j];
-            squares[j] += h[i + j] * h[i + j];
+            sums[j] += a[i + j] * b[i + j];
         }
     }
     for (; i < n; ++i) {
-        dot[0] += w[i] * h[i];
-        squares[0] += h[i] * h[i];
+        sums[0] += a[i] * b[i];
     }
-    Sums total{0, 0};
-    for (size_t j = 0; j < lanes; ++j) {
-        total.dot += dot[j];
-        total.squares += squares[j];
+    float total = 0;
+    for (const float sum : sums) {
+        total += sum;
     }
     return total;
 }
 
 }  // namespace
 
-RouterScores::RouterScores(std::vector<float> weight, std::vector<float> bias, float norm_eps)
-    : weight_(std::move(weight)), bias_(std::move(bias)), norm_eps_(norm_eps), next_(bias_.size(), 0) {
-    if (bias_.empty() || weight_.empty() || weight_.size() % bias_.size() != 0) {
-        throw std::invalid_argument("router weight and bias sizes do not fit each other");
+RouterScores::RouterScores(std::vector<Probe> probes) {
+    n_embd_ = probes.empty() ? 0 : probes.front().weight.size();
+    std::vector<bool> columns(probes.size(), false);
+    for (Probe & probe : probes) {
+        if (probe.weight.empty() || probe.weight.size() != n_embd_) {
+            throw std::invalid_argument("probes of different sizes");
+        }
+        if (probe.point >= columns.size() || probe.column >= columns.size()) {
+            throw std::invalid_argument("a point or column without a probe");
+        }
+        columns[probe.column] = true;
+        n_columns_ = std::max(n_columns_, probe.column + 1);
+        points_.resize(std::max(points_.size(), probe.point + 1));
+        points_[probe.point].push_back(std::move(probe));
     }
+    const auto is_empty = [](const std::vector<Probe> & point) { return point.empty(); };
+    const auto end = columns.begin() + static_cast<std::ptrdiff_t>(n_columns_);
+    if (points_.empty() || std::any_of(points_.begin(), points_.end(), is_empty) ||
+        std::find(columns.begin(), end, false) != end) {
+        throw std::invalid_argument("a point or column without a probe");
+    }
+    next_.assign(points_.size(), 0);
 }
 
 void RouterScores::seek(size_t position) {
@@ -54,49 +63,54 @@ void RouterScores::seek(size_t position) {
         throw std::invalid_argument("router scores before this position are missing");
     }
     std::fill(next_.begin(), next_.end(), position);
-    scores_.resize(position * bias_.size());
+    scores_.resize(position * n_columns_);
 }
 
 void RouterScores::read(int point, const float * rows, int64_t n_rows, int64_t n_embd) {
-    const size_t layers = bias_.size();
-    const auto layer = static_cast<size_t>(point);
+    const auto at = static_cast<size_t>(point);
     const auto width = static_cast<size_t>(n_embd);
-    if (layer >= layers || width * layers != weight_.size()) {
+    if (at >= points_.size() || width != n_embd_) {
         throw std::runtime_error("the hidden states do not have the routers' shape");
     }
     const auto start = std::chrono::steady_clock::now();
-    const size_t first = next_[layer];
+    const size_t first = next_[at];
     const size_t end = first + static_cast<size_t>(n_rows);
-    if (scores_.size() < end * layers) {
-        scores_.resize(end * layers);
+    if (scores_.size() < end * n_columns_) {
+        scores_.resize(end * n_columns_);  // zeros, to add to
     }
-    const float * w = weight_.data() + layer * width;
     for (size_t position = first; position < end; ++position, rows += width) {
-        const Sums s = sums(w, rows, width);
-        const float norm = std::sqrt(s.squares / static_cast<float>(width) + norm_eps_);
-        float score = 1.0F / (1.0F + std::exp(-(s.dot / norm + bias_[layer])));
-        if (!std::isfinite(score)) {
-            score = 1.0F;
-            ++not_finite_;
+        const float mean_square = dot(rows, rows, width) / static_cast<float>(width);
+        for (const Probe & probe : points_[at]) {
+            add(probe, rows, mean_square, scores_[position * n_columns_ + probe.column]);
         }
-        scores_[position * layers + layer] = score;
     }
-    next_[layer] = end;
+    next_[at] = end;
     seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void RouterScores::add(const Probe & probe, const float * row, float mean_square, float & value) {
+    const float linear = dot(probe.weight.data(), row, n_embd_) / std::sqrt(mean_square + probe.norm_eps) + probe.bias;
+    const float sum = value + (probe.sigmoid ? 1.0F / (1.0F + std::exp(-linear)) : linear);
+    if (std::isfinite(sum)) {
+        value = sum;
+        return;
+    }
+    ++not_finite_;
+    value = probe.sigmoid ? 1.0F : std::numeric_limits<float>::infinity();
 }
 
 size_t RouterScores::size() const { return *std::min_element(next_.begin(), next_.end()); }
 
 std::vector<float> RouterScores::scores() const {
-    return std::vector<float>(scores_.begin(), scores_.begin() + static_cast<std::ptrdiff_t>(size() * bias_.size()));
+    return std::vector<float>(scores_.begin(), scores_.begin() + static_cast<std::ptrdiff_t>(size() * n_columns_));
 }
 
 void RouterScores::load(std::vector<float> scores) {
-    if (scores.size() % bias_.size() != 0) {
-        throw std::invalid_argument("router scores must be [positions, n_layer]");
+    if (scores.size() % n_columns_ != 0) {
+        throw std::invalid_argument("router scores must be [positions, columns]");
     }
     scores_ = std::move(scores);
-    std::fill(next_.begin(), next_.end(), scores_.size() / bias_.size());
+    std::fill(next_.begin(), next_.end(), scores_.size() / n_columns_);
 }
 
 }  // namespace first_cpp

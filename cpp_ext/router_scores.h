@@ -1,4 +1,4 @@
-// The routers' keep scores, one per prompt position and layer.
+// What probes say of a prompt, position by position: the routers' keep scores, and predicted costs.
 #pragma once
 
 #include <cstddef>
@@ -8,34 +8,48 @@
 
 namespace first_cpp {
 
-// score(position, layer) = sigmoid(weight[layer] . h / sqrt(mean(h^2) + norm_eps) + bias[layer]) with h the hidden
-// state entering the layer (FiRST, arXiv 2410.12513). Kept per position, so that a reused prompt prefix still counts.
+// A linear function of the hidden state h that enters a layer: weight . h / sqrt(mean(h^2) + norm_eps) + bias, or its sigmoid.
+// A router is one with the sigmoid (FiRST, arXiv 2410.12513); several without make up a predicted cost.
+struct Probe {
+    size_t point;               // which of the hidden states that are handed over
+    size_t column;              // where its value is added
+    std::vector<float> weight;  // [n_embd]
+    float bias;
+    float norm_eps;
+    bool sigmoid;
+};
+
+// One value per position and column: the sum of the column's probes. Kept per position, so that a reused prompt prefix still
+// counts.
 class RouterScores : public HiddenStateReader {
 public:
-    RouterScores(std::vector<float> weight, std::vector<float> bias, float norm_eps);
+    // Points and columns are numbered from 0; each has a probe. Throws std::invalid_argument for others.
+    explicit RouterScores(std::vector<Probe> probes);
 
-    int n_layer() const { return static_cast<int>(bias_.size()); }
+    size_t n_columns() const { return n_columns_; }
 
-    // The next rows of every layer belong to `position` and those after it; what was known from there on is forgotten.
+    // The next rows of every point belong to `position` and those after it; what was known from there on is forgotten.
     void seek(size_t position);
     void read(int point, const float * rows, int64_t n_rows, int64_t n_embd) override;
 
-    // Positions from 0 on for which every layer has a score.
+    // Positions from 0 on for which every column is whole.
     size_t size() const;
-    std::vector<float> scores() const;  // of those: [size(), n_layer], row-major
+    std::vector<float> scores() const;  // of those: [size(), n_columns], row-major
     void load(std::vector<float> scores);
 
-    // Scores that were not finite; they count as 1, "keep the layer".
+    // Values that were not finite: a score counts as 1, "keep the layer", a cost as infinite.
     size_t not_finite() const { return not_finite_; }
 
     // Time spent on scoring so far.
     double seconds() const { return seconds_; }
 
 private:
-    std::vector<float> weight_;  // [n_layer, n_embd]
-    std::vector<float> bias_;    // [n_layer]
-    float norm_eps_;
-    std::vector<size_t> next_;  // per layer: the position that comes next
+    void add(const Probe & probe, const float * row, float mean_square, float & value);
+
+    std::vector<std::vector<Probe>> points_;
+    size_t n_embd_ = 0;
+    size_t n_columns_ = 0;
+    std::vector<size_t> next_;  // per point: the position that comes next
     std::vector<float> scores_;
     size_t not_finite_ = 0;
     double seconds_ = 0;

@@ -34,7 +34,8 @@ from .runtime.hidden_states import read_hidden_states
 from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
 from .runtime.one_thread import exclusive
-from .runtime.policy import RoutingPolicy
+from .runtime.policy import RoutingPolicy, check_predicting
+from .runtime.predicted_cost import dial_of
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
 from .runtime.state import LlamaState
@@ -49,8 +50,11 @@ class Llama(DecodingLlama):
 
     All arguments and methods of the base class work as they do there. Further arguments:
 
-    skip: which layers decoding skips. "auto": the share that the router file recommends, nothing without routers; None or 0:
-        nothing; a number below 1: that share of the layers, those with the lowest keep scores; a list of ints: exactly those.
+    skip: which layers decoding skips. "auto": as many as the prompt can spare within `tolerance`, where the file has cost
+        probes, else the share that it recommends, nothing without routers; None or 0: nothing; a number below 1: that share of
+        the layers, those with the lowest keep scores, or the file's set; a list of ints: exactly those.
+    tolerance: with skip="auto" and cost probes, the largest predicted cost that is accepted, KL in nats per token; None: the
+        file's own.
     routers: a GGUF file to take routers from instead of the model file (`python -m convert --routers ... --sidecar`), or
         `Routers`.
     release_kv: give the KV memory of skipped layers back to the system once a prompt has decided. The next prompt is then
@@ -91,12 +95,12 @@ class Llama(DecodingLlama):
         fidelity: float | None = None,
         fidelity_state: str | os.PathLike[str] | None = None,
         cache_bytes: int = 0,
+        tolerance: float | None = None,
         **kwargs: Any,
     ) -> None:
         check_base_arguments(kwargs)
-        own = self._arguments = Arguments(
-            skip, routers, release_kv, prefill, route_tokens, kv, strict, measure, fidelity, fidelity_state, cache_bytes
-        )
+        how = (skip, routers, release_kv, prefill, route_tokens, kv, strict, measure)
+        own = self._arguments = Arguments(*how, fidelity, fidelity_state, cache_bytes, tolerance)
         file = ModelFile.open(model_path)
         self._routers = self._find_routers(file)
         held = self._hold(file)
@@ -119,10 +123,13 @@ class Llama(DecodingLlama):
         self.skip = own.skip
 
     def _find_routers(self, file: ModelFile) -> Routers | None:
-        """The routers given, those of the file named, or the model's own. Raises SkipError where a share needs some."""
-        if isinstance((own := self._arguments).routers, Routers):
-            return own.routers
-        found = load_routers(own.routers_path) if own.routers_path else read_routers(file.first, file.path)
+        """The routers given, those of the file named, or the model's own. Raises SkipError or SettingError where settings need
+        some."""
+        own = self._arguments
+        found: Routers | None = own.routers if isinstance(own.routers, Routers) else None
+        if found is None:
+            found = load_routers(own.routers_path) if own.routers_path else read_routers(file.first, file.path)
+        check_predicting(own.tolerance, found, file.path)
         if found is None and isinstance(own.skip, float) and own.skip > 0:
             raise SkipError(
                 f"skip={own.skip!r} needs routers and there are none in {file.path}; give routers=FILE, a list of layers, or "
@@ -138,7 +145,8 @@ class Llama(DecodingLlama):
         if routers is None:
             raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {file.path}")
         path = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
-        return HeldFidelity(own.fidelity, dial=min(1.0, routers.skip / MOST_SHARE), path=path)
+        dial = min(1.0, routers.skip / MOST_SHARE) if routers.cost is None else dial_of(routers.cost)
+        return HeldFidelity(own.fidelity, dial=dial, path=path)
 
     # -- settings and facts -----------------------------------------------------------------------------------------
 
@@ -161,6 +169,16 @@ class Llama(DecodingLlama):
     @skip.setter
     def skip(self, value: object) -> None:
         self._policy.set_skip(value)
+
+    @property
+    def tolerance(self) -> float | None:
+        """The largest predicted cost that skip="auto" accepts, KL in nats per token; None without cost probes. A change takes
+        effect with the next prompt; None sets the file's own. Raises SettingError for what is no number of at least 0."""
+        return self._policy.tolerance
+
+    @tolerance.setter
+    def tolerance(self, value: object) -> None:
+        self._policy.set_tolerance(value)
 
     @property
     def routers(self) -> Routers | None:
@@ -273,7 +291,7 @@ class Llama(DecodingLlama):
         self._read.load(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), **self._arguments.state(self.skip)}
+        state = {**super().__getstate__(), **self._arguments.state(self.skip, self._policy.own_tolerance)}
         if self._arguments.routers_path and state["lora_path"] == self._arguments.routers_path:
             state["lora_path"] = None  # found in the side file again
         return state

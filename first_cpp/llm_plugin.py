@@ -35,6 +35,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
 
     class Options(llm.Options):  # type: ignore[misc]
         skip: str | None = Field(default=None, description="layers to skip: auto, none, a share like 0.25, or 7,11")
+        tolerance: float | None = Field(default=None, description="largest predicted cost that auto accepts, nats a token")
         max_tokens: int | None = Field(default=None, description="longest answer in tokens")
         temperature: float = Field(default=0.8, description="0 is greedy")
         seed: int | None = Field(default=None, description="for the same answer again")
@@ -44,6 +45,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
         self._model = model
         self._plain = PlainChat(model_id)
         self._own_skip: Skip = model.skip if isinstance(model, Llama) else "auto"
+        self._own_tolerance = model.tolerance if isinstance(model, Llama) else None
 
     @property
     def llama(self) -> Llama:
@@ -56,6 +58,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
         """Answer a prompt of the llm library; the answer's record becomes the response's JSON."""
         llama, options = self.llama, prompt.options
         llama.skip = self._own_skip if options.skip is None else skip_from_text(options.skip)
+        llama.tolerance = self._own_tolerance if options.tolerance is None else options.tolerance
         create: Any = llama.create_chat_completion
         if not has_template(llama):
             create = functools.partial(self._plain, llama=llama)

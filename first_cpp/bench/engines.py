@@ -18,6 +18,7 @@ from ..gguf.routers import Routers
 from ..llama import Llama
 from ..skip import check_layers, layers_for_share
 from .models import BenchModel
+from .number_lists import SkipSetting
 
 STOCK, OURS, PRUNED, OTHER = "stock", "first_cpp", "pruned", "other"
 
@@ -27,13 +28,13 @@ class Row:
     """One line of every test.
 
     engine: stock (llama_cpp.Llama), first_cpp, pruned (stock on the file without the layers), other (stock on --vs).
-    skip: the setting, a share or layers. skipped: the layers that it comes to. draft: tokens per prompt-lookup draft, or 0.
+    skip: the setting: share, layers or auto. skipped: the layers that it comes to. draft: tokens per prompt-lookup draft, or 0.
     file: the GGUF. routers: what keep scores are read with, where they are.
     """
 
     engine: str
     file: str
-    skip: float | tuple[int, ...] = 0.0
+    skip: SkipSetting = 0.0
     skipped: tuple[int, ...] = ()
     draft: int = 0
     routers: str | Routers | None = None
@@ -48,7 +49,7 @@ class Row:
     @property
     def chooses(self) -> bool:
         """Whether a prompt's keep scores choose the layers: not with drafts, whose rows are to skip the same ones."""
-        return self.engine == OURS and self.routers is not None and isinstance(self.skip, float) and not self.draft
+        return self.engine == OURS and self.routers is not None and not isinstance(self.skip, tuple) and not self.draft
 
     def load(self, settings: dict[str, Any], own: dict[str, Any]) -> llama_cpp.Llama:
         """Load the row's engine; `own` are keywords that first_cpp.Llama alone knows."""
@@ -61,12 +62,14 @@ class Row:
         return llama_cpp.Llama(self.file, **settings)
 
 
-def skip_text(skip: float | tuple[int, ...]) -> str:
+def skip_text(skip: SkipSetting) -> str:
     """A skip setting as it is typed.
 
     >>> skip_text(0.25), skip_text((7, 11))
     ('0.25', '[7,11]')
     """
+    if skip == "auto":
+        return skip
     return f"{skip:g}" if isinstance(skip, float) else f"[{','.join(map(str, skip))}]"
 
 
@@ -108,10 +111,10 @@ def _embedded(model: str) -> Routers | None:
 
 
 def chosen_layers(
-    files: Files, skips: Sequence[float | tuple[int, ...]], prompt: list[int], settings: dict[str, Any]
-) -> dict[float | tuple[int, ...], tuple[int, ...]]:
-    """The layers that each setting skips: of a share, those that the routers choose for `prompt`, or without routers those amid
-    the model.
+    files: Files, skips: Sequence[SkipSetting], prompt: list[int], settings: dict[str, Any]
+) -> dict[SkipSetting, tuple[int, ...]]:
+    """The layers that each setting skips: of a share and of auto, those that the routers choose for `prompt`; without routers,
+    of a share those amid the model, of auto none.
 
     Raises SkipError for a setting that would skip all layers, or layers that do not exist.
     """
@@ -119,7 +122,7 @@ def chosen_layers(
     for skip in skips:  # before anything is loaded
         if isinstance(skip, tuple):
             check_layers(skip, n_layer)
-        else:
+        elif skip != "auto":
             layers_for_share(skip, n_layer)
     llm = Llama(files.model, routers=files.routers, skip=None, **settings)
     try:
@@ -128,11 +131,11 @@ def chosen_layers(
         llm.close()
 
 
-def _chosen(llm: Llama, files: Files, skip: float | tuple[int, ...], prompt: list[int], n_layer: int) -> tuple[int, ...]:
+def _chosen(llm: Llama, files: Files, skip: SkipSetting, prompt: list[int], n_layer: int) -> tuple[int, ...]:
     if isinstance(skip, tuple):
         return skip
-    count = layers_for_share(skip, n_layer)
-    if not files.routers or not count:
+    count = 0 if skip == "auto" else layers_for_share(skip, n_layer)
+    if not files.routers or not (count or skip == "auto"):
         start = (n_layer - count + 1) // 2
         return tuple(range(start, start + count))
     llm.skip = skip

@@ -62,7 +62,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("rows").add_argument
-    add("--skip", default="0,0.1,0.25,0.4", metavar="SKIP,...", help="skip shares, and layers as [7,11] (default: %(default)s)")
+    add(
+        "--skip",
+        default="0,0.1,0.25,0.4",
+        metavar="SKIP,...",
+        help="skip shares, auto, and layers as [7,11] (default: %(default)s)",
+    )
     add("--engines", default=f"{STOCK},{OURS},{PRUNED}", metavar="ENGINE,...", help="(default: %(default)s)")
     add("--draft", default="0", metavar="N,...", help="also with prompt-lookup drafts of N tokens")
     add("--release-kv", action="store_true", help="first_cpp gives the KV memory of skipped layers back")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal, TypeAlias
 
 from ..errors import OptionError, SkipError
 from ..skip import parse_skip
@@ -36,23 +37,32 @@ def numbers(text: str, what: str, least: int = 0, most: int = 2**31 - 1) -> list
     return found
 
 
-def skips(text: str) -> list[float | tuple[int, ...]]:
-    """Skip settings as typed: shares, and sets of layers in brackets. Layers alone are one set, as elsewhere.
+SkipSetting: TypeAlias = float | tuple[int, ...] | Literal["auto"]
+"""What a row skips: a share, layers, or as many as the prompt can spare."""
 
-    Shares come first, ascending, each once. Raises OptionError.
+
+def skips(text: str) -> list[SkipSetting]:
+    """Skip settings as typed: shares, auto, and sets of layers in brackets. Layers alone are one set, as elsewhere.
+
+    Shares come first, ascending, each once, then auto. Raises OptionError.
 
     >>> skips("0.25,0,[7,11]")
     [0.0, 0.25, (7, 11)]
     >>> skips("7,11")
     [(7, 11)]
+    >>> skips("auto,0.25")
+    [0.25, 'auto']
     """
     if re.fullmatch(r"\d+(,\d+)*,?", text) and re.search(r"[1-9]", text) and text != "0,":
         text = f"[{text.rstrip(',')}]"
     shares: set[float] = set()
+    auto: list[Literal["auto"]] = []
     sets: list[tuple[int, ...]] = []
     for part in re.split(r",(?![^\[]*\])", text):
         try:
-            if part.startswith("[") and part.endswith("]"):
+            if part == "auto":
+                auto = ["auto"]
+            elif part.startswith("[") and part.endswith("]"):
                 layers = parse_skip([int(layer) for layer in part[1:-1].split(",")])
                 assert isinstance(layers, tuple)
                 sets += [layers] if layers not in sets else []
@@ -63,5 +73,7 @@ def skips(text: str) -> list[float | tuple[int, ...]]:
         except SkipError as error:
             raise OptionError(f"--skip: {error}") from None
         except ValueError:
-            raise OptionError(f"--skip: {part!r} is not a share of layers like 0.25 or a set of layers like [7,11]") from None
-    return [*sorted(shares), *sets]
+            raise OptionError(
+                f"--skip: {part!r} is not auto, a share of layers like 0.25 or a set of layers like [7,11]"
+            ) from None
+    return [*sorted(shares), *auto, *sets]

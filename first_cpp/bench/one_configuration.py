@@ -17,7 +17,7 @@ from ..gguf.quantise import quiet_llama_cpp
 from .engines import OTHER, OURS, PRUNED, STOCK, Files, Row, chosen_layers, prepared, skip_text
 from .measure import Plan, measure
 from .models import BenchModel
-from .number_lists import numbers, skips
+from .number_lists import SkipSetting, numbers, skips
 from .records import Record, record
 from .resident import resident_bytes
 from .table import layer_ranges
@@ -30,11 +30,11 @@ ENGINES = (STOCK, OURS, PRUNED)
 class Asked:
     """What the command line asks of every model and configuration.
 
-    skips: shares and sets of layers. own: keywords of first_cpp.Llama alone. text: the prompts' text, None for random tokens.
-    vs: another model file. resident: whether a process per row measures its memory.
+    skips: shares, auto, and sets of layers. own: keywords of first_cpp.Llama alone. text: the prompts' text, None for random
+    tokens. vs: another model file. resident: whether a process per row measures its memory.
     """
 
-    skips: Sequence[float | tuple[int, ...]]
+    skips: Sequence[SkipSetting]
     engines: Sequence[str]
     drafts: Sequence[int]
     tests: Sequence[Test]
@@ -131,7 +131,7 @@ class Bench:
         """Which layers each setting skips and why those; the rows that are not measured."""
         found = []
         for skip, layers in self.layers.items():
-            if layers and isinstance(skip, float):
+            if layers and not isinstance(skip, tuple):
                 why = "chosen by the routers for the prompt" if self._routed else "those amid the model: it has no routers"
                 found.append(f"skip {skip_text(skip)}: layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} ({why})")
         if self.model.random:

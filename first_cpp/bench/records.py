@@ -96,7 +96,7 @@ def _own_fields(measured: Measured, resident_bytes: int | None) -> Record:
     limit = measured.byte_limit
     return {
         "engine": row.engine,
-        "skip": row.skip if isinstance(row.skip, float) else list(row.skip),
+        "skip": list(row.skip) if isinstance(row.skip, tuple) else row.skip,
         "n_skipped": len(row.skipped),
         "skipped_layers": list(row.skipped),
         "draft": row.draft,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .engines import Row, skip_text
 from .records import Record
@@ -110,7 +111,7 @@ def _engine(engine: str, draft: int) -> str:
     return engine + (f", drafts of {draft}" if draft else "")
 
 
-def _skip(skip: float | list[int]) -> str:
+def _skip(skip: float | list[int] | Literal["auto"]) -> str:
     return skip_text(tuple(skip) if isinstance(skip, list) else skip)
 
 

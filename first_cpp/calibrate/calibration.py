@@ -12,28 +12,12 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ..errors import RouterError
+from ..gguf.cost_probes import CostProbes, LayerSet, TolerancePoint
 from ..gguf.new_file import new_file
-from ..gguf.routers import Base
+from ..gguf.router_format import WRITER
+from ..gguf.routers import Base, Routers
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class LayerSet:
-    """level: how many layers it skips, the key that sets compete under. layers: ascending."""
-
-    level: int
-    layers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TolerancePoint:
-    """What a tolerance gave on prompts kept out of the fit: mean share of layers skipped, KL in nats a token, fidelity."""
-
-    tolerance: float
-    share: float
-    kl: float
-    fidelity: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +47,33 @@ class Calibration:
     margin: float
     table: tuple[TolerancePoint, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def routers(self) -> Routers:
+        """What goes into a GGUF: whole sets of layers and their cost probes. A set that two orders share counts once."""
+        kept = [number for number, one in enumerate(self.sets) if one not in self.sets[:number]]
+        cost = CostProbes(
+            sets=tuple(self.sets[number] for number in kept),
+            read=self.read,
+            weight=self.weight[kept],
+            bias=self.bias[kept],
+            norm_eps=self.norm_eps,
+            tolerance=self.tolerance,
+            fidelity=self.fidelity,
+            margin=self.margin,
+            order=self.order,
+            table=self.table,
+        )
+        return Routers(
+            base=self.base,
+            weight=np.empty((0, self.base.n_embd), np.float32),
+            bias=np.empty(0, np.float32),
+            norm_eps=self.norm_eps,
+            skippable=self.skippable,
+            skip=self.share,
+            writer=WRITER,
+            train={key: value if isinstance(value, str) else json.dumps(value) for key, value in self.origin.items()},
+            cost=cost,
+        )
 
     def save(self, path: str) -> None:
         """Write a safetensors file: `weight` and `bias` as tensors, all else as JSON under the key `calibration`."""

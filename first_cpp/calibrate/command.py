@@ -26,8 +26,7 @@ from ..gguf.embed import embed, write_sidecar
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import check_output
 from ..gguf.quantise import QuantizeError, quantise
-from ..gguf.router_format import WRITER, router_keys
-from ..gguf.routers import Routers
+from ..gguf.router_format import router_keys
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from .prompts import Prompt, in_turns, read_prompts
@@ -42,9 +41,10 @@ EPILOG = """examples:
   first-cpp calibrate -m model.gguf --out model-first.gguf
   first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 --sidecar --out mine.gguf
 
-Writes the model with routers (--sidecar: routers alone, for `--routers FILE`), and beside it NAME.calibration.safetensors, and
-the table as NAME.calibration.png where matplotlib is installed. Prompts: text, one a line, or JSON Lines (*.jsonl) with
-"prompt", perhaps "task"; the answers are the model's own. Ctrl-C stops; the same command goes on from NAME.calibration.state.
+Writes the model with levels, sets of layers and cost probes (--sidecar: these alone, for `--routers FILE`), and beside it
+NAME.calibration.safetensors, and the table as NAME.calibration.png where matplotlib is installed. Prompts: text, one a line, or
+JSON Lines (*.jsonl) with "prompt", perhaps "task"; the answers are the model's own. Ctrl-C stops; the same command goes on from
+NAME.calibration.state.
 """
 
 SLOW_IN_BATCHES = ("q4_1", "q5_0", "q5_1")
@@ -241,23 +241,7 @@ def _origin(args: argparse.Namespace, measured: Measured) -> dict[str, object]:
 
 
 def _write(args: argparse.Namespace, model: ModelFile, found: Calibration) -> None:
-    """Routers that skip in the order found, whatever the prompt: keep scores rise evenly from 0.2 to 0.8."""
-    scores = np.empty(model.n_layer)
-    scores[list(found.order)] = np.linspace(0.2, 0.8, model.n_layer)
-    routers = Routers(
-        base=model.base,
-        weight=np.zeros((model.n_layer, model.n_embd), np.float32),
-        bias=np.log(scores / (1 - scores)).astype(np.float32),
-        norm_eps=model.norm_eps,
-        skippable=found.skippable,
-        skip=found.share,
-        writer=WRITER,
-        train={
-            "method": "calibrated: searched order of layers, for every prompt alike",
-            "data": f"{found.origin['source']}: {found.origin['answers']} dense answers",
-            "order": ",".join(map(str, found.order)),
-        },
-    )
+    routers = found.routers()
     if args.sidecar:
         write_sidecar(routers, model.path, args.out, force=args.force)
     else:

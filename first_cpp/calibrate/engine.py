@@ -163,7 +163,7 @@ class Engine(Llama):
         reader = None if read_from is None else _ext.HiddenStates(self.n_layer - read_from + 1)
         with self._skipping(skip):
             if reader is not None:
-                self._layers.read(reader, final=True, first=read_from or 0)
+                self._layers.read(reader, range(read_from or 0, self.n_layer), final=True)
             self._decode(batch)
         states = [] if reader is None else [points.reshape(n, -1) for points in reader.points()]
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(n, self.n_vocab())), states

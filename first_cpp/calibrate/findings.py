@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..gguf.cost_probes import LayerSet, TolerancePoint
 from ..gguf.routers import Base
 from .budget import Ints, Outcomes, at_mean, pick_sets, safe_level, safe_tolerance, within
-from .calibration import Calibration, LayerSet, TolerancePoint
+from .calibration import Calibration
 from .cost import AGREE, KL, SURPRISE
 from .probes import LEAST_COST, Floats64, fit, interpolate, interpolated, monotone
 from .procedure import SEARCHED, Measured

@@ -33,7 +33,12 @@ class Session:
                 "set which layers to skip: auto, none, 0.3 or 7,11; without SHARE: show it",
                 self._skip,
             ),
-            "/layers": ("", "keep scores of the last prompt, as bars", self._layers),
+            "/tolerance": (
+                "COST",
+                "set the largest predicted cost that auto accepts; without COST: show it",
+                self._tolerance,
+            ),
+            "/layers": ("", "layers of the last answer, why, and keep scores as bars", self._layers),
             "/compare": ("", "the last prompt again, dense and routed side by side", self._compare),
             "/fidelity": ("", "the last answer, marked where the full model would have said something else", self._fidelity),
             "/reset": ("", "forget the conversation, except the system message", self._reset),
@@ -143,10 +148,21 @@ class Session:
             self._llm.skip = skip_from_text(text)
         self._terminal.quiet(f"skip is {self._llm.skip!r}")
 
+    def _tolerance(self, text: str) -> None:
+        if text:
+            self._llm.tolerance = float(text)
+        found = self._llm.tolerance
+        self._terminal.quiet(
+            "nothing predicts costs: no tolerance" if found is None else f"tolerance is {found:g} nats a token"
+        )
+
     def _layers(self, _: str) -> None:
         routing = self._llm.routing
         if routing is None:
             self._terminal.quiet("no prompt was read yet")
+            return
+        if routing.keep is None and routing.cost is not None:
+            self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  {routing.why}")
             return
         if routing.keep is None:
             self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  no keep scores ({routing.why})")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..gguf.byte_limit import Reads, byte_limit, weight_reads
 from ..llama import Llama
-from ..runtime.routing import picture
+from ..runtime.routing import picture, words_changed
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class AnswerRecord:
     tokens: generated. prompt_tokens: that the decision stands on. ttft_ms: milliseconds to the first token, without the
     wait in a queue. tpot_ms: mean milliseconds per token after it, None below two tokens. n_layer: layers of the model.
     skipped_layers: ascending. keep: mean keep score of each layer, None where no scores were read. why: how the layers
-    were chosen. expected_speedup: of decoding over dense, by the bytes that a token reads.
+    were chosen. expected_speedup: of decoding over dense, by the bytes that a token reads. predicted_cost: KL that skipping is
+    predicted to cost, nats per token; expected_change: the share of tokens that it is expected to change; None without cost
+    probes.
 
     >>> record = AnswerRecord(20, 9, 120.0, 12.5, 6, (2, 4), None, "fixed set", 1.31)
     >>> print(record.line())
@@ -33,6 +36,8 @@ class AnswerRecord:
     keep: tuple[float, ...] | None
     why: str
     expected_speedup: float
+    predicted_cost: float | None = None
+    expected_change: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The record as an object of JSON; every field is there, scores and times are rounded.
@@ -50,6 +55,8 @@ class AnswerRecord:
             "keep": None if self.keep is None else [round(keep, 4) for keep in self.keep],
             "why": self.why,
             "expected_speedup": round(self.expected_speedup, 3),
+            "predicted_cost": _finite(self.predicted_cost),
+            "expected_change": _finite(self.expected_change),
         }
 
     def line(self) -> str:
@@ -63,7 +70,14 @@ class AnswerRecord:
         ]
         if self.skipped_layers:
             parts.append(f"{self.expected_speedup:.2f}x expected over dense")
+            if self.expected_change is not None:
+                parts.append(words_changed(self.expected_change))
         return " · ".join(parts)
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return None if value is None or not math.isfinite(value) else round(value, 5)
 
 
 class AnswerRecorder:
@@ -100,4 +114,6 @@ class AnswerRecorder:
             expected_speedup=byte_limit(
                 self._reads, self._llm.kv_cache, self._llm.n_ctx(), self._llm.n_tokens, routing.skipped
             ),
+            predicted_cost=routing.cost,
+            expected_change=routing.changed,
         )

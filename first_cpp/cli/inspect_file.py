@@ -1,10 +1,11 @@
-"""Print the routers of a GGUF file: sizes, base model, recommended share, layers that stay, training record."""
+"""Print the routers of a GGUF file: sizes, base model, recommended share, levels and tolerances, training record."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 
+from ..gguf.cost_probes import CostProbes
 from ..gguf.model_file import normal_path, open_gguf
 from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
@@ -57,16 +58,40 @@ def ranges(numbers: list[int]) -> str:
 
 def describe(routers: Routers, path: str) -> str:
     """What `inspect` prints, a fact a line."""
-    n_layer, n_embd = routers.weight.shape
     unskippable = [layer for layer, ok in enumerate(routers.skippable) if not ok]
-    kind = "linear" if routers.weight.any() else "input-blind (all weights are zero)"
     lines = [
         f"{path}",
-        f"routers      {n_layer} layers x {n_embd} values, {kind}, norm_eps {routers.norm_eps:g}",
+        f"routers      {_routers(routers)}",
         f"base         {routers.base.architecture}, fingerprint {routers.base.fingerprint[:16]}...",
         f"recommended  skip={routers.skip:g}",
         f"unskippable  {', '.join(map(str, unskippable)) or 'none'}",
         f"written by   {routers.writer or 'unknown'}",
     ]
+    lines += _levels(routers.cost) if routers.cost is not None else []
     lines += [f"{'train.' + key:<12} {value}" for key, value in sorted(routers.train.items())]
     return "\n".join(lines)
+
+
+def _routers(routers: Routers) -> str:
+    if routers.kind == "sets":
+        return "none: whole sets of layers"
+    n_layer, n_embd = routers.weight.shape
+    kind = "linear" if routers.weight.any() else "input-blind (all weights are zero)"
+    return f"{n_layer} layers x {n_embd} values, {kind}, norm_eps {routers.norm_eps:g}"
+
+
+def _levels(cost: CostProbes) -> list[str]:
+    """Levels, their sets, and what tolerances gave on prompts kept out."""
+    n_set, n_read, n_embd = cost.weight.shape
+    lines = [
+        f"cost probes  {n_set} sets x {n_read} read layers ({', '.join(map(str, cost.read))}) x {n_embd} values",
+        f"levels       {', '.join(map(str, cost.levels))} layers",
+        f"tolerance    {cost.tolerance:g} nats a token for fidelity {cost.fidelity:g}, margin {cost.margin:g}",
+    ]
+    for level in cost.levels if cost.order else ():
+        sets = [ranges(list(cost.sets[number].layers)) for number in cost.of_level(level)]
+        lines.append(f"{f'skip {level}':<12} {' | '.join(sets)}")
+    if cost.table:
+        lines.append("tolerance    mean share  fidelity  KL (nats a token), on prompts kept out")
+    lines += [f"{p.tolerance:<12.4g} {p.share:<11.3f} {p.fidelity:<9.3f} {p.kl:.4f}" for p in cost.table]
+    return lines

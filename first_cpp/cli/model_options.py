@@ -31,7 +31,8 @@ class ModelOptions:
     """Which model to load and how; every default is what a command without that option uses.
 
     model: a GGUF file, None for the one of the demo extra. hf_repo, hf_file: a Hugging Face repository and the file in it,
-    instead of `model`. ctx: tokens, None for the model's own context, at most 4096. threads: None for the physical cores.
+    instead of `model`. tolerance: the largest predicted cost that skip "auto" accepts, None for the file's. ctx: tokens, None
+    for the model's own context, at most 4096. threads: None for the physical cores.
 
     >>> llm = ModelOptions("model-first.gguf", skip=0.34).load()
     >>> llm.skip
@@ -46,6 +47,7 @@ class ModelOptions:
     lora: str | None = None
     chat_format: str | None = None
     skip: Skip = "auto"
+    tolerance: float | None = None
     ctx: int | None = None
     threads: int | None = None
     verbose: bool = False
@@ -76,6 +78,7 @@ class ModelOptions:
         threads = self.threads or physical_cores()
         settings |= {
             "skip": self.skip,
+            "tolerance": self.tolerance,
             "routers": self.routers,
             "lora_path": self.lora,
             "chat_format": self.chat_format,
@@ -137,6 +140,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers to skip: auto, none, a share like 0.3, or layers like 7,11; one layer: 7, (default: %(default)s)",
     )
     model.add_argument(
+        "--tolerance",
+        metavar="COST",
+        type=number(0),
+        help="with --skip auto: the largest predicted cost, KL in nats a token (default: the file's)",
+    )
+    model.add_argument(
         "-c", "--ctx", metavar="TOKENS", type=whole_number(8), help="context length (default: the model's, at most 4096)"
     )
     model.add_argument(
@@ -155,6 +164,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         lora=args.lora,
         chat_format=args.chat_format,
         skip=skip_from_text(args.skip),
+        tolerance=args.tolerance,
         ctx=args.ctx,
         threads=args.threads,
         verbose=args.verbose,

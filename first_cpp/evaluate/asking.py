@@ -26,7 +26,7 @@ class Against:
 
     def differs(self, row: Row) -> bool:
         """Whether a row is anything else than the dense model itself."""
-        return (row.file, row.routers, row.skip) != (self.row.file, self.row.routers, self.row.skip)
+        return (row.file, row.routers, row.skip) != (self.row.file, self.row.routers, self.row.skip)  # dense has no tolerance
 
 
 def answer_all(
@@ -52,7 +52,7 @@ def answer_all(
             compared = [row for row in here if against is not None and number in measured and against.differs(row)]
             dense = DenseAnswer.of(against.llm, question, max_tokens) if against is not None and compared else None
             for row in sorted(here, key=needs_scores, reverse=True):
-                llm.skip = row.skip
+                llm.skip, llm.tolerance = row.skip, row.tolerance
                 found = _answer(llm, question, max_tokens)
                 if dense is not None and row in compared and "error" not in found:
                     found |= dense.compare(llm)
@@ -64,7 +64,7 @@ def answer_all(
 
 def needs_scores(row: Row) -> bool:
     """Whether a row needs the prompt's keep scores: such rows come first, since a prompt read without is read again."""
-    return isinstance(row.skip, float)
+    return isinstance(row.skip, float) or row.skip == "auto"
 
 
 def first_of_each_task(questions: Sequence[Question], n: int) -> set[int]:

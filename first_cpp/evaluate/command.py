@@ -40,10 +40,13 @@ reference), dialogue (ROUGE-L, mean over references), qa (F1, exact match);
 
 Rows: base is the model as it came (--base, or --model where --routers brings a
 LoRA), dense the trained model with nothing skipped, routed@SHARE what the
-routers choose. NAME=FILE@SKIP adds another model: a LoRA trained dense, or
-trained for a fixed set of layers. SKIP: a share for a file with routers,
-layers, or KIND:SHARE with KIND a baseline, "search" or "given"; where the file
-was trained for a set of that kind (first-cpp train --layers), it is that set.
+routers choose; where the file has cost probes (first-cpp calibrate),
+budget@SHARE lets each prompt skip what it can spare, SHARE on average, and
+auto is what the file recommends ("skipped" is the mean share that was).
+NAME=FILE@SKIP adds another model: a LoRA trained dense, or trained for a fixed
+set of layers. SKIP: a share for a file with routers, auto, layers, or
+KIND:SHARE with KIND a baseline, "search" or "given"; where the file was trained
+for a set of that kind (first-cpp train --layers), it is that set.
 """
 
 
@@ -61,7 +64,9 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="FILE", help="a GGUF with routers, or with --routers beside it")
     add("--routers", metavar="FILE", help="a GGUF file to take routers from")
     add("--base", metavar="FILE", help="the model as it came, before training: the first row")
-    add("--skip", default="0,0.1,0.25,0.4", metavar="SHARE,...", help="skip shares to evaluate (default: %(default)s)")
+    add(
+        "--skip", default="0,0.1,0.25,0.4", metavar="SHARE,...", help="skip shares to evaluate, and auto (default: %(default)s)"
+    )
     add("--baselines", default="none", metavar="NAME,...", help=f"{', '.join(FIXED)}; all or none (default: none)")
     add("--calibrate", nargs="*", default=[], metavar="JSONL", help="training data: block influence is measured on its prompts")
     add("--row", action="append", default=[], metavar="NAME=FILE[@SKIP]", help="another model beside; can be repeated")
@@ -134,12 +139,15 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _rows(args: argparse.Namespace) -> list[Row]:
     from .rows import RowPlan
 
+    asked = [part.strip() for part in args.skip.split(",")]
+    numbers = [part for part in asked if part != "auto"]
     base = args.base or (args.model if args.routers and carries_lora(args.routers) else None)
     return RowPlan(
         model=args.model,
         routers=args.routers,
         base=base,
-        shares=shares_from_text(args.skip),
+        shares=shares_from_text(",".join(numbers)) if numbers else [],
+        auto="auto" in asked,
         baselines=list(FIXED) if args.baselines == "all" else [name for name in args.baselines.split(",") if name != "none"],
         given=args.row,
         influence=functools.cache(functools.partial(_influence_order, args)),

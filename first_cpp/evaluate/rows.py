@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FirstCppError, MissingFileError, OptionError
+from ..gguf.cost_probes import CostProbes
 from ..gguf.model_file import ModelFile, open_gguf
 from ..gguf.router_format import load_routers, read_routers, trained_set
-from ..skip import FIXED, check_layers, fixed_layers, layers_for_share, skip_from_text
+from ..skip import FIXED, Skip, check_layers, fixed_layers, layers_for_share, skip_from_text
 
-BASE, DENSE, ROUTED = "base", "dense", "routed"
+BASE, DENSE, ROUTED, BUDGET, AUTO = "base", "dense", "routed", "budget", "auto"
 
 
 class RowError(FirstCppError, ValueError):
@@ -24,7 +25,8 @@ class RowError(FirstCppError, ValueError):
 class Row:
     """One system that answers all questions.
 
-    name: unique. share: asked for, what rows are compared at. skip: as `Llama` takes it. file: the GGUF. routers: a side file.
+    name: unique. share: asked for, on average where each prompt has its own. skip: as `Llama` takes it. file: the GGUF.
+    routers: a side file. tolerance: with skip "auto", None for the file's.
 
     >>> Row("even@0.25", "model.gguf", 0.25, (2, 4)).system
     'even'
@@ -33,8 +35,9 @@ class Row:
     name: str
     file: str
     share: float
-    skip: float | tuple[int, ...] | None
+    skip: Skip
     routers: str | None = None
+    tolerance: float | None = None
 
     @property
     def system(self) -> str:
@@ -44,7 +47,8 @@ class Row:
     def identity(self) -> list[Any]:
         """What answers depend on: the files' fingerprints and what is skipped, fit for JSON."""
         skip = list(self.skip) if isinstance(self.skip, tuple) else self.skip
-        return [weights_fingerprint(self.file), weights_fingerprint(self.routers) if self.routers else None, skip]
+        found = [weights_fingerprint(self.file), weights_fingerprint(self.routers) if self.routers else None, skip]
+        return found if self.tolerance is None else [*found, self.tolerance]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class RowPlan:
     """What a command line asks for.
 
     model: the GGUF; routers: a side file for it; base: the model as it came, where the LoRA is folded into `model`. shares: to
-    skip. baselines: kinds of fixed sets at the same shares. given: rows as typed. influence: called for an order of all
-    layers, from the least block influence up. seed: of the random baseline.
+    skip; auto: whether to let each prompt choose, too. baselines: kinds of fixed sets at the same shares. given: rows as typed.
+    influence: called for an order of all layers, from the least block influence up. seed: of the random baseline.
     """
 
     model: str
@@ -64,9 +68,11 @@ class RowPlan:
     given: Sequence[str]
     influence: Callable[[], Sequence[int]]
     seed: int
+    auto: bool = False
 
     def rows(self) -> list[Row]:
-        """The model as it came, dense, routed at each share with its baselines, and the rows given.
+        """The model as it came, dense, routed at each share with its baselines, and the rows given. Where the file has cost
+        probes, each share also as the mean of what the prompts can spare.
 
         Raises OptionError, RowError, MissingFileError, or SkipError for layers or shares that the model does not have.
         """
@@ -75,13 +81,18 @@ class RowPlan:
             raise OptionError(f"--baselines: {unknown[0]!r} is unknown; allowed: {', '.join(FIXED)}, all or none")
         found = [Row(BASE, self.base, 0.0, None)] if self.base else []
         found.append(Row(DENSE, self.model, 0.0, None, self.routers))
+        cost = cost_probes_of(self.routers or self.model) if self.auto or any(self.shares) else None
         for share in (share for share in self.shares if share > 0):
             layers_for_share(share, n_layer)  # raises when none would stay
             found.append(Row(f"{ROUTED}@{share:g}", self.model, share, share, self.routers))
+            if cost is not None and (tolerance := cost.tolerance_for(share)) is not None:
+                found.append(Row(f"{BUDGET}@{share:g}", self.model, share, "auto", self.routers, tolerance))
             for name in self.baselines:
                 order = self.influence() if name == "influence" else ()
                 layers = fixed_layers(name, share, n_layer, order, self.seed)
                 found.append(Row(f"{name}@{share:g}", self.model, share, layers, self.routers))
+        if self.auto:
+            found.append(Row(AUTO, self.model, auto_share(self.routers or self.model), "auto", self.routers))
         for row in [parse_row(text, self.influence, self.seed) for text in self.given]:
             if isinstance(row.skip, float) and row.skip:
                 load_routers(row.file)  # raises where there are none that choose the share's layers
@@ -92,7 +103,7 @@ class RowPlan:
 
 
 def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) -> Row:
-    """A row as typed: NAME=FILE, NAME=FILE@0.25, NAME=FILE@7,11 or NAME=FILE@even:0.25, a set of `skip.fixed_layers`.
+    """A row as typed: NAME=FILE and perhaps @auto, @0.25, @7,11 or @even:0.25, a set of `skip.fixed_layers`.
 
     A set of the kind that the file's LoRA was trained for is the one it was trained for. influence: called for an order
     of all layers that the file does not name. Raises MissingFileError, RowError, or SkipError for layers or shares that
@@ -116,8 +127,7 @@ def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) 
         return Row(f"{name}@{share:g}", file, share, _set(file, kind, share, n_layer, influence, seed))
     skip = skip_from_text(skip_text or "none")
     if skip == "auto":
-        raise RowError(f"--row {text!r}: auto has no share to be compared at; give a number or layers")
-    assert not isinstance(skip, str)
+        return Row(f"{name}@auto", file, auto_share(file), "auto")
     check_layers(skip if isinstance(skip, tuple) else (), n_layer)
     if isinstance(skip, tuple):
         return Row(f"{name}@{len(skip)}/{n_layer}", file, len(skip) / n_layer, skip)
@@ -136,6 +146,24 @@ def _set(
             f"{file} was not trained with layers of the kind {kind!r} (first-cpp train --layers); give layers instead"
         )
     return fixed_layers(kind, share, n_layer, influence() if kind == "influence" else (), seed)
+
+
+def cost_probes_of(path: str) -> CostProbes | None:
+    """The cost probes of a model or side file, None where it has none."""
+    routers = read_routers(open_gguf(path), path)
+    return None if routers is None else routers.cost
+
+
+def auto_share(path: str) -> float:
+    """The mean share that "auto" skips with a file's routers, as its maker measured it; 0 without routers.
+
+    >>> f"{auto_share('model-first.gguf'):.2f}"
+    '0.34'
+    """
+    routers = read_routers(open_gguf(path), path)
+    if routers is None:
+        return 0.0
+    return routers.skip if routers.cost is None else routers.cost.mean_share(routers.cost.tolerance)
 
 
 def weights_fingerprint(path: str) -> str:

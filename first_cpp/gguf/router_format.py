@@ -17,12 +17,15 @@ from .._version import __version__
 from ..errors import MissingFileError, RouterError
 from ..skip import needs_order
 from .bundled import bundled_adapters
+from .cost_format import add_cost_probes, cost_as_json, cost_from_json, read_cost_probes
+from .cost_probes import CostProbes
 from .model_file import normal_path, open_gguf
 from .new_file import new_file
 from .routers import MAX_LAYERS, Base, Routers, check_values
 from .typed_reader import MAX_TEXT, TypedReader
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version: with cost probes. Files without are written as version 1, for earlier readers."""
 DEFAULT_SKIP = 0.25
 """The share to recommend where a safetensors file names none."""
 WRITER = f"first_cpp {__version__}"
@@ -59,9 +62,9 @@ def read_routers(file: GgufFile, path: str) -> Routers | None:
         return None
     reader = TypedReader(file, path)
     version = reader.scalar("first.version", "u32")
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise RouterError(
-            f"{path}: first.version is {version}, this first_cpp reads {FORMAT_VERSION}; "
+            f"{path}: first.version is {version}, this first_cpp reads 1 to {FORMAT_VERSION}; "
             "a newer first_cpp may be needed, or the routers converted again"
         )
     base = Base(
@@ -70,31 +73,48 @@ def read_routers(file: GgufFile, path: str) -> Routers | None:
         n_embd=reader.size("first.base.n_embd", 1 << 20),
         fingerprint=reader.text("first.base.fingerprint"),
     )
+    by_routers = version == 1 or _kind(reader.text("first.kind"), path) == "layers"
+    n_router = base.n_layer if by_routers else 0
+    cost = None if version == 1 else read_cost_probes(reader, base.n_layer, base.n_embd, by_routers)
+    no_router = np.empty(0, np.float32)
     routers = Routers(
         base=base,
-        weight=reader.floats("first.router.weight", base.n_layer * base.n_embd).reshape(base.n_layer, base.n_embd),
-        bias=reader.floats("first.router.bias", base.n_layer),
-        norm_eps=reader.scalar("first.router.norm_eps", "f32"),
+        weight=(reader.floats("first.router.weight", n_router * base.n_embd) if by_routers else no_router).reshape(
+            n_router, base.n_embd
+        ),
+        bias=reader.floats("first.router.bias", n_router) if by_routers else no_router,
+        norm_eps=reader.scalar("first.router.norm_eps", "f32") if cost is None or by_routers else cost.norm_eps,
         skippable=reader.bools("first.router.skippable", base.n_layer),
         skip=reader.scalar("first.policy.skip", "f32"),
         writer=reader.text("first.writer"),
         train=reader.scalars("first.train."),
+        cost=cost,
     )
     check_values(routers, path)
     return routers
 
 
+def _kind(kind: str, path: str) -> str:
+    if kind not in ("layers", "sets"):
+        raise RouterError(f"{path}: first.kind is {kind!r:.40}, expected layers or sets")
+    return kind
+
+
 def add_routers(file: GgufFile, routers: Routers) -> None:
     """Put routers into the metadata of a GGUF in memory, as texts what `Routers.train` says."""
-    file.set_u32("first.version", FORMAT_VERSION)
+    file.set_u32("first.version", 1 if routers.cost is None else 2)
     file.set_str("first.writer", routers.writer)
     file.set_str("first.base.architecture", routers.base.architecture)
     file.set_u32("first.base.n_layer", routers.base.n_layer)
     file.set_u32("first.base.n_embd", routers.base.n_embd)
     file.set_str("first.base.fingerprint", routers.base.fingerprint)
-    file.set_f32_array("first.router.weight", routers.weight.reshape(-1))  # layer by layer
-    file.set_f32_array("first.router.bias", routers.bias)
-    file.set_f32("first.router.norm_eps", routers.norm_eps)
+    if routers.kind == "layers":
+        file.set_f32_array("first.router.weight", routers.weight.reshape(-1))  # layer by layer
+        file.set_f32_array("first.router.bias", routers.bias)
+        file.set_f32("first.router.norm_eps", routers.norm_eps)
+    if routers.cost is not None:
+        file.set_str("first.kind", routers.kind)
+        add_cost_probes(file, routers.cost)
     file.set_bool_array("first.router.skippable", list(routers.skippable))
     file.set_f32("first.policy.skip", routers.skip)
     for key, value in sorted(routers.train.items()):  # safetensors gives metadata in no order
@@ -118,7 +138,8 @@ def routers_file(path: str) -> str:
 def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None = None) -> Routers:
     """Routers for `base` from `path`, a file or a folder with routers.safetensors.
 
-    Tensors: weight [n_layer, n_embd], bias [n_layer], float32 or float16. Metadata, all text: norm_eps (default: `norm_eps`,
+    Tensors: weight [n_layer, n_embd], bias [n_layer], float32 or float16; cost.weight [n_set, n_read, n_embd] and cost.bias
+    [n_set] where metadata `cost` has the rest of cost probes. Metadata, all text: norm_eps (default: `norm_eps`,
     the base's), skip (share to recommend, default 0.25; `skip` where given), skippable (JSON list of bools, default all),
     base.fingerprint (checked when present), train.* (free). Raises RouterError naming what is wrong, MissingFileError.
     """
@@ -130,18 +151,27 @@ def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None 
             f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']}, "
             f"this model's {base.fingerprint}"
         )
+    cost, by_routers = _cost(tensors, metadata, path), "weight" in tensors or "cost" not in metadata
     routers = Routers(
         base=base,
-        weight=_tensor(tensors, "weight", path),
-        bias=_tensor(tensors, "bias", path),
+        weight=_tensor(tensors, "weight", path) if by_routers else np.empty((0, base.n_embd), np.float32),
+        bias=_tensor(tensors, "bias", path) if by_routers else np.empty(0, np.float32),
         norm_eps=_number(metadata, "norm_eps", norm_eps, path),
         skippable=_skippable(metadata, base.n_layer, path),
         skip=_number(metadata, "skip", DEFAULT_SKIP, path) if skip is None else skip,
         writer=WRITER,
         train={key.removeprefix("train."): value for key, value in metadata.items() if key.startswith("train.")},
+        cost=cost,
     )
     check_values(routers, path)
     return routers
+
+
+def _cost(tensors: dict[str, Any], metadata: dict[str, str], path: str) -> CostProbes | None:
+    """The cost probes of a safetensors file, None where it has none."""
+    if "cost" not in metadata:
+        return None
+    return cost_from_json(metadata["cost"], _tensor(tensors, "cost.weight", path), _tensor(tensors, "cost.bias", path), path)
 
 
 def write_safetensors(path: str, routers: Routers) -> None:
@@ -160,7 +190,11 @@ def write_safetensors(path: str, routers: Routers) -> None:
     if routers.base.fingerprint:
         metadata["base.fingerprint"] = routers.base.fingerprint
     metadata |= {f"train.{key}": _cut(str(value)) for key, value in routers.train.items()}
-    tensors = {"weight": np.ascontiguousarray(routers.weight), "bias": np.ascontiguousarray(routers.bias)}
+    tensors = {"weight": routers.weight, "bias": routers.bias} if routers.kind == "layers" else {}
+    if routers.cost is not None:
+        metadata["cost"] = cost_as_json(routers.cost)
+        tensors |= {"cost.weight": routers.cost.weight, "cost.bias": routers.cost.bias}
+    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     with new_file(routers_file(path)) as file:
         file.write(save(tensors, metadata=metadata))
 

@@ -49,6 +49,27 @@ class TypedReader:
         """An array of `count` f32: float32 [count]."""
         return self._expect(key, "arr[f32]", count)  # type: ignore[no-any-return]
 
+    def some_floats(self, key: str, most: int) -> npt.NDArray[np.float32]:
+        """An array of at most `most` f32, however many there are: float32 [n]."""
+        return self._at_most(key, "arr[f32]", most)  # type: ignore[no-any-return]
+
+    def ints(self, key: str, count: int) -> tuple[int, ...]:
+        """An array of `count` u32."""
+        return tuple(int(value) for value in self._expect(key, "arr[u32]", count))
+
+    def some_ints(self, key: str, most: int) -> tuple[int, ...]:
+        """An array of at most `most` u32, however many there are."""
+        return tuple(int(value) for value in self._at_most(key, "arr[u32]", most))
+
+    def _at_most(self, key: str, kind: str, most: int) -> Any:
+        if self._file.kind(key) == kind and self._file.count(key) > most:
+            raise RouterError(f"{self._path}: {key} has {self._file.count(key)} elements, expected at most {most}")
+        return self._expect(key, kind)
+
+    def has(self, key: str) -> bool:
+        """Whether the file has this key."""
+        return bool(self._file.kind(key))
+
     def bools(self, key: str, count: int) -> tuple[bool, ...]:
         """An array of `count` bools."""
         return tuple(bool(value) for value in self._expect(key, "arr[bool]", count))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
+import numbers
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -51,8 +53,10 @@ class Arguments:
     fidelity: float | None = None
     fidelity_state: str | os.PathLike[str] | None = None
     cache_bytes: int = 0
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tolerance", check_tolerance(self.tolerance))
         check_prefill(self.prefill, self.route_tokens)
         check_kv(self.kv, self.release_kv)
         if self.measure not in (None, "choice", "kl"):
@@ -60,6 +64,10 @@ class Arguments:
         if isinstance(self.cache_bytes, bool) or not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
             raise SettingError(f"cache_bytes={self.cache_bytes!r} is not a number of bytes; 0 keeps no other conversation")
         check_fidelity(self.fidelity, self.fidelity_state, self.skip, self.measure)
+        if self.fidelity is not None and self.tolerance is not None:
+            raise SettingError(
+                f"fidelity={self.fidelity!r} moves the tolerance; tolerance={self.tolerance:g} holds it: give one"
+            )
         object.__setattr__(self, "skip", parse_skip(self.skip))
         if self.routers is not None and not isinstance(self.routers, Routers):
             object.__setattr__(self, "routers", normal_path(self.routers))
@@ -69,9 +77,9 @@ class Arguments:
         """The file that routers are to be taken from, if one was named."""
         return self.routers if isinstance(self.routers, str) else None
 
-    def state(self, skip: Skip) -> dict[str, Any]:
-        """These arguments again, with the skip setting of now, for pickling."""
-        return {**self.__dict__, "skip": list(skip) if isinstance(skip, tuple) else skip}
+    def state(self, skip: Skip, tolerance: float | None) -> dict[str, Any]:
+        """These arguments again, with the settings of now, for pickling."""
+        return {**self.__dict__, "skip": list(skip) if isinstance(skip, tuple) else skip, "tolerance": tolerance}
 
 
 def check_base_arguments(given: Mapping[str, Any]) -> None:
@@ -164,6 +172,23 @@ def check_sampling(given: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}=nan is not a number to sample with")
     if given.get("repeat_penalty", 1.0) == 0:
         raise SettingError("repeat_penalty=0 is divided by; above 0 is allowed, 1 changes nothing")
+
+
+def check_tolerance(value: object) -> float | None:
+    """A tolerance: a finite number of at least 0, or None. Raises SettingError.
+
+    >>> check_tolerance(0.05)
+    0.05
+    """
+    if value is None:
+        return None
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+    if not 0 <= number < math.inf:
+        raise SettingError(f"tolerance={value!r} is not a predicted cost in nats per token: a finite number of at least 0")
+    return number
 
 
 def wants_gpu(own: Arguments, routers: Routers | None, given: Mapping[str, Any]) -> bool:

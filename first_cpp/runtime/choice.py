@@ -1,4 +1,4 @@
-"""Which layers an answer skips: what is asked for, what the routers scored, what the model allows."""
+"""Which layers an answer skips: what is asked for, what was read of the prompt, what the model allows."""
 
 from __future__ import annotations
 
@@ -10,50 +10,152 @@ import numpy.typing as npt
 from ..gguf.routers import Routers
 from ..skip import Skip, choose_layers, layers_for_share
 from .layers import Layers
+from .predicted_cost import Prediction, in_words, predict
+
+UNREAD = "a part of the prompt came without scores (images, or unnamed hidden states)"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """keep: the mean keep score of each layer, where scores decided. skipped: ascending. why: in a few words."""
+    """keep: the mean keep score of each layer, where scores decided. skipped: ascending. why: in a few words.
+
+    cost: what that is predicted to cost, nats per token; None where it is not. changed: the share of tokens that it is expected
+    to change. level: the level taken, 0 for nothing; None where none was.
+    """
 
     keep: tuple[float, ...] | None
     skipped: tuple[int, ...]
     why: str
+    cost: float | None = None
+    level: int | None = None
+    changed: float | None = None
 
 
-def asked_share(skip: Skip, routers: Routers | None) -> float:
-    """The share of layers that a setting asks routers for; 0 where they are not asked."""
-    if skip == "auto":
-        return routers.skip if routers is not None else 0.0
-    return skip if isinstance(skip, float) else 0.0
+@dataclass(frozen=True)
+class Setting:
+    """skip: as checked. tolerance: the largest predicted cost that "auto" accepts, nats per token."""
+
+    skip: Skip
+    tolerance: float
+
+    def reads_prompt(self, routers: Routers | None) -> bool:
+        """Whether the routers, or the cost probes, are asked."""
+        if self.skip == "auto":
+            return routers is not None and (routers.skip > 0 if routers.cost is None else self.tolerance > 0)
+        return isinstance(self.skip, float) and self.skip > 0
+
+
+@dataclass(frozen=True)
+class PromptMeans:
+    """Means over the prompt's positions. keep: of each layer's scores, empty where whole sets are chosen. costs: of each level,
+    None without cost probes."""
+
+    keep: tuple[float, ...]
+    costs: Prediction | None
 
 
 def choose(
-    skip: Skip, routers: Routers | None, layers: Layers, n_deciding: int, scores: npt.NDArray[np.float32] | None
+    setting: Setting, routers: Routers | None, layers: Layers, n_deciding: int, scores: npt.NDArray[np.float32] | None
 ) -> Choice:
     """What a prompt's answer skips.
 
-    n_deciding: the prompt tokens that decide. scores: their keep scores, float32 [n_deciding, n_layer], NaN for tokens that
-    have none; shorter, or None, where they were not read.
+    n_deciding: the prompt tokens that decide. scores: what was read at each, float32 [n_deciding, n_columns] as
+    `prompt_probes` has them, NaN for tokens that have none; shorter, or None, where they were not read.
     """
+    skip = setting.skip
     if isinstance(skip, tuple) and skip:
         return _fixed(skip, routers, layers)
-    share = asked_share(skip, routers)
-    if share == 0:
-        why = "no routers" if skip == "auto" and routers is None else f"skip={skip!r}"
-        return Choice(None, (), f"{why}: nothing is skipped")
+    if not setting.reads_prompt(routers):
+        return Choice(None, (), f"{_why_nothing(setting, routers)}: nothing is skipped")
     if layers.dense_because:
         return Choice(None, (), f"dense: {layers.dense_because}")
     assert routers is not None
-    text = np.empty((0, 1)) if scores is None else scores[~np.isnan(scores).any(axis=1)].astype(np.float64)
-    if scores is None or len(scores) < n_deciding or not len(text):
-        return Choice(None, (), "dense: a part of the prompt came without scores (images, or unnamed hidden states)")
-    keep = tuple(float(k) for k in text.mean(axis=0))  # each prompt position counts the same
-    possible = [ok and not why for ok, why in zip(routers.skippable, layers.unskippable, strict=True)]
-    skipped = choose_layers(keep, share, possible)
-    asked = layers_for_share(share, len(keep))
-    few = f", only {len(skipped)} are skippable" if len(skipped) < asked else ""
-    return Choice(keep, skipped, f"lowest keep scores, share {share:g} asks for {asked} of {len(keep)} layers{few}")
+    means = _means(routers, n_deciding, scores)
+    if routers.cost is not None and skip == "auto":
+        return Choice(None, (), f"dense: {UNREAD}") if means is None else _budgeted(setting.tolerance, routers, layers, means)
+    share = routers.skip if skip == "auto" else skip
+    assert isinstance(share, float)
+    return _share(share, routers, layers, means)
+
+
+def _why_nothing(setting: Setting, routers: Routers | None) -> str:
+    if setting.skip != "auto":
+        return f"skip={setting.skip!r}"
+    if routers is None:
+        return "no routers"
+    return "skip='auto'" if routers.cost is None else f"tolerance={setting.tolerance:g}"
+
+
+def _means(routers: Routers, n_deciding: int, scores: npt.NDArray[np.float32] | None) -> PromptMeans | None:
+    """None where a part of the prompt was not read. Each prompt position counts the same."""
+    if scores is None or len(scores) < n_deciding:
+        return None
+    text = scores[~np.isnan(scores).any(axis=1)].astype(np.float64)
+    if not len(text):
+        return None
+    mean, n_keep = text.mean(axis=0), len(routers.bias)
+    costs = None if routers.cost is None else predict(routers.cost, mean[n_keep:])
+    return PromptMeans(tuple(mean[:n_keep].tolist()), costs)
+
+
+def _share(share: float, routers: Routers, layers: Layers, means: PromptMeans | None) -> Choice:
+    """That share of the layers."""
+    count = layers_for_share(share, len(layers.unskippable))
+    if routers.kind == "layers":
+        if means is None:
+            return Choice(None, (), f"dense: {UNREAD}")
+        skipped, how = _lowest(means, count, routers, layers), "lowest keep scores"
+    else:
+        skipped, how = _searched(count, routers, layers), "the set for all prompts"
+    few = f", only {len(skipped)} are skippable" if len(skipped) < count else ""
+    why = f"{how}, share {share:g} asks for {count} of {len(layers.unskippable)} layers{few}"
+    if means is None or means.costs is None:
+        return Choice(means.keep if means else None, skipped, why)
+    assert routers.cost is not None
+    cost = means.costs.cost_of(len(skipped))
+    level = None if cost is None else len(skipped)
+    expected = "" if cost is None else f"; expected {in_words(routers.cost, cost)}"
+    changed = None if cost is None else routers.cost.changed(cost)
+    return Choice(means.keep or None, skipped, why + expected, cost, level, changed)
+
+
+def _budgeted(tolerance: float, routers: Routers, layers: Layers, means: PromptMeans) -> Choice:
+    """The largest level whose predicted cost is within the tolerance."""
+    assert routers.cost is not None
+    assert means.costs is not None
+    costs, n_layer, keep = means.costs, len(layers.unskippable), means.keep or None
+    index = costs.within(tolerance)
+    level, cost = (costs.levels[0], costs.costs[0]) if index is None else (costs.levels[index], costs.costs[index])
+    expected = f"expected {in_words(routers.cost, cost)}"
+    numbers = f"predicted cost {cost:.3g}, tolerance {tolerance:.3g} nats a token"
+    if index is None:
+        why = f"nothing is skipped: without {level} of {n_layer} layers it is {expected} ({numbers})"
+        return Choice(keep, (), why, 0.0, 0, 0.0)
+    if routers.kind == "layers":
+        skipped = _lowest(means, level, routers, layers)
+    else:
+        skipped = tuple(i for i in routers.cost.sets[costs.sets[index]].layers if not layers.unskippable[i])
+    few = f", of which {len(skipped)} are skippable" if len(skipped) < level else ""
+    return Choice(
+        keep, skipped, f"{level} of {n_layer} layers{few}: {expected} ({numbers})", cost, level, routers.cost.changed(cost)
+    )
+
+
+def _possible(routers: Routers, layers: Layers) -> list[bool]:
+    return [ok and not why for ok, why in zip(routers.skippable, layers.unskippable, strict=True)]
+
+
+def _lowest(means: PromptMeans, count: int, routers: Routers, layers: Layers) -> tuple[int, ...]:
+    return choose_layers(means.keep, count / len(means.keep), _possible(routers, layers))
+
+
+def _searched(count: int, routers: Routers, layers: Layers) -> tuple[int, ...]:
+    """The level's set for all prompts; where there is no such level, the first layers of the order."""
+    assert routers.cost is not None
+    possible = _possible(routers, layers)
+    if of_level := routers.cost.of_level(count):
+        return tuple(layer for layer in routers.cost.sets[of_level[0]].layers if possible[layer])
+    return tuple(sorted([layer for layer in routers.cost.order if possible[layer]][:count]))
 
 
 def _fixed(asked: tuple[int, ...], routers: Routers | None, layers: Layers) -> Choice:

@@ -1,8 +1,7 @@
-"""What has been read into a llama context: for each position the KV it has, its router scores, and whether it is an image's."""
+"""What has been read into a llama context: for each position its KV, what probes read, and whether it is an image's."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import llama_cpp
@@ -14,6 +13,7 @@ from ..errors import RoutingError
 from ..gguf.routers import Routers
 from .kv_record import NOTHING, KvRecord
 from .layers import Layers
+from .prompt_probes import identity, prompt_probes, read_layers
 from .state import LlamaState
 
 _BASE = llama_cpp.Llama  # programs put our class in its place
@@ -32,8 +32,9 @@ class ReadContext:
         self._llm, self._layers, self._forget_logits = llm, layers, forget_logits
         self._memory = llama_cpp.llama_get_memory(llm.ctx)
         self._has_no_past = llama_cpp.llama_model_is_recurrent(llm.model) or llama_cpp.llama_model_is_hybrid(llm.model)
-        self._router_id = None if routers is None else _identity(routers)
-        self._scores = None if routers is None else _ext.RouterScores(routers.weight, routers.bias, routers.norm_eps)
+        self._router_id = None if routers is None else identity(routers)
+        self._scores = None if routers is None else prompt_probes(routers)
+        self._read_layers = () if routers is None else read_layers(routers)
         self.micro_batch = min(llm.n_batch, llm.context_params.n_ubatch or llm.n_batch)
         self.kv = KvRecord()
         self.n_image = 0
@@ -67,7 +68,8 @@ class ReadContext:
         return None if self._scores is None else len(self._scores)
 
     def scores(self, n_positions: int) -> npt.NDArray[np.float32] | None:
-        """Keep scores of the first positions, float32 [at most n_positions, n_layer], NaN for images; None without routers."""
+        """What routers and cost probes read at the first positions, float32 [at most n_positions, n_columns] as `prompt_probes`
+        has them, NaN for images; None without routers."""
         return None if self._scores is None else self._scores.scores()[:n_positions]
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ class ReadContext:
         try:
             if scores is not None:
                 scores.seek(start)
-                self._layers.read(scores)
+                self._layers.read(scores, self._read_layers)
             parts = (tokens,) if len(tokens) <= self.micro_batch else self._micro_batches(tokens)
             for part in parts:  # Ctrl-C is heard between two
                 if skipped:
@@ -180,9 +182,4 @@ class ReadContext:
         else:
             self.kv.append(self._llm.n_tokens, NOTHING)
         if self._scores is not None:
-            self._scores.load(np.empty((0, len(self._layers.unskippable)), np.float32) if scores is None else scores)
-
-
-def _identity(routers: Routers) -> str:
-    """Tells routers apart: scores of others are of no use."""
-    return hashlib.sha256(routers.weight.tobytes() + routers.bias.tobytes()).hexdigest()
+            self._scores.load(np.empty((0, self._scores.n_columns), np.float32) if scores is None else scores)

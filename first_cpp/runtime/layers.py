@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import llama_cpp
@@ -98,17 +98,18 @@ class Layers:
         """The layers whose KV a position lacks that was evaluated with `skipped` skipped."""
         return skipped - self._kept if self._kept else skipped
 
-    def read(self, reader: _ext.HiddenStateReader, final: bool = False, first: int = 0) -> None:
-        """Hand the hidden states entering every layer from `first` on to `reader` until `stop`; `final`: also what leaves the
+    def read(self, reader: _ext.HiddenStateReader, layers: Iterable[int] | None = None, final: bool = False) -> None:
+        """Hand the hidden states entering `layers`, ascending, or all, to `reader` until `stop`; `final`: also what leaves the
         last."""
-        names = self._inputs[first:] + ([self._output] if final else [])
+        names = self._inputs if layers is None else [self._inputs[layer] for layer in layers]
+        names = names + [self._output] * final
         self._reader = reader  # the hook keeps a bare pointer
         self._hook.start_reading(reader, names)
 
     @contextlib.contextmanager
     def reading(self, reader: _ext.HiddenStateReader, final: bool = False) -> Iterator[None]:
         """`read` for the evaluations inside. Raises RoutingError at the end if a graph did not allow it."""
-        self.read(reader, final)
+        self.read(reader, final=final)
         try:
             yield
             self.check()

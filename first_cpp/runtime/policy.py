@@ -9,24 +9,34 @@ from dataclasses import replace
 
 import llama_cpp
 
-from ..errors import OffloadError, RoutingError, SkipError
+from ..errors import OffloadError, RoutingError, SettingError, SkipError
 from ..gguf.routers import Routers
 from ..skip import Skip, check_layers, layers_for_share, parse_skip
-from .arguments import Arguments
-from .choice import Choice, asked_share, choose
+from .arguments import Arguments, check_tolerance
+from .choice import Choice, Setting, choose
 from .context import ReadContext
 from .fidelity import Fidelity
 from .held import MOST_SHARE, HeldFidelity
 from .kv_record import NOTHING
 from .layers import Layers
+from .predicted_cost import tolerance_of
 from .routing import Routing
+
+
+def check_predicting(tolerance: float | None, routers: Routers | None, path: str) -> None:
+    """Raise SettingError for a tolerance where nothing predicts costs. path: the model, which the error names."""
+    if tolerance is not None and (routers is None or routers.cost is None):
+        raise SettingError(
+            f"tolerance={tolerance:g} needs cost probes, and there are none for {path}; `first-cpp calibrate` makes some"
+        )
 
 
 class RoutingPolicy:
     """Decides for each prompt.
 
     route_tokens: the prompt tokens that decide, n_ctx for whole prompts. own: the arguments of `Llama`. offload: layers are on
-    a GPU, and none can be skipped. held: chooses the share that "auto" stands for.
+    a GPU, and none can be skipped. held: chooses the share, or with
+    cost probes the tolerance, that "auto" stands for.
     """
 
     def __init__(
@@ -48,10 +58,14 @@ class RoutingPolicy:
         """The setting, checked."""
         self._held = held
         self._drawn: float | None = None
-        """The share of the answer going on, where a fidelity is held; None before it begins, and once it was measured."""
+        """The share, or with cost probes the tolerance, of the answer going on, where a fidelity is held; None before it begins
+        and once it was measured."""
         self._share = 0.0
+        self._skips_nothing = False
+        self._cost = None if routers is None else routers.cost
         self.forced: frozenset[int] | None = None
         """The layers of `Llama.skipping`, None outside it."""
+        self.set_tolerance(own.tolerance)
 
     # -- settings ---------------------------------------------------------------------------------------------------
 
@@ -67,6 +81,32 @@ class RoutingPolicy:
         if skip and not (skip == "auto" and self._routers is None):
             self._check_possible(skip if isinstance(skip, tuple) else ())
         self.skip = skip
+
+    @property
+    def tolerance(self) -> float | None:
+        """The largest predicted cost that "auto" accepts, nats per token, of the last answer where a fidelity is held.
+
+        None where nothing predicts.
+        """
+        if self._cost is None:
+            return None
+        if self._held is not None:
+            return self._share
+        return self._cost.tolerance if self.own_tolerance is None else self.own_tolerance
+
+    def set_tolerance(self, value: object) -> None:
+        """Take a tolerance, None for the file's own. Raises SettingError."""
+        tolerance = check_tolerance(value)
+        check_predicting(tolerance, self._routers, self._path)
+        if tolerance is not None and self._held is not None:
+            raise SettingError(f"tolerance={tolerance:g}: the fidelity that is held moves the tolerance; give one of them")
+        self.own_tolerance: float | None = tolerance
+
+    @property
+    def _setting(self) -> Setting:
+        if self._held is None or self.skip != "auto":
+            return Setting(self.skip, self.tolerance or 0.0)
+        return Setting(self._share, 0.0) if self._cost is None else Setting("auto", self._share)
 
     @contextlib.contextmanager
     def forcing(self, layers: Iterable[int]) -> Iterator[None]:
@@ -108,7 +148,11 @@ class RoutingPolicy:
         """An answer begins; `before` is the fidelity of the one before it, as far as it was measured."""
         self.settle(before)
         if self._held is not None and self.skip == "auto" and self.forced is None:
-            self._drawn = self._share = self._held.level(round(MOST_SHARE * self._n_layer)) / self._n_layer
+            self._skips_nothing = False
+            if self._cost is not None:
+                self._drawn = self._share = tolerance_of(self._cost, self._held.dial)
+            else:
+                self._drawn = self._share = self._held.level(round(MOST_SHARE * self._n_layer)) / self._n_layer
 
     def settle(self, fidelity: Fidelity | None) -> None:
         """Take the fidelity of the last answer, once; a dense one has 1."""
@@ -116,14 +160,9 @@ class RoutingPolicy:
             return
         if fidelity is not None:
             self._held.observe(fidelity.share)
-        elif self._drawn == 0:
+        elif self._drawn == 0 or self._skips_nothing:
             self._held.observe(1.0)
         self._drawn = None
-
-    @property
-    def _asked(self) -> Skip:
-        """The setting, or what stands for "auto" while a fidelity is held."""
-        return self._share if self._held is not None and self.skip == "auto" else self.skip
 
     # -- the decision -----------------------------------------------------------------------------------------------
 
@@ -134,8 +173,8 @@ class RoutingPolicy:
 
     @property
     def scoring(self) -> bool:
-        """Whether the routers' scores decide."""
-        asked = (self._held is not None and self.skip == "auto") or asked_share(self.skip, self._routers) > 0
+        """Whether what routers or cost probes read decides."""
+        asked = (self._held is not None and self.skip == "auto") or self._setting.reads_prompt(self._routers)
         return asked and self.forced is None and not self._layers.dense_because
 
     def deciding(self, n_read: int) -> int:
@@ -148,7 +187,7 @@ class RoutingPolicy:
             why = f"dense: {self._layers.dense_because}" if self._layers.dense_because else "skipping()"
             return Choice(None, tuple(sorted(self.forced_set)), why)
         n = self.deciding(n_read)
-        choice = choose(self._asked, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
+        choice = choose(self._setting, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
         if self._held is None or self.skip != "auto":
             return choice
         return replace(choice, why=f"{choice.why}; {self._held.line()}")
@@ -159,6 +198,7 @@ class RoutingPolicy:
         n_read: positions read; n_prompt: positions of the whole prompt.
         """
         choice, layers = self.choose(n_read), self._layers
+        self._skips_nothing = not choice.skipped
         released = 0
         if self._own.release_kv and choice.skipped:
             released = layers.release(choice.skipped)
@@ -170,6 +210,9 @@ class RoutingPolicy:
             n_layer=self._n_layer,
             prompt_tokens=self.deciding(n_read),
             why=choice.why,
+            cost=choice.cost,
+            level=choice.level,
+            changed=choice.changed,
             kv_bytes=layers.kv_bytes(),
             kv_bytes_used=layers.kv_bytes(holding) * n_prompt // self._n_ctx,
             kv_bytes_released=released,

@@ -15,6 +15,9 @@ class Routing:
     n_layer: layers of the model.
     prompt_tokens: prompt tokens that the decision stands on, reused ones included.
     why: the reason in a few words.
+    cost: what skipping is predicted to cost, KL in nats per token, 0 where nothing is skipped; None where nothing predicts.
+    changed: the share of the answer's tokens that this is expected to change; None where nothing says so.
+    level: the number of layers of the level that was taken, 0 for none; None where no level was.
     kv_bytes: bytes of the KV cache in all.
     kv_bytes_used: bytes of its cells that hold the prompt.
     kv_bytes_released: bytes given back to the system (``release_kv=True``).
@@ -28,6 +31,9 @@ class Routing:
     n_layer: int
     prompt_tokens: int
     why: str
+    cost: float | None = None
+    level: int | None = None
+    changed: float | None = None
     kv_bytes: int = 0
     kv_bytes_used: int = 0
     kv_bytes_released: int = 0
@@ -36,6 +42,16 @@ class Routing:
     def share(self) -> float:
         """Skipped layers / all layers."""
         return len(self.skipped) / self.n_layer
+
+
+def words_changed(share: float) -> str:
+    """The share of tokens that skipping is expected to change, as people read it.
+
+    >>> words_changed(0.031), words_changed(0.001)
+    ('about 3 in 100 words changed', 'fewer than 1 in 100 words changed')
+    """
+    number = round(100 * share)
+    return f"about {number} in 100 words changed" if number else "fewer than 1 in 100 words changed"
 
 
 def picture(skipped: Sequence[int], n_layer: int) -> str:

@@ -138,6 +138,7 @@ def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessR
             "n_layer": served.n_layer,
             "skip": served.skip,
             "max_skip": served.dial,
+            "tolerance": served.default_tolerance,
             "key": rules.key is not None,
         }
         return JSONResponse(state, 503 if closed else 200)

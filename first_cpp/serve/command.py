@@ -123,7 +123,9 @@ def serve(listener: socket.socket, options: ModelOptions, key: str | None, args:
 
     llm = load(options, args)
     name, max_prompt = args.alias or options.name, args.max_prompt or llm.n_ctx()
-    served = ServedModel(llm, name, options.skip, args.max_skip, max_prompt, args.logits_all, args.embeddings)
+    served = ServedModel(
+        llm, name, options.skip, args.max_skip, max_prompt, args.logits_all, args.embeddings, options.tolerance
+    )
     served.check_skip(options.skip)
     queue = RequestQueue(args.queue)
     metrics = Metrics(lambda: queue.waiting, served.n_layer)

@@ -6,7 +6,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 from llama_cpp.server.app import prepare_request_resources
@@ -27,18 +27,23 @@ _CHARACTERS = 8  # of a token, more than most have on average
 _CUT_TOKENS = 16  # more that a cut in the text may make
 MOST_BIAS = 1e6  # more could leave a grammar no token with a finite logit
 _NOT_FOR_LLAMA = {
-    "n", "best_of", "logit_bias_type", "user", "min_tokens", "skip", "max_completion_tokens", "stream_options",
+    "n", "best_of", "logit_bias_type", "user", "min_tokens", "skip", "tolerance", "max_completion_tokens", "stream_options",
     "parallel_tool_calls", "functions", "function_call",
 }  # fmt: skip
 
 
+Settings: TypeAlias = tuple[Skip, float | None]
+
+
 @dataclass(frozen=True)
 class Job:
-    """What the worker thread does. make: returns the answer, or its chunks. skip: its setting. routed: whether it has one."""
+    """What the worker thread does. make: returns the answer, or its chunks. skip, tolerance: settings of it, where it is
+    routed."""
 
     make: Callable[[], Any]
     stream: bool
     skip: Skip = None
+    tolerance: float | None = None
     routed: bool = True
 
 
@@ -46,7 +51,7 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
     if len(body.messages) > served.max_prompt:  # each has a token at least
         raise too_long(len(body.messages), served.max_prompt, served.llm.n_ctx())
-    skip = _skip(served, body)
+    settings = _settings(served, body)
     kwargs = _arguments(served, body)
     if body.logprobs:
         kwargs["top_logprobs"] = body.top_logprobs or 0
@@ -61,12 +66,12 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     n_prompt = len(prompt) if isinstance(prompt, list) else len(tokens_of(served, prompt, param="messages"))
     _check_length(served, n_prompt)
     make = functools.partial(_answer_chat, served.llm, kwargs, tools, n_prompt if body.include_usage else None)
-    return Job(make, bool(body.stream), skip)
+    return Job(make, bool(body.stream), *settings)
 
 
 def prepare_completion(served: ServedModel, body: CompletionRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
-    skip = _skip(served, body)
+    settings = _settings(served, body)
     kwargs = _arguments(served, body)
     if body.logprobs is not None:
         _check_logprobs(served, body.logprobs)
@@ -75,15 +80,15 @@ def prepare_completion(served: ServedModel, body: CompletionRequest) -> Job:
     if body.echo and body.stream and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs cannot be streamed; ask for them without stream", param="echo")
     if body.suffix is not None:
-        return _prepare_infill(served, body, kwargs, skip)
+        return _prepare_infill(served, body, kwargs, settings)
     prompt = Prompt.of(served.llm, body.prompt, _prompt_tokens(served, body.prompt))
     _check_length(served, len(prompt.tokens))
     usage = len(prompt.tokens) if body.include_usage else None
     make = functools.partial(answer_completion, served.llm, kwargs, prompt, usage)
-    return Job(make, bool(body.stream), skip)
+    return Job(make, bool(body.stream), *settings)
 
 
-def _prepare_infill(served: ServedModel, body: CompletionRequest, kwargs: dict[str, Any], skip: Skip) -> Job:
+def _prepare_infill(served: ServedModel, body: CompletionRequest, kwargs: dict[str, Any], settings: Settings) -> Job:
     """A text between `prompt` and `suffix`, as the base class makes it."""
     for name, given in (("echo", body.echo), ("logprobs", body.logprobs is not None), ("max_tokens", body.max_tokens == 0)):
         if given:
@@ -96,8 +101,8 @@ def _prepare_infill(served: ServedModel, body: CompletionRequest, kwargs: dict[s
     _check_length(served, n_prompt)
     make = functools.partial(served.llm.create_completion, **kwargs)
     if body.include_usage:
-        return Job(lambda: with_usage(make(), served.llm, n_prompt), True, skip)
-    return Job(make, bool(body.stream), skip)
+        return Job(lambda: with_usage(make(), served.llm, n_prompt), True, *settings)
+    return Job(make, bool(body.stream), *settings)
 
 
 def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
@@ -173,10 +178,12 @@ def _arguments(served: ServedModel, body: ChatRequest | CompletionRequest) -> di
     return kwargs
 
 
-def _skip(served: ServedModel, body: ChatRequest | CompletionRequest) -> Skip:
-    if "skip" not in body.model_fields_set:
-        return served.skip
-    return _refusing("skip", served.check_skip, body.skip)  # type: ignore[no-any-return]
+def _settings(served: ServedModel, body: ChatRequest | CompletionRequest) -> Settings:
+    """skip and tolerance."""
+    skip = _refusing("skip", served.check_skip, body.skip) if "skip" in body.model_fields_set else served.skip
+    if body.tolerance is None:
+        return skip, served.tolerance
+    return skip, _refusing("tolerance", served.check_tolerance, body.tolerance)
 
 
 def _refusing(param: str, function: Callable[..., Any], *args: Any) -> Any:

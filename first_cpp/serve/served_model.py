@@ -8,15 +8,18 @@ from typing import Any
 
 import llama_cpp
 
-from ..errors import SkipError
+from ..errors import SettingError, SkipError
 from ..llama import Llama
+from ..runtime.arguments import check_tolerance
+from ..runtime.policy import check_predicting
 from ..skip import Skip, check_layers, layers_for_share, parse_skip
 from .api_errors import unknown_model
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """name: of the model in requests and answers. max_skip: the largest skip share. max_prompt: tokens.
+    """name: of the model in requests and answers. max_skip: the largest skip share. max_prompt: tokens. tolerance: for requests
+    without, None for the file's.
 
     Calling it and iterating over it is what llama_cpp.server's routes do with their LlamaProxy.
     """
@@ -28,6 +31,7 @@ class ServedModel:
     max_prompt: int
     logits_all: bool = False
     embeddings: bool = False
+    tolerance: float | None = None
 
     def __call__(self, model: str | None = None) -> Llama:
         """The model by its name; no name means the only one. Raises ApiError for another."""
@@ -52,6 +56,12 @@ class ServedModel:
         """The largest share of layers that a request can ask the routers for; 0 without routers."""
         return min(self.max_skip, (self.n_layer - 1) / self.n_layer) if self.llm.routers else 0.0
 
+    @property
+    def default_tolerance(self) -> float | None:
+        """The tolerance of requests without one; None where nothing predicts costs."""
+        cost = self.llm.routers.cost if self.llm.routers else None
+        return cost.tolerance if cost is not None and self.tolerance is None else self.tolerance
+
     def check_skip(self, value: Any) -> Skip:
         """A request's skip setting. Raises SkipError with what is wrong and what is allowed."""
         if isinstance(value, (list, str, dict)) and len(value) > max(100, self.n_layer):  # before each of them is checked
@@ -68,9 +78,21 @@ class ServedModel:
             raise SkipError(f"{asked} is above the maximum of this server, {self.max_skip:g}")
         return skip
 
+    def check_tolerance(self, value: Any) -> float | None:
+        """A request's tolerance. Raises SettingError with what is wrong and what is allowed."""
+        tolerance = check_tolerance(value)
+        check_predicting(tolerance, self.llm.routers, self.name)
+        if tolerance is not None and self.llm.held is not None:
+            raise SettingError(f"tolerance={tolerance:g}: this server holds a fidelity, which moves the tolerance")
+        return tolerance
+
     def _share(self, skip: Skip) -> float:
+        """The largest share of layers that a setting may skip."""
         if skip == "auto":
-            return self.llm.routers.skip if self.llm.routers else 0.0
+            routers = self.llm.routers
+            if routers is None:
+                return 0.0
+            return routers.skip if routers.cost is None else routers.cost.levels[-1] / self.n_layer
         if isinstance(skip, tuple):
             return len(skip) / self.n_layer
         return skip if isinstance(skip, float) else 0.0

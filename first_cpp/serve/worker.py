@@ -153,6 +153,7 @@ class RunningJob:
             raise AnswerCancelled("the answer was cancelled")
         if self._job.routed:
             self._llm.skip = self._job.skip
+            self._llm.tolerance = self._job.tolerance
         made = self._job.make()
         if isinstance(made, dict):
             self._note(made)

@@ -12,8 +12,8 @@ import sqlite3
 import llama_cpp
 import numpy as np
 import pytest
-from helpers import tokens
-from routers_files import routed_model
+from helpers import greedy, tokens
+from routers_files import budget_routers, routed_model
 
 from first_cpp._ext import GgufFile
 from first_cpp.bench import measure
@@ -22,6 +22,7 @@ from first_cpp.bench.number_lists import numbers, skips
 from first_cpp.cli.main import main
 from first_cpp.errors import OptionError
 from first_cpp.gguf.byte_limit import byte_limit, kv_reads, weight_reads
+from first_cpp.gguf.embed import embed
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.gguf.quantise import quiet_llama_cpp
 from first_cpp.gguf.synthetic import FILE_TYPES, SHAPES, Shape, SyntheticError, write_random
@@ -102,6 +103,18 @@ def test_random_routers_score_the_prompt(tiny, capsys):
     assert "chosen by the routers" in bench(
         capsys, "-m", tiny, "--routers", "random", "--skip", "0.34", "--engines", "first_cpp"
     )
+
+
+def test_auto_is_what_the_prompt_can_spare(tiny, tmp_path, capsys, load):
+    path = str(tmp_path / "budget.gguf")
+    embed(budget_routers(tiny, tolerance=0.5), tiny, path, quiet=True)
+    shown = json.loads(bench(capsys, "-m", path, "--skip", "auto,0.34", "-o", "json", "--engines", "first_cpp"))
+    llm = load(path)
+    greedy(llm, np.random.default_rng(0).integers(40, 240, 16).tolist(), 1)
+    rows = {one["skip"]: tuple(one["skipped_layers"]) for one in shown if one["n_gen"]}
+    assert rows == {0.34: (3, 4), "auto": llm.routing.skipped}
+    assert rows["auto"]
+    assert "skip auto: layer" in bench(capsys, "-m", path, "--skip", "auto", "--engines", "first_cpp")
 
 
 def test_layers_as_well_as_shares(tiny, capsys):
@@ -337,7 +350,7 @@ def test_skips_are_shares_and_sets_of_layers():
         (["--synthetic", "llama-9"], "'llama-9' is unknown; allowed: tiny"),
         (["--synthetic", "tiny", "--type", "q9"], "'q9' is unknown; allowed: f32"),
         (["--synthetic", "tiny", "--skip", "1.5"], "skip=1.5: a share of layers is at least 0 and below 1"),
-        (["--synthetic", "tiny", "--skip", "x"], "'x' is not a share of layers like 0.25 or a set of layers like [7,11]"),
+        (["--synthetic", "tiny", "--skip", "x"], "'x' is not auto, a share of layers like 0.25 or a set of layers like [7,11]"),
         (["--synthetic", "tiny", "--skip", "7,11"], "layer 7 does not exist"),
         (["--synthetic", "tiny", "--skip", "0.95"], "all 6 layers"),
         (["--synthetic", "tiny", "--engines", "stock,mlx"], "mlx unknown"),

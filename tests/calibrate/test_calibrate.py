@@ -60,9 +60,15 @@ def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_pat
     assert found.sets[0].layers == (found.order[0],)
     assert found.weight.shape == (len(found.sets), len(found.read), 128)
     routers = load_routers(str(out))
-    assert (routers.skip, routers.train["order"]) == (pytest.approx(2 / 6), ",".join(map(str, found.order)))
+    assert (routers.kind, routers.skip, routers.cost.order) == ("sets", pytest.approx(2 / 6), found.order)
+    assert (routers.cost.read, routers.cost.tolerance) == (found.read, pytest.approx(found.tolerance))
+    assert len(routers.cost.table) == len(found.table) > 0
     assert tensor_hashes(out) == tensor_hashes(idle)
     llm = load(out)
+    llm.create_completion("Hello", max_tokens=4)
+    assert set(llm.routing.skipped) >= IDLE  # as many as the prompt can spare
+    assert 0 < llm.routing.cost <= found.tolerance * 1.001
+    llm.skip = 2 / 6
     llm.create_completion("Hello", max_tokens=4)
     assert set(llm.routing.skipped) == IDLE
     text = capsys.readouterr().out

@@ -10,11 +10,12 @@ import pytest
 
 from first_cpp.calibrate import probes
 from first_cpp.calibrate.budget import Outcomes, at_mean, is_safe, safe_level, safe_tolerance, within
-from first_cpp.calibrate.calibration import Calibration, LayerSet, TolerancePoint
+from first_cpp.calibrate.calibration import Calibration
 from first_cpp.calibrate.probes import LEAST_COST, fit, interpolate, interpolated, monotone
 from first_cpp.calibrate.prompts import Prompt, in_turns, is_kept_out, read_prompts
 from first_cpp.cli.jsonl import DataError
 from first_cpp.errors import MissingFileError, RouterError
+from first_cpp.gguf.cost_probes import LayerSet, TolerancePoint
 from first_cpp.gguf.routers import Base
 
 # -- prompts ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ FIELDS = {
     "keep",
     "why",
     "expected_speedup",
+    "predicted_cost",
+    "expected_change",
 }
 
 
@@ -37,6 +39,7 @@ def check(record: dict) -> None:
     assert record["n_layer"] == len(record["keep"]) == 6
     assert len(record["skipped_layers"]) == 2
     assert record["expected_speedup"] > 1
+    assert (record["predicted_cost"], record["expected_change"]) == (None, None)  # these routers have no cost probes
     assert record["ttft_ms"] > 0
 
 

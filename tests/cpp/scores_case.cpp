@@ -1,4 +1,4 @@
-// One random case for the router scores.
+// One random case for the probes' values.
 #include "scores_case.h"
 
 #include <cmath>
@@ -32,33 +32,73 @@ std::vector<float> draw_floats(Choices & choices, size_t n, bool any) {
     return values;
 }
 
-struct Routers {
-    size_t n_layer;
-    size_t n_embd;
-    std::vector<float> weight, bias;
-    float norm_eps = 1e-5F;
-};
+constexpr float kNormEps = 1e-5F;
 
-double expected_score(const Routers & r, size_t layer, const float * h) {
-    double dot = 0;
-    double squares = 0;
-    for (size_t i = 0; i < r.n_embd; ++i) {
-        dot += static_cast<double>(r.weight[layer * r.n_embd + i]) * h[i];
-        squares += static_cast<double>(h[i]) * h[i];
+// Routers on some points, one a column, and columns that several points add to.
+std::vector<Probe> draw_probes(Choices & choices, size_t n_points, size_t n_embd, bool any) {
+    std::vector<Probe> probes;
+    const auto add = [&](size_t point, size_t column, bool sigmoid) {
+        probes.push_back(Probe{point, column, draw_floats(choices, n_embd, any), draw_float(choices, any), kNormEps, sigmoid});
+    };
+    size_t column = 0;
+    for (size_t point = 0; point < n_points; ++point) {
+        if (choices.one_in(2)) {
+            add(point, column++, true);
+        }
     }
-    const double norm = std::sqrt(squares / static_cast<double>(r.n_embd) + r.norm_eps);
-    return 1.0 / (1.0 + std::exp(-(dot / norm + r.bias[layer])));
+    const size_t n_costs = 1 + choices.below(3);
+    for (const size_t end = column + n_costs; column < end; ++column) {
+        for (size_t point = 0; point < n_points; ++point) {
+            add(point, column, false);
+        }
+    }
+    return probes;
 }
 
-// Hands over the positions from `begin` on: every layer in batches of its own sizes.
-void hand_over(RouterScores & scores, const Routers & r, const std::vector<std::vector<float>> & states, size_t begin,
-               size_t n_positions, Choices & choices) {
-    for (size_t layer = 0; layer < r.n_layer; ++layer) {
+double value_of(const Probe & probe, const float * h) {
+    double dot = 0;
+    double squares = 0;
+    for (size_t i = 0; i < probe.weight.size(); ++i) {
+        dot += static_cast<double>(probe.weight[i]) * h[i];
+        squares += static_cast<double>(h[i]) * h[i];
+    }
+    const double linear = dot / std::sqrt(squares / static_cast<double>(probe.weight.size()) + probe.norm_eps) + probe.bias;
+    return probe.sigmoid ? 1.0 / (1.0 + std::exp(-linear)) : linear;
+}
+
+using States = std::vector<std::vector<float>>;
+
+// Hands over the positions from `begin` on: every point in batches of its own sizes.
+void hand_over(RouterScores & scores, size_t n_embd, const States & states, size_t begin, size_t n_positions,
+               Choices & choices) {
+    for (size_t point = 0; point < states.size(); ++point) {
         for (size_t at = begin; at < n_positions;) {
             const size_t n = 1 + choices.below(static_cast<uint32_t>(n_positions - at));
-            scores.read(static_cast<int>(layer), states[layer].data() + at * r.n_embd, static_cast<int64_t>(n),
-                        static_cast<int64_t>(r.n_embd));
+            scores.read(static_cast<int>(point), states[point].data() + at * n_embd, static_cast<int64_t>(n),
+                        static_cast<int64_t>(n_embd));
             at += n;
+        }
+    }
+}
+
+void check_values(const std::vector<Probe> & probes, const States & states, size_t n_columns, const std::vector<float> & found,
+                  bool any) {
+    std::vector<double> expected(found.size(), 0.0);
+    std::vector<bool> is_score(n_columns, false);
+    for (const Probe & probe : probes) {
+        is_score[probe.column] = probe.sigmoid;
+        for (size_t at = probe.column, position = 0; at < found.size(); at += n_columns, ++position) {
+            expected[at] += value_of(probe, states[probe.point].data() + position * probe.weight.size());
+        }
+    }
+    for (size_t at = 0; at < found.size(); ++at) {
+        if (is_score[at % n_columns]) {
+            CHECK(found[at] >= 0.0F && found[at] <= 1.0F);
+        }
+        CHECK(!std::isnan(found[at]));
+        CHECK(std::isfinite(found[at]) || found[at] > 0);  // what is not known is not cheap
+        if (!any) {
+            CHECK(std::abs(found[at] - expected[at]) < 1e-3);
         }
     }
 }
@@ -67,48 +107,37 @@ void hand_over(RouterScores & scores, const Routers & r, const std::vector<std::
 
 void run_scores_case(Choices & choices) {
     const bool any = choices.one_in(2);
-    Routers r{1 + choices.below(5), 1 + choices.below(40), {}, {}};
-    r.weight = draw_floats(choices, r.n_layer * r.n_embd, any);
-    r.bias = draw_floats(choices, r.n_layer, any);
+    const size_t n_points = 1 + choices.below(5);
+    const size_t n_embd = 1 + choices.below(40);
+    const std::vector<Probe> probes = draw_probes(choices, n_points, n_embd, any);
     const size_t n_positions = 1 + choices.below(9);
-    std::vector<std::vector<float>> states;
-    for (size_t layer = 0; layer < r.n_layer; ++layer) {
-        states.push_back(draw_floats(choices, n_positions * r.n_embd, any));
+    States states;
+    for (size_t point = 0; point < n_points; ++point) {
+        states.push_back(draw_floats(choices, n_positions * n_embd, any));
     }
 
-    RouterScores split(r.weight, r.bias, r.norm_eps);
-    hand_over(split, r, states, 0, n_positions, choices);
+    RouterScores split(probes);
+    hand_over(split, n_embd, states, 0, n_positions, choices);
     CHECK_EQUAL(split.size(), n_positions);
 
-    // again from a position in the middle on, in other batches: the same scores
+    // again from a position in the middle on, in other batches: the same values
     const std::vector<float> first = split.scores();
+    CHECK_EQUAL(first.size(), n_positions * split.n_columns());
     const size_t again = choices.below(static_cast<uint32_t>(n_positions + 1));
     split.seek(again);
     CHECK_EQUAL(split.size(), again);
-    hand_over(split, r, states, again, n_positions, choices);
+    hand_over(split, n_embd, states, again, n_positions, choices);
     CHECK(split.scores() == first);
     CHECK_THROWS(std::invalid_argument, split.seek(n_positions + 1));
-
-    size_t not_finite = 0;
-    for (size_t position = 0; position < n_positions; ++position) {
-        for (size_t layer = 0; layer < r.n_layer; ++layer) {
-            const float score = first[position * r.n_layer + layer];
-            CHECK(score >= 0.0F && score <= 1.0F);
-            not_finite += score == 1.0F ? 1 : 0;
-            if (!any) {
-                const double expected = expected_score(r, layer, states[layer].data() + position * r.n_embd);
-                CHECK(std::abs(score - expected) < 1e-4);
-            }
-        }
-    }
+    check_values(probes, states, split.n_columns(), first, any);
     CHECK(any || split.not_finite() == 0);
-    CHECK(split.not_finite() <= 2 * not_finite);  // each was handed over twice at most, and counts as 1
+    CHECK(split.not_finite() <= 2 * n_positions * probes.size());  // each was handed over twice at most
 
-    RouterScores loaded(r.weight, r.bias, r.norm_eps);
+    RouterScores loaded(probes);
     loaded.load(first);
     CHECK_EQUAL(loaded.size(), n_positions);
     loaded.seek(again);
-    hand_over(loaded, r, states, again, n_positions, choices);
+    hand_over(loaded, n_embd, states, again, n_positions, choices);
     CHECK(loaded.scores() == first);
 }
 

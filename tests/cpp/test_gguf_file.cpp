@@ -78,12 +78,14 @@ TEST(gguf_file_sets_replaces_and_removes_values) {
     const float floats[] = {1.0F, 2.0F};
     file.set_f32_array("floats", floats, 2);
     file.set_bool_array("bools", {true, false, true});
+    file.set_u32_array("u32s", {3, 1, 4000000000U});
+    file.set_u32_array("no u32s", {});
     file.set_str("gone", "");
     CHECK(file.remove("gone"));
     CHECK(!file.remove("gone"));
     const TemporaryFile written(file.metadata());
     const GgufFile read(written.path());
-    CHECK_EQUAL(read.keys().size(), size_t{5});
+    CHECK_EQUAL(read.keys().size(), size_t{7});
     CHECK_EQUAL(gguf_get_val_u32(read.get(), read.find("u32")), 8U);
     CHECK_EQUAL(gguf_get_val_f32(read.get(), read.find("f32")), 0.25F);
     CHECK_EQUAL(std::string(gguf_get_val_str(read.get(), read.find("str"))), "two words");
@@ -91,6 +93,9 @@ TEST(gguf_file_sets_replaces_and_removes_values) {
     CHECK_EQUAL(static_cast<const float *>(gguf_get_arr_data(read.get(), read.find("floats")))[1], 2.0F);
     CHECK_EQUAL(read.kind("bools"), "arr[bool]");
     CHECK_EQUAL(read.count("bools"), size_t{3});
+    CHECK_EQUAL(read.kind("u32s"), "arr[u32]");
+    CHECK_EQUAL(static_cast<const uint32_t *>(gguf_get_arr_data(read.get(), read.find("u32s")))[2], 4000000000U);
+    CHECK_EQUAL(read.count("no u32s"), size_t{0});
 }
 
 TEST(gguf_file_declares_tensors) {

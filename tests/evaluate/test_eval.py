@@ -131,6 +131,8 @@ def test_rows_as_typed(tiny):
     assert parse(f"tuned={tiny}").skip is None
     best = parse(f"best={tiny}@3,1")
     assert (best.name, best.skip, best.share) == ("best@2/6", (1, 3), 2 / 6)
+    auto = parse(f"tuned={tiny}@auto")
+    assert (auto.name, auto.skip, auto.share) == ("tuned@auto", "auto", 0.0)
     even = parse(f"even+lora={tiny}@even:0.34")
     assert (even.name, even.system, even.skip, even.share) == ("even+lora@0.34", "even+lora", (2, 3), 0.34)
     assert parse(f"x={tiny}@influence:0.34", [4, 0, 1, 2, 3, 5]).skip == (0, 4)
@@ -140,7 +142,6 @@ def test_rows_as_typed(tiny):
         "a.gguf",
         "=a.gguf",
         "x=",
-        f"x={tiny}@auto",
         f"x={tiny}@2",
         f"x={tiny}@even:",
         f"x={tiny}@even:1,2",

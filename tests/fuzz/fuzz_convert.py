@@ -22,6 +22,10 @@ from first_cpp.gguf.synthetic import Shape, write_random
 SHAPE = Shape(n_layer=2, n_embd=32, n_head=2, n_head_kv=1, n_ff=32, n_vocab=260)
 METADATA = {"norm_eps": "1e-5", "skip": "0.4", "skippable": "[true, false]", "train.data": "x"}
 ODD_TEXTS = ["", "nan", "inf", "-1", "1e400", "0", "[]", "[1, 2]", "null", "{", "true", "\0", "x" * 5000, "\u00e9", "1_0"]
+COST = {
+    "norm_eps": 1e-5, "tolerance": 0.1, "fidelity": 0.95, "margin": 0.0, "read": [0, 1], "order": [], "sets": [[1, []]],
+    "table": [[0.01, 0.1, 0.01, 0.99], [0.1, 0.4, 0.1, 0.9]],
+}  # fmt: skip
 CONFIG = {"r": 2, "lora_alpha": 4, "bias": "none", "use_dora": False, "target_modules": ["q_proj"], "peft_type": "LORA"}
 ODD_VALUES = [None, 0, -1, 1e308, "x", [], {}, True, "2", [1], float("nan")]
 
@@ -65,8 +69,33 @@ class Inputs:
             )
         elif how == 4:
             del tensors[rng.choice(list(tensors))]
+        if rng.random() < 0.5:
+            self.add_cost(rng, tensors, metadata)
         data = save(tensors, metadata=metadata)
         return mutate(rng, data) if how == 5 else data
+
+    def add_cost(self, rng: random.Random, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        """Cost probes of either kind, at times with something odd in them."""
+        whole_sets = rng.random() < 0.5
+        cost = {name: (list(value) if isinstance(value, list) else value) for name, value in COST.items()}
+        if whole_sets:
+            tensors.pop("weight", None)
+            tensors.pop("bias", None)
+            cost |= {"sets": [[1, [0]]], "order": [0, 1]}
+        tensors["cost.weight"] = np.full((1, 2, SHAPE.n_embd), 0.01, np.float32)
+        tensors["cost.bias"] = np.array([-3.0], np.float32)
+        how = rng.randrange(5)
+        if how == 0:
+            cost[rng.choice(list(cost))] = rng.choice([*ODD_VALUES, [[1, [0]], [1, [0]]], [1, 0], [[2, [0, 1]]], [[1, [1]]]])
+        elif how == 1:
+            name = rng.choice(["cost.weight", "cost.bias"])
+            tensors[name] = rng.choice([tensors[name][:0], tensors[name].reshape(-1), tensors[name].astype("f8")])
+        elif how == 2:
+            name = rng.choice(["cost.weight", "cost.bias"])
+            tensors[name].flat[0] = rng.choice([np.nan, np.inf, 3e38])
+        elif how == 3:
+            del cost[rng.choice(list(cost))]
+        metadata["cost"] = json.dumps(cost) if how != 4 or rng.random() < 0.9 else rng.choice(ODD_TEXTS)
 
     def model(self, rng: random.Random) -> bytes:
         # what matters stands before and after the vocabulary

@@ -46,7 +46,8 @@ NAN, INF = float("nan"), float("inf")
 
 # name: (changed key -> value or None to leave it out, what the error says)
 CHANGES = {
-    "2 newer version": ({"first.version": scalar(U32, 2)}, "first.version is 2, this first_cpp reads 1"),
+    "2 newer version": ({"first.version": scalar(U32, 3)}, "first.version is 3, this first_cpp reads 1 to 2"),
+    "2 version 0": ({"first.version": scalar(U32, 0)}, "first.version is 0"),
     "2 no version": ({"first.version": None}, "first.version is missing"),
     "3 weight too short": ({W: array(F32, [0.0] * 767)}, f"{W} has 767 elements, expected 768"),
     "3 weight with a bias in it": ({W: array(F32, [0.0] * 774)}, "774 elements"),

@@ -233,7 +233,7 @@ def test_hidden_states_leave_nothing_behind(tiny, load):
 
 def test_error_of_an_interrupted_eval_is_not_raised_by_the_next(routed, load):
     llm = load(routed, skip=0.5)
-    misfit = first_cpp._ext.RouterScores(np.zeros(4, np.float32), np.zeros(2, np.float32), 1e-5)
+    misfit = first_cpp._ext.RouterScores([first_cpp._ext.Probe(0, 0, np.zeros(2, np.float32), 0.0, 1e-5, True)])
     llm._layers._hook.start_reading(misfit, ["embd"])
     llm._ctx.decode((llm._batch.set_batch([5], 0, False), llm._batch)[1])
     llm._layers.stop()

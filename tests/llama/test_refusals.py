@@ -19,7 +19,7 @@ from first_cpp.cli.options import number
 from first_cpp.gguf.model_file import normal_path
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.runtime.choice import choose
+from first_cpp.runtime.choice import Setting, choose
 from first_cpp.runtime.layers import Layers
 from first_cpp.train.model import decoder_layers
 
@@ -35,7 +35,7 @@ def test_layers_of_graphs_that_do_not_fit(tiny, load, monkeypatch):
     with pytest.raises(RoutingError, match="does not name them all"):
         llm.hidden_states([1, 2])
     llm._layers.unskippable = ("odd graph",) * 6
-    assert choose((1, 2), None, llm._layers, 3, None).why == "dense: odd graph"
+    assert choose(Setting((1, 2), 0.0), None, llm._layers, 3, None).why == "dense: odd graph"
 
 
 def test_a_graph_that_could_not_be_patched_is_told(tiny, load, monkeypatch):

@@ -8,7 +8,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from helpers import greedy, logits, tokens
-from routers_files import routed_model
+from routers_files import budget_routers, routed_model
 
 from first_cpp import BusyError, LogitsError, RoutingError
 
@@ -125,6 +125,35 @@ def test_second_turn_is_a_fresh_model(routed, load, first_turn, skip, context):
     stock = load(routed, llama_cpp.Llama, **context)
     np.testing.assert_array_equal(row, stock_row(stock, prompt, used.reused))
     np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("skip", ["auto", 0.5])
+@pytest.mark.parametrize("kind", ["sets", "layers"])
+@pytest.mark.parametrize("first_turn", FIRST_TURNS)
+def test_second_turn_of_a_budget(tiny, load, first_turn, kind, skip):
+    """What cost probes read of a reused prefix counts as what routers read does."""
+    routers = budget_routers(tiny, kind, tolerance=1.0, scale=0.02)
+    used, fresh = load(tiny, routers=routers, skip=skip), load(tiny, routers=routers, skip=skip)
+    prompt = PROMPT + first_turn(used) + MORE
+    row, answer, skipped = second_turn(used, prompt)
+    fresh_row, fresh_answer, fresh_skipped = second_turn(fresh, prompt)
+    assert skipped == fresh_skipped != ()
+    assert answer == fresh_answer
+    assert used.reused == (0 if first_turn is reset_between else 60)
+    if skip == "auto":
+        assert used.routing.cost == pytest.approx(fresh.routing.cost, rel=1e-3)
+    np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
+
+
+def test_a_state_of_other_probes_is_read_again(tiny, load):
+    """What it saved is of no use to them: another length even."""
+    used = load(tiny, routers=budget_routers(tiny, tolerance=1.0))
+    greedy(used, PROMPT, 5)
+    other = load(tiny, routers=budget_routers(tiny, "layers", tolerance=1.0))
+    other.load_state(used.save_state())
+    fresh = load(tiny, routers=budget_routers(tiny, "layers", tolerance=1.0))
+    assert greedy(other, PROMPT + MORE, 4) == greedy(fresh, PROMPT + MORE, 4)
+    assert other.routing == fresh.routing
 
 
 def stock_row(stock, prompt, reused):

@@ -39,7 +39,7 @@ function turnDial(event) {
 function showDial() {
   const count = Number(at("count").value);
   let text = `${count} of ${server.n_layer} layers skipped`;
-  if (at("auto").checked) text = "the model's own share";
+  if (at("auto").checked) text = server.tolerance === null ? "the model's own share" : "as many as each prompt can spare";
   else if (at("dial").disabled) text = "no routers: every layer is computed";
   if (skip === undefined && Array.isArray(server.skip)) text = `layers ${server.skip.join(", ")} skipped`;
   at("dialText").textContent = text;
@@ -201,7 +201,15 @@ function picture({ tokens, layers }) {
   }
   const rate = layers.tpot_ms ? `${(1000 / layers.tpot_ms).toFixed(1)} tokens/s, ` : "";
   const figures = `${tokens} tokens, ${rate}TTFT ${Math.round(layers.ttft_ms)} ms, ${computed} of ${layers.n_layer} layers`;
-  return [row, paragraph("figures", figures)];
+  return [row, paragraph("figures", `${figures}${change(layers)}`)];
+}
+
+// What skipping is expected to change, where the model has cost probes.
+function change(layers) {
+  if (layers.expected_change === null || layers.expected_change === undefined || !layers.skipped_layers.length) return "";
+  const number = Math.round(100 * layers.expected_change);
+  const words = number ? `about ${number}` : "fewer than 1";
+  return `, ${words} in 100 words changed (predicted cost ${layers.predicted_cost.toFixed(3)})`;
 }
 
 // Changes the log and stays at its end, where the reader is there.
