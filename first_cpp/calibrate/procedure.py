@@ -25,6 +25,8 @@ Floats64 = npt.NDArray[np.float64]
 
 LEAST_PROMPTS = 16
 """Fewer answers tell nothing."""
+LEAST_KEPT_OUT = 4
+"""Prompts that nothing was fitted on, by which sets are compared and the table is made."""
 SEARCHED = ("searched", "searched, relative")
 """The names of the sets that the orders give."""
 CHEAP = 8
@@ -224,12 +226,13 @@ class Procedure:
         sets = self.sets(orders, levels)
         done = list[int]()
         for i in kept_out:
-            if self._over(1.0) and len(done) >= LEAST_PROMPTS:
+            enough = len(done) >= LEAST_PROMPTS and sum(kept_out[j] for j in done) >= LEAST_KEPT_OUT
+            if self._over(1.0) and enough:
                 break
             try:
                 self._measure_prompt(i, sets if kept_out[i] else {name: sets[name] for name in SEARCHED if name in sets})
             except KeyboardInterrupt:
-                if len(done) < LEAST_PROMPTS:
+                if not enough:
                     raise
                 self.show.say(f"interrupted: going by the {len(done)} prompts measured so far")
                 break

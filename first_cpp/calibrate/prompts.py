@@ -68,10 +68,10 @@ def in_turns(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
 
 
 def is_kept_out(prompts: Sequence[Prompt]) -> list[bool]:
-    """Every fourth prompt of each task is kept out of all fits, in the order given."""
+    """Every fourth prompt of each task is kept out of all fits, in the order given; of all together where tasks are small."""
     seen: dict[str, int] = defaultdict(int)
     kept = []
     for prompt in prompts:
         kept.append(seen[prompt.task] % 4 == 3)
         seen[prompt.task] += 1
-    return kept
+    return kept if 6 * sum(kept) >= len(kept) else [i % 4 == 3 for i in range(len(kept))]

@@ -127,7 +127,7 @@ def _measured_routers(model: str) -> Routers:
 
     print(
         "This model has no routers: block influence is measured on "
-        f"{len(CALIBRATION)} texts.\nEvery prompt then skips the same layers: expect worse answers than with trained routers.",
+        f"{len(CALIBRATION)} texts.\nEvery prompt then skips the same layers: expect worse answers than with trained\nrouters.",
         flush=True,
     )
     llm = Llama(model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
