@@ -24,7 +24,7 @@ test-slow: .venv/installed-test
 	$(BIN)/pytest -m slow
 
 test-archs: .venv/installed-test
-	cd tests && ../$(BIN)/python -m architectures --out ../docs/reference/architectures.md
+	cd tests && PYTHONPATH=support ../$(BIN)/python -m architectures --out ../docs/reference/architectures.md
 
 # The C++ tests alone; docs/internals/testing.md says what each target below does.
 CMAKE_TESTS = $(BIN)/cmake -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -D FIRST_CPP_EXTENSION=OFF \

@@ -29,7 +29,8 @@ def _run_one(command: Sequence[str], architecture: str) -> Result:
     if why := NOT_RUN.get(architecture):
         return Result(architecture, "not run", why)
     tests = pathlib.Path(__file__).parents[1]
-    env = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    path = os.pathsep.join([str(tests / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": path}
     try:
         done = subprocess.run(
             [*command, architecture], cwd=tests, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import llama_cpp
 import numpy as np
 import pytest
 from helpers import logits, tokens
@@ -151,6 +152,9 @@ class LlamaStates(RuleBasedStateMachine):
 
 def same_answer(llm, fresh, prompt):
     """The same decision, logits that differ by rounding alone, and the same greedy tokens up to a near tie."""
+    # with flash attention stock's own second turns differ from fresh ones by as much as 0.031 on this model, without by 0.001
+    flash = llm.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    close = 2 * CLOSE if flash else CLOSE
     made, expected = llm.generate(prompt, temp=0.0), fresh.generate(prompt, temp=0.0)
     for step in range(5):
         token, wanted = next(made), next(expected)
@@ -167,9 +171,9 @@ def same_answer(llm, fresh, prompt):
                 assert abs(bounds[0] - bounds[1]) < CLOSE / 10  # two layers that are as good as each other
                 break
         row, fresh_row = logits(llm)[0], logits(fresh)[0]
-        np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
+        np.testing.assert_allclose(row, fresh_row, rtol=0, atol=close)
         if token != wanted:
-            assert fresh_row.max() - fresh_row[token] < 2 * CLOSE
+            assert fresh_row.max() - fresh_row[token] < 2 * close
             break
     made.close()
     expected.close()
