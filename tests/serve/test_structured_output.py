@@ -9,7 +9,7 @@ import httpx
 import pytest
 from server import chat, error_of, serving
 
-ENDLESS = 'root ::= opt{2000}\nopt ::= "a"?'
+ENDLESS = 'root ::= opt{2000} opt{2000} opt{2000}\nopt ::= "a"?'
 PLAIN = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 
