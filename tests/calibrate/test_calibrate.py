@@ -225,7 +225,7 @@ def test_too_few_prompts_are_refused(idle, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_smollm2_in_two_minutes(smollm2, tmp_path, capsys):
-    """The built-in prompts, as many as the time allows: searched layers cost less than evenly spaced ones."""
+    """The built-in prompts, as many as the time allows: searched layers cost no more than evenly spaced ones."""
     out = tmp_path / "smollm2.gguf"
     assert main(["calibrate", "-m", smollm2, "--out", str(out), "--sidecar", "--minutes", "2", "--quiet"]) == 0
     found = Calibration.load(str(tmp_path / "smollm2.calibration.safetensors"))
@@ -234,4 +234,4 @@ def test_smollm2_in_two_minutes(smollm2, tmp_path, capsys):
     kl = {(cells[1].strip(), cells[2].strip()): float(cells[3]) for cells in table}
     both = [level for level, system in kl if system == "searched" and (level, "even") in kl]
     assert both, table  # how many levels there are depends on the machine's speed
-    assert all(kl[level, "searched"] < kl[level, "even"] for level in both)
+    assert all(kl[level, "searched"] <= kl[level, "even"] for level in both)  # one layer may be the same in both
