@@ -13,22 +13,27 @@ constexpr float INF = INFINITY;
 
 }  // namespace
 
-// Takes away what the mask forbids, and looks at what is left before anything sorts it.
+// Takes away what the mask forbids, and looks at what is left before anything sorts it. Two loops, and sums instead of
+// booleans in the second: the compiler vectorises it so.
 Sampler::Failure Sampler::narrow(const uint32_t * mask) {
-    bool finite = true;
-    bool any = false;
-    for (size_t i = 0; i < candidates_.size(); ++i) {
-        float & logit = candidates_[i].logit;
-        if (mask != nullptr && ((mask[i / 32] >> (i % 32)) & 1U) == 0) {
-            logit = -INF;
+    llama_token_data * candidates = candidates_.data();
+    const size_t n = candidates_.size();
+    for (size_t i = 0; mask != nullptr && i < n; ++i) {
+        if (((mask[i / 32] >> (i % 32)) & 1U) == 0) {
+            candidates[i].logit = -INF;
         }
-        finite &= logit < INF;  // false for NaN
-        any |= logit > -INF;
     }
-    if (!finite) {
+    unsigned not_finite = 0;
+    unsigned any = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const float logit = candidates[i].logit;
+        not_finite |= static_cast<unsigned>(!(logit < INF));  // true for NaN
+        any |= static_cast<unsigned>(logit > -INF);
+    }
+    if (not_finite != 0) {
         return NOT_FINITE;
     }
-    return any ? ALLOWED : NO_TOKEN;
+    return any != 0 ? ALLOWED : NO_TOKEN;
 }
 
 llama_token Sampler::sample(llama_sampler * chain, llama_context * ctx, int32_t row, int32_t n_before, const uint32_t * mask) {

@@ -19,6 +19,7 @@ from ..errors import OffloadError, SettingError
 from ..gguf.model_file import normal_path
 from ..gguf.routers import Routers
 from ..skip import Skip, parse_skip
+from .machine import physical_cores, usable_cpus
 
 MOST_THREADS = 512  # llama.cpp's own bound; it ends the process beyond
 _SIZES = {  # the least and the most that llama.cpp survives; n_ctx=0 is the model's, n_ubatch=0 is n_batch
@@ -102,6 +103,15 @@ def check_sizes(given: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
             raise SettingError(f"{name}={value!r} is not a whole number from {least} to {most}")
+
+
+def with_default_threads(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with thread counts where none are given: what this process may use, where stock takes what the machine has.
+
+    Decoding takes physical cores: two threads of one core share its memory. A batch takes all processors.
+    """
+    defaults = {"n_threads": physical_cores, "n_threads_batch": usable_cpus}
+    return {**given, **{name: given.get(name) or count() for name, count in defaults.items()}}
 
 
 def check_messages(messages: object) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ContextFull, SettingError
 from .answer import ContextEnd
-from .arguments import check_messages, check_sampling, why_no_context
+from .arguments import check_messages, check_sampling, why_no_context, with_default_threads
 from .loading import Loading, without_broken_templates
 from .one_thread import CLOSED, OneThread, exclusive
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
@@ -53,7 +53,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         self._repair_templates = False
         self._loading = Loading(self.on_load_progress)
         with self._loading:
-            self._load(model_path, kwargs)
+            self._load(model_path, with_default_threads(kwargs))
         self._text = TokenText(self) if type(self.tokenizer_) is llama_cpp.LlamaTokenizer else None
         self._fit_to_context()
 

@@ -12,6 +12,7 @@ import llama_cpp
 from .. import _ext
 from ..errors import RoutingError
 from .kv_record import NOTHING
+from .llama_log import hush
 
 
 class Layers:
@@ -22,6 +23,7 @@ class Layers:
 
     def __init__(self, keep_kv: bool = False) -> None:
         self._keep_kv = keep_kv
+        self._aborting = False
         self._hook = _ext.EvalHook()
         # ctypes objects that the context goes on using
         self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(_ext.EvalHook.callback)
@@ -123,6 +125,9 @@ class Layers:
 
     def abort(self, on: bool) -> None:
         """While on, evaluations end between two graph nodes with status 2. From any thread."""
+        if on != self._aborting:
+            self._aborting = on
+            hush(on)
         self._hook.abort(on)
 
     def check(self) -> None:
