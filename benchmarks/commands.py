@@ -25,8 +25,17 @@ COMMANDS = {
     "routed_prefill": "python benchmarks/routed_prefill.py",
     "drafts": "python benchmarks/drafts.py",
     "chat_turns": "python benchmarks/chat_turns.py",
+    "conversation": "python benchmarks/conversation.py",
+    "conversation-1b": "python benchmarks/conversation.py --synthetic llama-3.2-1b --rounds 3",
+    "busy": "python benchmarks/busy.py",
 }
 """The command of each file in benchmarks/results, by its name."""
+
+BY_HAND = {
+    "held": "python benchmarks/held.py --model smollm2-first.gguf --data chat.valid.jsonl qa.valid.jsonl tldr.valid.jsonl "
+    "translation.valid.jsonl dialogue.valid.jsonl",
+}
+"""Those that need a calibrated model, and prompts that are not in the repository."""
 
 
 def words(name: str, folder: str) -> list[str]:

@@ -1,10 +1,11 @@
 """A conversation with pauses in which a person reads, and several that alternate: TTFT by turn, and seconds in all.
 
 Engines: stock llama_cpp.Llama; skipping: first_cpp, a quarter of the layers skipped (input-blind routers); catch-up: the same
-with the idle pass in each pause. SmolLM2-135M Q4_0, and a synthetic 1B shape with random routers. Every turn is played by all
+with the idle pass in each pause. SmolLM2-135M Q4_0, or a synthetic shape with random routers. Every turn is played by all
 engines one after the other, and each goes on with its own answers. Seconds leave the pauses out.
 
-python benchmarks/conversation.py --turns 10 --pause 1
+python benchmarks/conversation.py
+python benchmarks/conversation.py --synthetic llama-3.2-1b
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from first_cpp.bench.models import default_cache, synthetic_model
 from first_cpp.runtime.idle_thread import IdleThread
 
 SKIP = 0.25
+N_CTX = 4096
 QUESTION = "Tell me one more thing about old bridges, rivers and the towns beside them, please; number {}."
 
 
@@ -125,7 +127,7 @@ def pass_costs(models: dict[str, Llama], n_tokens: int, rounds: int) -> dict[str
 
 def measure(name: str, path: str, routers: Any, args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one model."""
-    settings = {"n_ctx": 2048, **SETTINGS}
+    settings = {"n_ctx": N_CTX, **SETTINGS}
     stock = llama_cpp.Llama(path, **settings)
     skipping = Llama(path, routers=routers, skip=SKIP, measure=None, **settings)
     catching = Llama(path, routers=routers, skip=SKIP, **settings)
@@ -151,7 +153,7 @@ def measure(name: str, path: str, routers: Any, args: argparse.Namespace) -> dic
 
 def several(path: str, routers: Any, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """TTFT in ms by turn of two and of four alternating chats."""
-    settings = {"n_ctx": 2048, **SETTINGS}
+    settings = {"n_ctx": N_CTX, **SETTINGS}
 
     def stock_with_cache() -> Any:
         llm = llama_cpp.Llama(path, **settings)
@@ -183,18 +185,18 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5, help="of the cost of the pass")
     arguments.add_argument("--alternating-turns", type=int, default=4)
     arguments.add_argument("--cache-bytes", type=int, default=1 << 28)
-    arguments.add_argument("--synthetic", default="llama-3.2-1b", help="a shape, or none")
+    arguments.add_argument("--synthetic", help="a shape with random weights in place of SmolLM2; one conversation alone")
     args = arguments.parse_args()
+    settings = {"turns": args.turns, "tokens": args.tokens, "pause_s": args.pause, "skip": SKIP}
+    if args.synthetic:
+        shape = synthetic_model(args.synthetic, "q4_0", default_cache())
+        save(args.out, {**settings, "model": measure(shape.name, shape.path, shape.routers, args)})
+        return
     with tempfile.TemporaryDirectory() as folder:
         model = smollm2_q4_0(folder)
         routers = influence_routers(model)
-        models = [measure("SmolLM2-135M-Instruct Q4_0", model, routers, args)]
-        alternating = several(model, routers, args)
-    if args.synthetic != "none":
-        shape = synthetic_model(args.synthetic, "q4_0", default_cache())
-        models.append(measure(shape.name, shape.path, shape.routers, args))
-    settings = {"turns": args.turns, "tokens": args.tokens, "pause_s": args.pause, "skip": SKIP}
-    save(args.out, {**settings, "models": models, "alternating": alternating})
+        found = measure("SmolLM2-135M-Instruct Q4_0", model, routers, args)
+        save(args.out, {**settings, "model": found, "alternating": several(model, routers, args)})
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
 import llama_cpp
-from commands import COMMANDS
+from commands import BY_HAND, COMMANDS
 from common import RESULTS
 
 from first_cpp.bench.models import random_routers
@@ -46,7 +47,7 @@ def table(columns: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def section(title: str, words: str, body: str, *sources: str) -> str:
-    commands = "\n".join(f"    {COMMANDS[source]}" for source in sources)
+    commands = "\n".join(f"    {(COMMANDS | BY_HAND)[source]}" for source in sources)
     return f"## {title}\n{words}\n\n{body}\n\n{commands}\n"
 
 
@@ -264,6 +265,78 @@ def turns() -> str:
     )
 
 
+def conversation() -> str:
+    found = [read(name)["rows"] for name in ("conversation", "conversation-1b")]
+    first, turns = found[0], [str(turn + 1) for turn in range(found[0]["turns"])]
+    parts = [_played(one["model"], turns) for one in found]
+    for n_chats, engines in first["alternating"].items():
+        rows = [[engine, *(f"{value:.0f}" for value in values)] for engine, values in engines.items()]
+        parts.append(
+            f"{n_chats} chats that alternate on one model, TTFT in ms by turn, median over the chats. cache: "
+            "`Llama(cache_bytes=)`, as `first-cpp serve --cache-bytes`;\nstock's is `set_cache(LlamaRAMCache())`, as its server's.\n\n"
+            + table(["engine", *turns[: len(rows[0]) - 1]], rows)
+        )
+    return section(
+        "A conversation with pauses",
+        f"{first['turns']} turns, answers of {first['tokens']} tokens, a skip share of {first['skip']:g} by input-blind routers. catch-up: "
+        "the idle pass reads the answer again\nwhile the user reads. Seconds of the whole conversation without its pauses; TTFT over "
+        "stock's, turn by turn, the median of turns 2 to the last\nand the worst.",
+        "\n\n".join(parts),
+        "conversation",
+        "conversation-1b",
+    )
+
+
+def _played(model: Record, turns: list[str]) -> str:
+    rows = []
+    for pause, engines in model["pauses"].items():
+        for engine, row in engines.items():
+            later = row["ttft_over_stock"][1:]
+            over = [f"{row['over_stock']:.2f}", f"{statistics.median(later):.2f}", f"{max(later):.2f}"]
+            rows.append([f"{pause} s", engine, f"{row['seconds']:.1f}", *over, *(f"{value:.0f}" for value in row["ttft_ms"])])
+    cost = model["pass"]
+    return (
+        f"{model['model']}. The pass over an answer takes {cost['plain_s'] * 1e3:.0f} ms; with the logits of all its "
+        f"positions, which measure the fidelity, {cost['measured_s'] * 1e3:.0f} ms.\n\n"
+        + table(["pause", "engine", "seconds", "/ stock", "TTFT / stock", "worst", *(f"TTFT {turn}" for turn in turns)], rows)
+    )
+
+
+def busy() -> str:
+    rows = [
+        [
+            row["busy"],
+            row["setting"],
+            row["n_threads"],
+            *(f"{row[key]:.1f}" for key in ("step_ms", "mean_step_ms", "prefill_ms")),
+        ]
+        for row in read("busy")["rows"]
+    ]
+    return section(
+        "On a busy machine",
+        "Threads meet at a barrier after each node of the graph. libgomp spins long there: where other processes want the cores, those "
+        "turns are taken\nfrom the thread that is waited for. first_cpp sets GOMP_SPINCOUNT=500 before it loads llama.cpp, unless it or "
+        "OMP_WAIT_POLICY is set;\non a machine that is always busy, one thread is best. SmolLM2-135M, stock llama_cpp, ms.",
+        table(["busy processes", "setting", "threads", "median step", "mean step", "prefill"], rows),
+        "busy",
+    )
+
+
+def held() -> str:
+    found = read("held")["rows"]
+    rows = [
+        [run["order"], f"{run['target']:g}", f"{run['mean']:.3f}", f"{run['share']:.3f}", f"{run['speed_up']:.2f}"]
+        for run in found["runs"]
+    ]
+    return section(
+        "A fidelity that is held",
+        f"{found['prompts']} prompts of {len(found['kinds'])} kinds, SmolLM2-135M calibrated, greedy answers of up to {found['tokens']} "
+        "tokens; the dial moves after each.\nmixed: in random order. blocks: one kind after the other. ![The mean as it runs](../held.svg)",
+        table(["order", "target", "mean fidelity", "mean skip share", "speed-up"], rows),
+        "held",
+    )
+
+
 def write() -> None:
     """Write the document, when every result is there."""
     machine = read("limit-smollm2")["machine"]
@@ -273,7 +346,7 @@ def write() -> None:
         "absolute times\nvary by ten per cent and more between runs, ratios taken in turns by about one. Random weights: kernels do not "
         "look at\nvalues, so latency is that of the real model.\n"
     )
-    parts = [head, limit(), depth(), prefill(), whole_answer(), memory(), turns(), drafts()]
+    parts = [head, limit(), depth(), prefill(), whole_answer(), memory(), turns(), conversation(), held(), drafts(), busy()]
     with open(PATH, "w", encoding="utf-8") as file:
         file.write("\n".join(parts))
 

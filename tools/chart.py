@@ -1,4 +1,4 @@
-"""Two panels of lines over the skip share as SVG text: the same bytes on every machine, so that a test can compare them."""
+"""Two panels of lines, over the skip share or another measure, as SVG text: the same bytes on every machine, so that a test can compare them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ COLOURS = ("#1f5fa8", "#c2571a", "#3b7d3b", "#7a4fa3")
 
 @dataclass(frozen=True)
 class Series:
-    """points: (share, value), or (share, value, low, high) with an interval."""
+    """points: (share, value), or (share, value, low, high) with an interval. dots: a mark at each."""
 
     name: str
     points: Sequence[tuple[float, ...]]
     line: bool = True
+    dots: bool = True
 
 
 @dataclass(frozen=True)
 class Panel:
-    """values: the ends of the vertical axis."""
+    """values: the ends of the vertical axis. across, ticks, label: of the horizontal one."""
 
     title: str
     values: tuple[float, float]
     series: Sequence[Series]
+    across: tuple[float, float] = SHARES
+    ticks: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4)
+    label: str = "skip share"
 
 
 def draw(title: str, *panels: Panel) -> str:
@@ -47,20 +51,20 @@ def _panel(panel: Panel, left: int) -> list[str]:
     low, high = panel.values
 
     def x(share: float) -> float:
-        return left + PANEL * (share - SHARES[0]) / (SHARES[1] - SHARES[0])
+        return left + PANEL * (share - panel.across[0]) / (panel.across[1] - panel.across[0])
 
     def y(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
     parts = [_text(left, TOP - 26, panel.title, weight="bold", size=15)]
-    step = 0.25 if high - low > 0.5 else 0.1
+    step = 0.25 if high - low > 0.5 else 0.1 if high - low > 0.3 else 0.05
     for k in range(round((high - low) / step - 0.49) + 1):
         value = low + k * step
         parts.append(f'<path d="M{left} {y(value):.1f}h{PANEL}" stroke="#ddd"/>')
         parts.append(_text(left - 8, y(value) + 4, f"{value:.2f}", anchor="end"))
-    for share in (0.0, 0.1, 0.2, 0.3, 0.4):
+    for share in panel.ticks:
         parts.append(_text(x(share), BOTTOM + 18, f"{share:g}", anchor="middle"))
-    parts.append(_text(left + PANEL, BOTTOM + 18, "skip share", anchor="end", colour="#555"))
+    parts.append(_text(left + PANEL, BOTTOM + 18, panel.label, anchor="end", colour="#555"))
     for i, series in enumerate(panel.series):
         parts += _series(series, COLOURS[i], 5 * i, x, y)
         parts.append(f'<circle cx="{left + 5}" cy="{BOTTOM + 38 + 19 * i}" r="4" fill="{COLOURS[i]}"/>')
@@ -73,7 +77,7 @@ def _series(series: Series, colour: str, aside: int, x, y) -> list[str]:  # type
     if series.line:
         path = "L".join(f"{x(point[0]):.1f} {y(point[1]):.1f}" for point in series.points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    for share, value, *ends in series.points:
+    for share, value, *ends in series.points if series.dots else ():
         place = x(share) + (aside if ends else 0)
         if ends:
             bar = f"M{place:.1f} {y(ends[0]):.1f}V{y(ends[1]):.1f}"

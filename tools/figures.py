@@ -52,11 +52,16 @@ def four_task_rows() -> dict[str, Cells]:
     return {row["row"]: row for row in markdown_rows(NOTES, "<!-- written by tools/show_report.py four-tasks -->")}
 
 
+def results(name: str) -> dict:
+    """A file of benchmarks/results."""
+    with open(os.path.join(ROOT, "benchmarks", "results", f"{name}.json"), encoding="utf-8") as file:
+        found: dict = json.load(file)
+    return found
+
+
 def bench(name: str, **wanted: object) -> list[dict]:
     """The rows of a file of benchmarks/results that have these values."""
-    with open(os.path.join(ROOT, "benchmarks", "results", f"{name}.json"), encoding="utf-8") as file:
-        rows: list[dict] = json.load(file)["rows"]
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return [row for row in results(name)["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
 def machine() -> str:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 
 from chart import Panel, Series, draw
-from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine
+from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine, results
 from marks import ROOT, fill
 
 PAGE = os.path.join(ROOT, "docs", "results.md")
 PICTURE = os.path.join(ROOT, "docs", "gain.svg")
+HELD = os.path.join(ROOT, "docs", "held.svg")
 WAYS = {
     "routed": "routers",
     "set": "best single set",
@@ -101,12 +102,32 @@ def _point(row: dict) -> tuple[float, float]:
     return row["n_skipped"] / row["n_layer"], row["speedup"]
 
 
+def held_picture() -> str:
+    """What a held fidelity does prompt by prompt, in the worst order."""
+    runs = [run for run in results("held")["rows"]["runs"] if run["order"] == "blocks"]
+    n = len(runs[0]["running_mean"])
+    axis = {"across": (0.0, 1.07 * n), "ticks": range(0, n + 1, 50), "label": "prompts"}
+    means = [Series(f"target {run['target']:g}", list(enumerate(run["running_mean"])), dots=False) for run in runs]
+    shares = [Series(f"target {run['target']:g}", _smooth(run["shares"]), dots=False) for run in runs]
+    return draw(
+        "A fidelity that is held, kinds of prompts one after the other",
+        Panel("Mean fidelity as it runs", (0.8, 1.0), means, **axis),
+        Panel("Skip share, mean of 20 prompts", (0.0, 0.5), shares, **axis),
+    )
+
+
+def _smooth(values: list[float], width: int = 20) -> list[tuple[float, float]]:
+    return [(float(i), sum(part) / len(part)) for i in range(len(values)) if (part := values[max(0, i - width + 1) : i + 1])]
+
+
 def main() -> None:
     fill(PAGE, "tools/results_page.py kept", kept())
     fill(PAGE, "tools/results_page.py ways", ways())
     fill(PAGE, "tools/results_page.py speed", speed())
     with open(PICTURE, "w", encoding="utf-8") as file:
         file.write(picture())
+    with open(HELD, "w", encoding="utf-8") as file:
+        file.write(held_picture())
 
 
 if __name__ == "__main__":

@@ -83,5 +83,7 @@ SHOWN = "import first_cpp, os; print(os.environ.get('GOMP_SPINCOUNT'), os.enviro
 )
 def test_threads_wait_gently_unless_told_otherwise(given, first, shown):
     environ = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", first + SHOWN], env=environ | given, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", first + SHOWN], env=environ | given, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == shown
