@@ -1,4 +1,4 @@
-"""Two panels of lines, over the skip share or another measure, as SVG text: the same bytes on every machine, so that a test can compare them."""
+"""Two panels of lines, over the skip share or another measure, as SVG text: the same bytes everywhere, so that a test can compare."""
 
 from __future__ import annotations
 
