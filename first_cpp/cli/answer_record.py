@@ -100,7 +100,7 @@ class AnswerRecorder:
     def record(self) -> AnswerRecord | None:
         """The record of the last answer, None before the first."""
         routing, timing = self._llm.routing, self._llm.timing
-        if routing is None:
+        if routing is None or timing is None:
             return None
         return AnswerRecord(
             tokens=timing.n_tokens,

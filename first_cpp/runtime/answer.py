@@ -19,14 +19,19 @@ class Timing:
     n_tokens: tokens generated. ttft: seconds to the first one, 0 before it. tpot: mean seconds per token after it, 0 before
     the second. last_token: the token generated last, -1 before the first.
 
-    >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05).tpot
-    0.05
+    >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05)
+    <Timing: 3 tokens, TTFT 0.200 s, TPOT 50.0 ms>
     """
 
     n_tokens: int = 0
     ttft: float = 0.0
     tpot: float = 0.0
     last_token: int = -1
+
+    def __repr__(self) -> str:
+        ttft = f", TTFT {self.ttft:.3f} s" if self.n_tokens else ""
+        tpot = f", TPOT {self.tpot * 1e3:.1f} ms" if self.n_tokens > 1 else ""
+        return f"<Timing: {self.n_tokens} token{'s' * (self.n_tokens != 1)}{ttft}{tpot}>"
 
 
 class Answer:
@@ -90,8 +95,8 @@ class CurrentAnswer:
         self._abort = abort
         self._lock = threading.Lock()
         self.answer: Answer | None = None
-        self.last = Answer()
-        """The answer begun last, whether or not it has ended."""
+        self.last: Answer | None = None
+        """The answer begun last, whether or not it has ended; None before the first."""
 
     def begin(self, answer: Answer) -> None:
         self._set(answer)
