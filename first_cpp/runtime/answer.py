@@ -37,9 +37,11 @@ class Timing:
 class Answer:
     """The state of one answer: nothing decided during prefill, then the layers that its decoding skips."""
 
-    __slots__ = ("_resumed", "cancelled", "decode", "last_token", "n_tokens", "running", "skipped", "ttft")
+    __slots__ = ("_resumed", "cancelled", "decode", "last_token", "n_prompt", "n_tokens", "running", "skipped", "ttft")
 
-    def __init__(self) -> None:
+    def __init__(self, n_prompt: int = 0) -> None:
+        self.n_prompt = n_prompt
+        """Tokens of the prompt, those reused included."""
         self.skipped: frozenset[int] | None = None
         self.cancelled = False
         self.running = False

@@ -38,6 +38,19 @@ class DecodingLlama(GuardedLlama):
         """How long the last answer took, or takes; None before the first."""
         return None if self._current.last is None else self._current.last.timing
 
+    @property
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """While a prompt is read: its tokens that have been read, and all of them; None otherwise. For any thread.
+
+        >>> from first_cpp import Llama
+        >>> Llama("model.gguf", verbose=False).prompt_progress is None
+        True
+        """
+        answer = self._current.answer
+        if answer is None or answer.skipped is not None:
+            return None
+        return min(self.n_tokens, answer.n_prompt), answer.n_prompt
+
     def _describe(self) -> list[str]:
         if not hasattr(self, "_policy"):
             return ["not loaded"]
@@ -62,7 +75,7 @@ class DecodingLlama(GuardedLlama):
         given = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments
         given.pop("self")
         reset, end = given.get("reset", True), given.get("stopping_criteria")
-        answer = Answer()
+        answer = Answer(len(tokens) if reset else self.n_tokens + len(tokens))
         if isinstance(end, ContextEnd):
             given["stopping_criteria"] = end.further
         with self._exclusive:
