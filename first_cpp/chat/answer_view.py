@@ -105,10 +105,10 @@ class AnswerView:
         """More of the answer."""
         text = self._text + without_controls(part)
         n_lines = finished_lines(text) if "\n" in part else 0
-        lines = text.splitlines(keepends=True)
-        self._text = "".join(lines[n_lines:])
+        lines = text.split("\n")
+        self._text = "\n".join(lines[n_lines:])
         if n_lines:
-            self._print("".join(lines[:n_lines]))
+            self._print("\n".join(lines[:n_lines]))
 
     def _print(self, text: str) -> None:
         """Blocks that are whole, above what still grows."""

@@ -70,7 +70,10 @@ class Terminal:
         """Whether the person says yes. Raises OptionError where nobody can be asked, saying what to do otherwise."""
         if self._reader is None:
             raise OptionError(f"{question}: there is nobody to ask; {otherwise}")
-        return self._reader.ask(f"{question}? [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            return self._reader.ask(f"{question}? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
 
     # -- showing ------------------------------------------------------------------------------------------------------
 
