@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable
+from types import EllipsisType
 from typing import Any, TypeVar
 
 from .llama import Llama
+from .runtime.answer import Timing
 from .runtime.idle_thread import IdleThread
+from .runtime.routing import Routing
 from .runtime.streaming import AnswerThread
+from .skip import Skip, SkipSetting
 
 T = TypeVar("T")
 
@@ -38,19 +42,49 @@ class AsyncLlama:
         self._awaited = 0
         self._idle = IdleThread(self.llama) if catch_up else None
 
-    async def create_completion(self, *args: Any, stream: bool = False, **kwargs: Any) -> Any:
-        """As `Llama.create_completion`; with stream=True an async iterator of chunks."""
-        return await self._create(self.llama.create_completion, *args, stream=stream, **kwargs)
+    @property
+    def skip(self) -> Skip:
+        """As `Llama.skip`; a change takes effect with the next prompt. Every call takes a `skip=` of its own too."""
+        return self.llama.skip
+
+    @skip.setter
+    def skip(self, value: SkipSetting) -> None:
+        self.llama.skip = value
+
+    @property
+    def routing(self) -> Routing | None:
+        """As `Llama.routing`: what the last prompt decided, None before the first."""
+        return self.llama.routing
+
+    @property
+    def timing(self) -> Timing | None:
+        """As `Llama.timing`: how long the last answer took, or takes; None before the first."""
+        return self.llama.timing
+
+    def cancel(self) -> None:
+        """End the answer that is going on, as `Llama.cancel` does: whoever awaits it gets AnswerCancelled."""
+        self.llama.cancel()
+
+    def __repr__(self) -> str:
+        return f"<AsyncLlama of {self.llama!r}>"
+
+    async def create_completion(
+        self, *args: Any, stream: bool = False, skip: SkipSetting | EllipsisType = ..., **kwargs: Any
+    ) -> Any:
+        """As `Llama.create_completion`; with stream=True an async iterator of chunks. skip: for this answer alone."""
+        return await self._create(self.llama.create_completion, *args, stream=stream, skip=skip, **kwargs)
 
     __call__ = create_completion
 
-    async def create_chat_completion(self, *args: Any, stream: bool = False, **kwargs: Any) -> Any:
-        """As `Llama.create_chat_completion`; with stream=True an async iterator of chunks."""
-        return await self._create(self.llama.create_chat_completion, *args, stream=stream, **kwargs)
+    async def create_chat_completion(
+        self, *args: Any, stream: bool = False, skip: SkipSetting | EllipsisType = ..., **kwargs: Any
+    ) -> Any:
+        """As `Llama.create_chat_completion`; with stream=True an async iterator of chunks. skip: for this answer alone."""
+        return await self._create(self.llama.create_chat_completion, *args, stream=stream, skip=skip, **kwargs)
 
-    async def generate(self, tokens: list[int], **kwargs: Any) -> AsyncIterator[int]:
-        """As `Llama.generate`, an async iterator of tokens."""
-        async for token in self._stream(lambda: self.llama.generate(tokens, **kwargs)):
+    async def generate(self, tokens: list[int], *, skip: SkipSetting | EllipsisType = ..., **kwargs: Any) -> AsyncIterator[int]:
+        """As `Llama.generate`, an async iterator of tokens. skip: for this answer alone."""
+        async for token in self._stream(lambda: self.llama.generate(tokens, skip=skip, **kwargs)):
             yield token
 
     async def embed(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,10 +8,9 @@ into a set of layers; every later `eval` of that answer is decoding, and skips t
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from ._ext import CacheTensor
 from .errors import SettingError, SkipError
+from .gguf.demo_model import demo_model_with_routers
 from .gguf.lora_file import find_lora
 from .gguf.model_file import ModelFile
 from .gguf.router_format import load_routers, read_routers
@@ -27,25 +27,25 @@ from .runtime.answer import CurrentAnswer
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
 from .runtime.conversations import Conversations
-from .runtime.decoding import DecodingLlama
 from .runtime.fidelity import AnswerMeasure, ComparedToken, Fidelity
 from .runtime.held import MOST_SHARE, HeldFidelity
 from .runtime.hidden_states import read_hidden_states
 from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
 from .runtime.one_thread import exclusive
+from .runtime.per_call import PerCallLlama
 from .runtime.policy import RoutingPolicy, check_predicting
 from .runtime.predicted_cost import dial_of
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
 from .runtime.state import LlamaState
 from .runtime.structured import Structured
-from .skip import Skip
+from .skip import Skip, SkipSetting
 
-_BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
+L = TypeVar("L", bound="Llama")
 
 
-class Llama(DecodingLlama):
+class Llama(PerCallLlama):
     """A drop-in `llama_cpp.Llama` that skips layers in decoding (FiRST, arXiv 2410.12513).
 
     All arguments and methods of the base class work as they do there. Further arguments:
@@ -84,14 +84,14 @@ class Llama(DecodingLlama):
         self,
         model_path: str | bytes | os.PathLike[str],
         *,
-        skip: object = "auto",
+        skip: SkipSetting = "auto",
         routers: str | bytes | os.PathLike[str] | Routers | None = None,
         release_kv: bool = False,
-        prefill: str = "full",
+        prefill: Literal["full", "routed"] = "full",
         route_tokens: int | None = None,
-        kv: str = "drop",
+        kv: Literal["drop", "keep"] = "drop",
         strict: bool = False,
-        measure: str | None = "choice",
+        measure: Literal["choice", "kl"] | None = "choice",
         fidelity: float | None = None,
         fidelity_state: str | os.PathLike[str] | None = None,
         cache_bytes: int = 0,
@@ -121,6 +121,16 @@ class Llama(DecodingLlama):
         self._measure = AnswerMeasure(self, measure, self._logits_all)
         self._idle = IdlePass(self, self._read, self._policy, self._current, self._measure, self._exclusive, self._layers.abort)
         self.skip = own.skip
+
+    @classmethod
+    def from_demo(cls: type[L], **settings: Any) -> L:
+        """The model of the demo extra with its bundled adapter: trained routers, and a LoRA that is folded in once, in seconds.
+
+        settings: arguments of `Llama`. Raises MissingExtraError or MissingFileError, both naming the extra, without it.
+
+        >>> llm = Llama.from_demo(verbose=False)  # doctest: +SKIP
+        """
+        return cls(demo_model_with_routers(), **settings)
 
     def _find_routers(self, file: ModelFile) -> Routers | None:
         """The routers given, those of the file named, or the model's own. Raises SkipError or SettingError where settings need
@@ -167,7 +177,7 @@ class Llama(DecodingLlama):
         return self._policy.skip
 
     @skip.setter
-    def skip(self, value: object) -> None:
+    def skip(self, value: SkipSetting) -> None:
         self._policy.set_skip(value)
 
     @property
@@ -177,7 +187,7 @@ class Llama(DecodingLlama):
         return self._policy.tolerance
 
     @tolerance.setter
-    def tolerance(self, value: object) -> None:
+    def tolerance(self, value: float | None) -> None:
         self._policy.set_tolerance(value)
 
     @property

@@ -14,6 +14,9 @@ from .errors import SkipError
 Skip: TypeAlias = Literal["auto"] | float | tuple[int, ...] | None
 """A ``skip`` setting once checked: what the file recommends, nothing, a share of layers, or a fixed set."""
 
+SkipSetting: TypeAlias = Literal["auto"] | float | Iterable[int] | None
+"""A ``skip`` setting as given: ``Llama(skip=)``, ``llm.skip = ``, and ``skip=`` of a call."""
+
 _ALLOWED = '"auto", None, a share from 0 up to, not including, 1, or a list of layer numbers'
 
 
@@ -136,3 +139,14 @@ def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (
     if kind == "last":
         return tuple(range(n_layer - count, n_layer))
     raise SkipError(f"layers {kind!r} is unknown; allowed: {', '.join(FIXED)}")
+
+
+def skip_in_words(skip: Skip) -> str:
+    """A skip setting as people write it, and as `skip_from_text` reads it.
+
+    >>> [skip_in_words(skip) for skip in ("auto", None, 0.25, (7,), (7, 11))]
+    ['auto', 'none', '0.25', '7,', '7,11']
+    """
+    if isinstance(skip, tuple):
+        return ",".join(map(str, skip)) + "," * (len(skip) == 1) if skip else "none"
+    return "none" if not skip else f"{skip:g}" if isinstance(skip, float) else skip

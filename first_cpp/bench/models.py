@@ -14,6 +14,7 @@ import numpy as np
 from .._version import __version__
 from ..cli.extras import need_extra
 from ..errors import MissingFileError, OptionError
+from ..gguf.demo_model import cache_folder
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import new_path
 from ..gguf.routers import Routers
@@ -39,7 +40,7 @@ class BenchModel:
 
 def default_cache() -> str:
     """The folder where synthetic models are kept."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "first_cpp")
+    return cache_folder()
 
 
 def check_models(args: argparse.Namespace) -> None:

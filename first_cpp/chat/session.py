@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 from ..cli.answer_record import AnswerRecorder
-from ..errors import ContextFull, FirstCppError, OptionError
+from ..errors import ContextFull, FirstCppError, OptionError, SkipError
+from ..gguf.model_name import readable_name
 from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture
 from ..runtime.streaming import in_thread
-from ..skip import skip_from_text
+from ..skip import SkipSetting, skip_from_text, skip_in_words
 from .conversation import Conversation
+from .line_reader import paths
 from .reading import Reading
+from .sampling_settings import SETTINGS, sampling_line, set_sampling
 from .terminal import Terminal
+
+KEYS = {
+    "Tab": "completes commands, settings and file names",
+    "Alt-Enter": 'begins a new line; a text between """ and """ may have many lines',
+    "Ctrl-C": "stops an answer and keeps its text, twice it quits; Ctrl-D quits",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """value: what stands after its name. words: what /help says."""
+
+    value: str
+    words: str
+    run: Callable[[str], None]
 
 
 class Session:
@@ -27,56 +48,47 @@ class Session:
         self._reading = reading
         self._recorder = AnswerRecorder(llm)
         self._interrupted = False
-        self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
-            "/skip": (
-                "SHARE",
-                "set which layers to skip: auto, none, 0.3 or 7,11; without SHARE: show it",
-                self._skip,
-            ),
-            "/tolerance": (
-                "COST",
-                "set the largest predicted cost that auto accepts; without COST: show it",
-                self._tolerance,
-            ),
-            "/layers": ("", "layers of the last answer, why, and keep scores as bars", self._layers),
-            "/compare": ("", "the last prompt again, dense and routed side by side", self._compare),
-            "/fidelity": ("", "the last answer, marked where the full model would have said something else", self._fidelity),
-            "/reset": ("", "forget the conversation, except the system message", self._reset),
-            "/system": ("TEXT", "set the system message; without TEXT: remove it", self._system),
-            "/save": ("FILE", "write the conversation to a file", self._save),
-            "/load": ("FILE", "continue a saved conversation", self._load),
-            "/help": ("", "show this list", self._help),
-            "/quit": ("", "leave, as Ctrl-D does", self._quit),
+        self._commands = {
+            "/skip": Command("SHARE", "which layers to skip: auto, none, 0.3 or 7,11; without SHARE: show it", self._skip),
+            "/tolerance": Command("COST", "the largest predicted cost auto accepts; without COST: show it", self._tolerance),
+            "/set": Command("NAME VALUE", "a sampling setting, as temperature 0.2; without: show them", self._set),
+            "/layers": Command("", "the last answer's layers, why, and keep scores as bars", self._layers),
+            "/compare": Command("", "the last prompt again, greedy, dense and skipping layers", self._compare),
+            "/fidelity": Command("", "the last answer, marked where the full model's choice is another", self._fidelity),
+            "/system": Command("TEXT", "set the system message; without TEXT: remove it", self._system),
+            "/reset": Command("", "forget the conversation, except the system message", self._reset),
+            "/save": Command("FILE", "write the conversation to a file", self._save),
+            "/load": Command("FILE", "continue a saved conversation", self._load),
+            "/help": Command("", "show this list", self._help),
+            "/quit": Command("", "leave, as Ctrl-D does", self._quit),
         }
+        terminal.complete = self.completions
 
     def run(self) -> None:
         """Until the input ends, or Ctrl-C comes twice (then KeyboardInterrupt)."""
         if self._terminal.interactive:
-            self._terminal.quiet(f"{self._describe_model()}. /help lists the commands, Ctrl-D quits.")
-        while True:
-            try:
-                text = self._terminal.read().strip()
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                self._on_interrupt()
-                continue
-            if not text:
-                continue
-            self._interrupted = False
-            try:
-                with self._reading.interrupted():
-                    going_on = self._do(text)
-                if not going_on:
-                    return
-            except KeyboardInterrupt:
-                self._on_interrupt()
+            self._terminal.quiet(f"{self._describe_model()}\n/help lists the commands, Ctrl-D quits.")
+        with self._terminal.typing_kept():
+            while self._turn():
+                pass
 
-    def _on_interrupt(self) -> None:
-        if self._interrupted or not self._terminal.interactive:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        self._terminal.quiet("Ctrl-C again, or Ctrl-D, quits.")
+    def _turn(self) -> bool:
+        """Read one message and do what it says; False to quit."""
+        try:
+            text = self._terminal.read().strip()
+            if not text:
+                return True
+            self._interrupted = False
+            with self._reading.interrupted():
+                return self._do(text)
+        except EOFError:
+            return False
+        except KeyboardInterrupt:
+            if self._interrupted or not self._terminal.interactive:
+                raise
+            self._interrupted = True
+            self._terminal.quiet("Ctrl-C again, or Ctrl-D, quits.")
+            return True
 
     def _do(self, text: str) -> bool:
         """Answer a message or follow a command; False to quit."""
@@ -85,7 +97,7 @@ class Session:
             if not name.startswith("/"):
                 self._ask(text)
             elif name in self._commands:
-                self._commands[name][2](rest.strip())
+                self._commands[name].run(rest.strip())
             else:
                 self._terminal.error(f"there is no command {name}; /help lists the commands")
         except EOFError:
@@ -96,9 +108,22 @@ class Session:
                 f"the conversation no longer fits into the context of {n_ctx} tokens; this message is taken back. "
                 "/reset begins a new conversation; first-cpp chat -c TOKENS has a larger context."
             )
-        except (FirstCppError, OSError, ValueError) as error:
+        except OSError as error:
+            self._terminal.error(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        except (FirstCppError, ValueError) as error:
             self._terminal.error(str(error))
         return True
+
+    def completions(self, line: str) -> list[str]:
+        """What may stand in place of the last word of a line that is being typed."""
+        command, blank, rest = line.partition(" ")
+        if not blank:
+            return [name for name in self._commands if name.startswith(line)] if line.startswith("/") else []
+        last = rest.rpartition(" ")[2]
+        if command in ("/save", "/load"):
+            return paths(last)
+        words = {"/set": list(SETTINGS), "/skip": ["auto", "none"]}.get(command, [])
+        return [word for word in words if word.startswith(last)] if rest == last else []
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
@@ -107,16 +132,16 @@ class Session:
         before = self._reading.fidelity
         answer: list[str] = []
         try:
-            for part in self._terminal.stream(in_thread(self._llm, self._answer_to(self._conversation.messages))):
-                answer.append(part)
+            with self._terminal.answer(lambda: self._llm.prompt_progress) as view:
+                for part in in_thread(self._llm, self._answer_to(self._conversation.messages)):
+                    answer.append(part)
+                    view.add(part)
         except KeyboardInterrupt:
-            self._terminal.end_line()
             self._keep(answer, before)
             raise
         except BaseException:
             self._conversation.take_back()
             raise
-        self._terminal.end_line()
         self._keep(answer, before)
 
     def _keep(self, answer: list[str], before: Fidelity | None) -> None:
@@ -129,13 +154,19 @@ class Session:
             return
         self._conversation.answer("".join(answer))
         if (record := self._recorder.record()) is not None:
-            self._terminal.quiet(record.line() + (f" · before: {before.line()}" if before is not None else ""))
+            line, width = record.line(self._terminal.width), self._terminal.width
+            more = "" if before is None else f"before: {before.line()}"
+            fits = width is None or len(line) + len(more) + 3 <= width
+            self._terminal.quiet(line + (more and f"{' · ' if fits else chr(10)}{more}"))
 
-    def _answer_to(self, messages: list[dict[str, str]]) -> Callable[[], Iterator[str]]:
+    def _answer_to(
+        self, messages: list[dict[str, str]], skip: SkipSetting | EllipsisType = ..., **sampling: Any
+    ) -> Callable[[], Iterator[str]]:
         create: Any = self._llm.create_chat_completion
+        settings = {**self._sampling, **sampling}
 
         def parts() -> Iterator[str]:
-            for chunk in create(list(messages), stream=True, **self._sampling):
+            for chunk in create(list(messages), stream=True, skip=skip, **settings):
                 if text := chunk["choices"][0]["delta"].get("content"):
                     yield text
 
@@ -145,27 +176,45 @@ class Session:
 
     def _skip(self, text: str) -> None:
         if text:
-            self._llm.skip = skip_from_text(text)
-        self._terminal.quiet(f"skip is {self._llm.skip!r}")
+            self._llm.skip = self._skip_from(text)
+        self._terminal.quiet(f"skip is {skip_in_words(self._llm.skip)}")
+
+    def _skip_from(self, text: str) -> SkipSetting:
+        """Raises OptionError in the words of this command."""
+        try:
+            skip = skip_from_text(text)
+        except SkipError as error:
+            allowed = "auto, none, a share like 0.3, or layers like 7,11 (one layer: 7,)"
+            found = str(error).removeprefix(f"skip={text!r}").removeprefix(": ")
+            reason = "" if found.startswith(" is not") else f": {found}"
+            raise OptionError(f"/skip {text}{reason}; allowed are {allowed}") from None
+        return skip
 
     def _tolerance(self, text: str) -> None:
         if text:
-            self._llm.tolerance = float(text)
+            try:
+                self._llm.tolerance = float(text)
+            except ValueError as error:
+                reason = str(error) if isinstance(error, FirstCppError) else "a number of nats a token is needed, like 0.05"
+                raise OptionError(f"/tolerance {text}: {reason}") from None
         found = self._llm.tolerance
         self._terminal.quiet(
             "nothing predicts costs: no tolerance" if found is None else f"tolerance is {found:g} nats a token"
         )
+
+    def _set(self, text: str) -> None:
+        names = [text] if text else SETTINGS
+        lines = [set_sampling(self._sampling, name) for name in names]
+        self._terminal.quiet("\n".join(lines))
 
     def _layers(self, _: str) -> None:
         routing = self._llm.routing
         if routing is None:
             self._terminal.quiet("no prompt was read yet")
             return
-        if routing.keep is None and routing.cost is not None:
-            self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  {routing.why}")
-            return
         if routing.keep is None:
-            self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  no keep scores ({routing.why})")
+            why = routing.why if routing.cost is not None else f"no keep scores ({routing.why})"
+            self._terminal.quiet(f"{picture(routing.skipped, routing.n_layer)}  {why}")
             return
         for layer, keep in enumerate(routing.keep):
             skipped = "  skipped" if layer in routing.skipped else ""
@@ -178,17 +227,12 @@ class Session:
             self._terminal.quiet("nothing was asked yet")
             return
         skip = self._llm.skip
-        columns = []
-        try:
-            for title, setting in (("dense", None), (f"skip {skip!r}", skip)):
-                self._llm.skip = setting
-                self._terminal.quiet(f"answering: {title} ...")
-                text = "".join(in_thread(self._llm, self._answer_to(messages)))
-                record = self._recorder.record()
-                columns.append((title, text, record.line().replace(" · ", "\n") if record else ""))
-        finally:
-            self._llm.skip = skip
-        self._terminal.show(_side_by_side(columns))
+        sides: list[tuple[str, SkipSetting]] = [("dense", None), (f"skip {skip_in_words(skip)}", skip)]
+        with self._terminal.comparison([title for title, _ in sides], lambda: self._llm.prompt_progress) as view:
+            for _, setting in sides:
+                for part in in_thread(self._llm, self._answer_to(messages, skip=setting, temperature=0.0)):
+                    view.add(part)
+                view.end(self._recorder.record())
 
     def _fidelity(self, _: str) -> None:
         self._terminal.quiet(self._reading.report())
@@ -204,38 +248,43 @@ class Session:
     def _save(self, path: str) -> None:
         if not path:
             raise OptionError("/save needs a file name")
+        path = os.path.expanduser(path)
+        if os.path.isfile(path) and not self._terminal.agrees(f"{path} exists: replace it", "/save it under another name"):
+            self._terminal.quiet("not saved")
+            return
         self._conversation.save(path)
         self._terminal.quiet(f"{len(self._conversation.messages)} messages saved in {path}")
 
     def _load(self, path: str) -> None:
         if not path:
             raise OptionError("/load needs a file name")
-        self._conversation.load(path)
+        self._conversation.load(os.path.expanduser(path))
         self._terminal.quiet(f"{len(self._conversation.messages)} messages read from {path}")
 
     def _help(self, _: str) -> None:
-        lines = [f"{name + ' ' + value:15s} {words}" for name, (value, words, _) in self._commands.items()]
-        lines.append('Alt-Enter begins a new line; a text between """ and """ may have many lines.')
-        lines.append("Ctrl-C stops an answer and keeps its text, twice it quits; Ctrl-D quits.")
-        self._terminal.quiet("\n".join(lines))
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, style="dim")
+        table.add_column(style="dim")
+        for name, command in self._commands.items():
+            table.add_row(f"{name} {command.value}", command.words)
+        table.add_row()
+        for name, (_, words) in SETTINGS.items():
+            table.add_row(f"/set {name}", f"{sampling_line(self._sampling, name).partition(' ')[2]} ({words})")
+        table.add_row()
+        for key, words in KEYS.items():
+            table.add_row(key, words)
+        self._terminal.show(table)
 
     def _quit(self, _: str) -> None:
         raise EOFError
 
     def _describe_model(self) -> str:
+        name = readable_name(self._llm.metadata, self._llm.model_path)
+        if self._llm.dense_because:
+            return f"{name}, dense: {self._llm.dense_because}"
+        if self._llm.routers is None and self._llm.skip == "auto":
+            return f"{name}, without routers: dense (/skip 7,11 skips layers)"
         routers = "with routers" if self._llm.routers else "without routers"
-        return f"{self._llm.metadata.get('general.name', self._llm.model_path)}, {routers}, skip {self._llm.skip!r}"
-
-
-def _side_by_side(columns: list[tuple[str, str, str]]) -> Any:
-    """A table of answers; a column is a title, a text, and its record's figures, one a line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(expand=True)
-    for title, *_ in columns:
-        table.add_column(title, ratio=1)
-    table.add_row(*(Text(text.strip()) for _, text, _ in columns))
-    table.add_section()
-    table.add_row(*(Text(figures, style="dim") for *_, figures in columns))
-    return table
+        return f"{name}, {routers}, skip {skip_in_words(self._llm.skip)}"

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
+
+from ..errors import OptionError
+from .answer_view import AnswerView, Progress, without_controls
+from .comparison import ColumnsView, ComparisonView, OneAfterAnother
+from .line_reader import Completions, LineReader, line_reader, typing_kept
 
 FENCE = '"""'
+NARROW = 72
+"""Columns below which two answers do not stand side by side."""
 
 
-def history_file() -> str:
-    """The file that keeps what was typed."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(state, "first_cpp", "chat_history")
+class Shown(Protocol):
+    """A place for one answer."""
+
+    def add(self, part: str) -> None: ...
 
 
 class Terminal:
-    """A person at a terminal, or a pipe."""
+    """A person at a terminal, or a pipe. history: keep what is typed in a file."""
 
     def __init__(self, history: bool = True) -> None:
         from rich.console import Console
 
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        self.console = Console(highlight=False, soft_wrap=True)
-        self._session = _prompt_session(history) if self.interactive else None
+        self.console = Console(highlight=False)
+        self.renders = self.console.is_terminal and not self.console.is_dumb_terminal
+        """Whether Markdown is drawn; elsewhere an answer is its text as it is."""
+        self._wraps = self.console.is_terminal
+        self.complete: Completions = lambda _: []
+        """What Tab may write."""
+        self._reader: LineReader | None = line_reader(history, self._complete) if self.interactive else None
+
+    def _complete(self, line: str) -> list[str]:
+        return self.complete(line)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def typing_kept(self) -> contextlib.AbstractContextManager[None]:
+        """What is typed while nobody reads waits for the next line."""
+        return typing_kept() if self._reader is not None and self._reader.draws else contextlib.nullcontext()
 
     def read(self) -> str:
         """One message. Text between lines of \"\"\" may have many lines. Raises EOFError at the end of input."""
@@ -38,55 +59,66 @@ class Terminal:
         return "\n".join(lines).strip("\n")
 
     def _line(self, prompt: str) -> str:
-        if self._session is not None:
-            return str(self._session.prompt(prompt))
+        if self._reader is not None:
+            return self._reader.line(prompt)
         line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line.rstrip("\n")
 
-    def stream(self, parts: Iterator[str]) -> Iterator[str]:
-        """Show parts of a text as they come, and yield them again."""
-        for part in parts:
-            sys.stdout.write(part)
-            sys.stdout.flush()
-            yield part
+    def agrees(self, question: str, otherwise: str) -> bool:
+        """Whether the person says yes. Raises OptionError where nobody can be asked, saying what to do otherwise."""
+        if self._reader is None:
+            raise OptionError(f"{question}: there is nobody to ask; {otherwise}")
+        try:
+            return self._reader.ask(f"{question}? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
 
-    def end_line(self) -> None:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+    # -- showing ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def answer(self, progress: Progress) -> Iterator[Shown]:
+        """A place for the parts of an answer. progress: how far its prompt was read."""
+        with AnswerView(self.console, progress) if self.renders else _Raw(self.console.is_terminal) as view:
+            yield view
+
+    def comparison(self, titles: list[str], progress: Progress) -> contextlib.AbstractContextManager[ComparisonView]:
+        """A place for two answers: side by side, or one after the other where that is too narrow."""
+        if self.renders and self.console.width >= NARROW:
+            return ColumnsView(self.console, titles, progress)
+        return OneAfterAnother(titles, lambda: self.answer(progress), self.quiet, self.width)
 
     def quiet(self, text: str) -> None:
         """Show a note beside the conversation."""
-        self.console.print(text, style="dim", markup=False)
+        self.console.print(without_controls(text), style="dim", markup=False, soft_wrap=not self._wraps)
 
     def show(self, what: Any) -> None:
-        """Show a table or a text."""
+        """Show a table."""
         self.console.print(what)
 
     def error(self, text: str) -> None:
-        self.console.print(text, style="red", markup=False)
+        self.console.print(without_controls(text), style="red", markup=False, soft_wrap=not self._wraps)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None where lines are not wrapped."""
+        return self.console.width if self._wraps else None
 
 
-def _prompt_session(history: bool) -> Any:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings
+class _Raw:
+    """The text as it is; a terminal gets no control characters."""
 
-    keys = KeyBindings()
+    def __init__(self, cleaned: bool) -> None:
+        self._cleaned = cleaned
 
-    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
-    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    def add(self, part: str) -> None:
+        sys.stdout.write(without_controls(part) if self._cleaned else part)
+        sys.stdout.flush()
 
-    kept: Any = InMemoryHistory()
-    if history:
-        path = history_file()
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "a", encoding="utf-8"):
-                pass
-            os.chmod(path, 0o600)  # other users must not read what was typed
-            kept = FileHistory(path)
-        except OSError:
-            pass  # a home that cannot be written: history lasts for this session
-    return PromptSession(history=kept, key_bindings=keys, multiline=True)
+    def __enter__(self) -> _Raw:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.stdout.write("\n")
+        sys.stdout.flush()

@@ -10,6 +10,8 @@ from ..gguf.byte_limit import Reads, byte_limit, weight_reads
 from ..llama import Llama
 from ..runtime.routing import picture, words_changed
 
+_MOST_DROPPED = 4  # parts of the line
+
 
 @dataclass(frozen=True)
 class AnswerRecord:
@@ -59,20 +61,30 @@ class AnswerRecord:
             "expected_change": _finite(self.expected_change),
         }
 
-    def line(self) -> str:
-        """The record as one line for people."""
-        computed = self.n_layer - len(self.skipped_layers)
-        parts = [
+    def line(self, width: int | None = None) -> str:
+        """The record as one line for people. width: its columns; what matters least is dropped where they are few.
+
+        >>> print(AnswerRecord(20, 9, 120.0, 12.5, 6, (2, 4), None, "fixed set", 1.31).line(width=72))
+        20 tokens · 80.0 tokens/s · TTFT 0.12 s · 4 of 6 layers · 1.31x expected
+        """
+        lines = [" · ".join(self._parts(dropped)) for dropped in range(_MOST_DROPPED + 1)]
+        return next((line for line in lines if width is None or len(line) <= width), lines[-1])
+
+    def _parts(self, dropped: int) -> list[str]:
+        """dropped: how much to leave out, in this order: the picture, "over dense", TTFT, words changed."""
+        layers = f"{self.n_layer - len(self.skipped_layers)} of {self.n_layer} layers"
+        return [
             f"{self.tokens} tokens",
             f"{1e3 / self.tpot_ms:.1f} tokens/s" if self.tpot_ms else "- tokens/s",
-            f"TTFT {self.ttft_ms / 1e3:.2f} s",
-            f"{computed} of {self.n_layer} layers {picture(self.skipped_layers, self.n_layer)}",
+            *([f"TTFT {self.ttft_ms / 1e3:.2f} s"] if dropped < 3 else []),
+            layers if dropped else f"{layers} {picture(self.skipped_layers, self.n_layer)}",
+            *(self._gain(dropped) if self.skipped_layers else []),
         ]
-        if self.skipped_layers:
-            parts.append(f"{self.expected_speedup:.2f}x expected over dense")
-            if self.expected_change is not None:
-                parts.append(words_changed(self.expected_change))
-        return " · ".join(parts)
+
+    def _gain(self, dropped: int) -> list[str]:
+        gain = f"{self.expected_speedup:.2f}x expected" + (" over dense" if dropped < 2 else "")
+        changed = [] if self.expected_change is None or dropped > 3 else [words_changed(self.expected_change)]
+        return [gain, *changed]
 
 
 def _finite(value: float | None) -> float | None:
@@ -100,7 +112,7 @@ class AnswerRecorder:
     def record(self) -> AnswerRecord | None:
         """The record of the last answer, None before the first."""
         routing, timing = self._llm.routing, self._llm.timing
-        if routing is None:
+        if routing is None or timing is None:
             return None
         return AnswerRecord(
             tokens=timing.n_tokens,

@@ -8,7 +8,10 @@ import os
 import sys
 from typing import TextIO
 
-_REPLACEMENTS = {"\u00b7": "-", "\u2588": "#", "\u2026": "...", "\u2013": "-", "\u2014": "-", "\u2018": "'", "\u2019": "'"}
+_REPLACEMENTS = {
+    **{"\u00b7": "-", "\u2588": "#", "\u2026": "...", "\u2013": "-", "\u2014": "-", "\u2018": "'", "\u2019": "'"},
+    **{"\u2022": "*", "\u258c": "|", "\u2500": "-", "\u2501": "-", "\u2502": "|"},  # of Markdown
+}
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

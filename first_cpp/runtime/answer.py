@@ -19,8 +19,8 @@ class Timing:
     n_tokens: tokens generated. ttft: seconds to the first one, 0 before it. tpot: mean seconds per token after it, 0 before
     the second. last_token: the token generated last, -1 before the first.
 
-    >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05).tpot
-    0.05
+    >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05)
+    <Timing: 3 tokens, TTFT 0.200 s, TPOT 50.0 ms>
     """
 
     n_tokens: int = 0
@@ -28,13 +28,20 @@ class Timing:
     tpot: float = 0.0
     last_token: int = -1
 
+    def __repr__(self) -> str:
+        ttft = f", TTFT {self.ttft:.3f} s" if self.n_tokens else ""
+        tpot = f", TPOT {self.tpot * 1e3:.1f} ms" if self.n_tokens > 1 else ""
+        return f"<Timing: {self.n_tokens} token{'s' * (self.n_tokens != 1)}{ttft}{tpot}>"
+
 
 class Answer:
     """The state of one answer: nothing decided during prefill, then the layers that its decoding skips."""
 
-    __slots__ = ("_resumed", "cancelled", "decode", "last_token", "n_tokens", "running", "skipped", "ttft")
+    __slots__ = ("_resumed", "cancelled", "decode", "last_token", "n_prompt", "n_tokens", "running", "skipped", "ttft")
 
-    def __init__(self) -> None:
+    def __init__(self, n_prompt: int = 0) -> None:
+        self.n_prompt = n_prompt
+        """Tokens of the prompt, those reused included."""
         self.skipped: frozenset[int] | None = None
         self.cancelled = False
         self.running = False
@@ -90,8 +97,8 @@ class CurrentAnswer:
         self._abort = abort
         self._lock = threading.Lock()
         self.answer: Answer | None = None
-        self.last = Answer()
-        """The answer begun last, whether or not it has ended."""
+        self.last: Answer | None = None
+        """The answer begun last, whether or not it has ended; None before the first."""
 
     def begin(self, answer: Answer) -> None:
         self._set(answer)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gguf.routers import Routers
-from ..skip import Skip, choose_layers, layers_for_share
+from ..skip import Skip, choose_layers, layers_for_share, skip_in_words
 from .layers import Layers
 from .predicted_cost import Prediction, in_words, predict
 
@@ -80,10 +80,10 @@ def choose(
 
 def _why_nothing(setting: Setting, routers: Routers | None) -> str:
     if setting.skip != "auto":
-        return f"skip={setting.skip!r}"
+        return f"skip {skip_in_words(setting.skip)}"
     if routers is None:
         return "no routers"
-    return "skip='auto'" if routers.cost is None else f"tolerance={setting.tolerance:g}"
+    return "skip auto" if routers.cost is None else f"tolerance={setting.tolerance:g}"
 
 
 def _means(routers: Routers, n_deciding: int, scores: npt.NDArray[np.float32] | None) -> PromptMeans | None:

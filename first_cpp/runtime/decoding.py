@@ -9,11 +9,14 @@ from typing import Any
 import llama_cpp
 
 from ..errors import ContextFull
+from ..gguf.model_name import readable_name
 from .answer import Answer, ContextEnd, CurrentAnswer, Timing
 from .context import ReadContext
 from .conversations import Conversations
 from .fidelity import AnswerMeasure
 from .guarded import GuardedLlama
+from .notebook import notes
+from .one_thread import CLOSED
 from .policy import RoutingPolicy
 from .routing import Routing
 
@@ -31,24 +34,48 @@ class DecodingLlama(GuardedLlama):
     _conversations: Conversations | None
 
     @property
-    def timing(self) -> Timing:
-        """How long the last answer took, or takes."""
-        return self._current.last.timing
+    def timing(self) -> Timing | None:
+        """How long the last answer took, or takes; None before the first."""
+        return None if self._current.last is None else self._current.last.timing
 
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """Yield the tokens that answer a prompt; arguments as in `llama_cpp.Llama.generate`.
-
-        Raises BusyError when it is resumed after a newer prompt was started on this model, AnswerCancelled after `cancel`.
+    @property
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """While a prompt is read: its tokens that have been read, and all of them; None otherwise. For any thread.
 
         >>> from first_cpp import Llama
-        >>> llm = Llama("model-first.gguf", verbose=False)
-        >>> answer = llm.generate(llm.tokenize(b"Hello"), temp=0.0)
-        >>> tokens = [next(answer) for _ in range(3)]
+        >>> Llama("model.gguf", verbose=False).prompt_progress is None
+        True
         """
+        answer = self._current.answer
+        if answer is None or answer.skipped is not None:
+            return None
+        return min(self.n_tokens, answer.n_prompt), answer.n_prompt
+
+    def _describe(self) -> list[str]:
+        if not hasattr(self, "_policy"):
+            return ["not loaded"]
+        name = readable_name(self.metadata, self.model_path)
+        return [name, "closed"] if self._model is CLOSED else [name, *self._policy.describe()]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {', '.join(self._describe())}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the model, and the layers of its last answer."""
+        name, *words = self._describe()
+        return notes(words, heading=name) + self._last_answer_html()
+
+    def _last_answer_html(self) -> str:
+        if self._routing is None or self.timing is None:
+            return notes(["no prompt was read yet"])
+        return self._routing.as_html() + notes([str(self.timing)])
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """The tokens that answer a prompt; `first_cpp.Llama.generate` says more."""
         given = _BASE_GENERATE.bind(self, tokens, *args, **kwargs).arguments
         given.pop("self")
         reset, end = given.get("reset", True), given.get("stopping_criteria")
-        answer = Answer()
+        answer = Answer(len(tokens) if reset else self.n_tokens + len(tokens))
         if isinstance(end, ContextEnd):
             given["stopping_criteria"] = end.further
         with self._exclusive:

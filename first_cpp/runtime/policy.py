@@ -6,12 +6,13 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from types import EllipsisType
 
 import llama_cpp
 
 from ..errors import OffloadError, RoutingError, SettingError, SkipError
 from ..gguf.routers import Routers
-from ..skip import Skip, check_layers, layers_for_share, parse_skip
+from ..skip import Skip, check_layers, layers_for_share, parse_skip, skip_in_words
 from .arguments import Arguments, check_tolerance
 from .choice import Choice, Setting, choose
 from .context import ReadContext
@@ -55,7 +56,8 @@ class RoutingPolicy:
         self._own, self._offload, self._warned = own, offload, False
         self.route_tokens = route_tokens
         self.skip: Skip = None
-        """The setting, checked."""
+        """The setting, checked; a call may have one of its own (`asking`)."""
+        self._of_call: Skip | EllipsisType = ...
         self._held = held
         self._drawn: float | None = None
         """The share, or with cost probes the tolerance, of the answer going on, where a fidelity is held; None before it begins
@@ -67,10 +69,34 @@ class RoutingPolicy:
         """The layers of `Llama.skipping`, None outside it."""
         self.set_tolerance(own.tolerance)
 
+    def describe(self) -> list[str]:
+        """The model and the setting in a few words."""
+        dense = self._layers.dense_because
+        routers = "without routers" if self._routers is None else "with routers"
+        return [f"{self._n_layer} layers", routers, f"dense: {dense}" if dense else f"skip {skip_in_words(self.skip)}"]
+
     # -- settings ---------------------------------------------------------------------------------------------------
 
     def set_skip(self, value: object) -> None:
-        """Take a skip setting. Raises SkipError, OffloadError or RoutingError where this model cannot follow it."""
+        """Take a skip setting. Raises as `check_skip` does."""
+        self.skip = self.check_skip(value)
+
+    @contextlib.contextmanager
+    def asking(self, skip: Skip) -> Iterator[None]:
+        """Prompts that are read inside go by this setting instead of `self.skip`."""
+        before, self._of_call = self._of_call, skip
+        try:
+            yield
+        finally:
+            self._of_call = before
+
+    @property
+    def _skip(self) -> Skip:
+        """The setting that a prompt goes by now."""
+        return self.skip if self._of_call is ... else self._of_call
+
+    def check_skip(self, value: object) -> Skip:
+        """A skip setting, checked. Raises SkipError, OffloadError or RoutingError where this model cannot follow it."""
         skip = parse_skip(value)
         if isinstance(skip, float):
             if skip > 0 and self._routers is None:
@@ -80,7 +106,7 @@ class RoutingPolicy:
             check_layers(skip, self._n_layer)
         if skip and not (skip == "auto" and self._routers is None):
             self._check_possible(skip if isinstance(skip, tuple) else ())
-        self.skip = skip
+        return skip
 
     @property
     def tolerance(self) -> float | None:
@@ -104,8 +130,8 @@ class RoutingPolicy:
 
     @property
     def _setting(self) -> Setting:
-        if self._held is None or self.skip != "auto":
-            return Setting(self.skip, self.tolerance or 0.0)
+        if self._held is None or self._skip != "auto":
+            return Setting(self._skip, self.tolerance or 0.0)
         return Setting(self._share, 0.0) if self._cost is None else Setting("auto", self._share)
 
     @contextlib.contextmanager
@@ -134,7 +160,7 @@ class RoutingPolicy:
         if self._own.strict:
             raise RoutingError(f"no layer of {self._path} can be skipped: {why}; strict=False runs it dense")
         if not self._warned:
-            warnings.warn(f"no layer of {self._path} can be skipped, it runs dense: {why}", RuntimeWarning, stacklevel=5)
+            warnings.warn(f"no layer of {self._path} can be skipped, it runs dense: {why}", RuntimeWarning, stacklevel=6)
             self._warned = True
 
     # -- a fidelity that is held ------------------------------------------------------------------------------------
@@ -147,7 +173,7 @@ class RoutingPolicy:
     def begin_answer(self, before: Fidelity | None) -> None:
         """An answer begins; `before` is the fidelity of the one before it, as far as it was measured."""
         self.settle(before)
-        if self._held is not None and self.skip == "auto" and self.forced is None:
+        if self._held is not None and self._skip == "auto" and self.forced is None:
             self._skips_nothing = False
             if self._cost is not None:
                 self._drawn = self._share = tolerance_of(self._cost, self._held.dial)
@@ -174,7 +200,7 @@ class RoutingPolicy:
     @property
     def scoring(self) -> bool:
         """Whether what routers or cost probes read decides."""
-        asked = (self._held is not None and self.skip == "auto") or self._setting.reads_prompt(self._routers)
+        asked = (self._held is not None and self._skip == "auto") or self._setting.reads_prompt(self._routers)
         return asked and self.forced is None and not self._layers.dense_because
 
     def deciding(self, n_read: int) -> int:
@@ -188,7 +214,7 @@ class RoutingPolicy:
             return Choice(None, tuple(sorted(self.forced_set)), why)
         n = self.deciding(n_read)
         choice = choose(self._setting, self._routers, self._layers, n, self._read.scores(n) if self.scoring else None)
-        if self._held is None or self.skip != "auto":
+        if self._held is None or self._skip != "auto":
             return choice
         return replace(choice, why=f"{choice.why}; {self._held.line()}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .notebook import layer_bars, notes
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -22,8 +24,13 @@ class Routing:
     kv_bytes_used: bytes of its cells that hold the prompt.
     kv_bytes_released: bytes given back to the system (``release_kv=True``).
 
-    >>> Routing(keep=None, skipped=(2, 3), n_layer=6, prompt_tokens=5, why="fixed set").share
+    In a notebook it is shown as one bar a layer.
+
+    >>> routing = Routing(keep=None, skipped=(2, 3), n_layer=6, prompt_tokens=5, why="fixed set")
+    >>> routing.share
     0.3333333333333333
+    >>> routing
+    <Routing: 4 of 6 layers ##..##, fixed set>
     """
 
     keep: tuple[float, ...] | None
@@ -42,6 +49,34 @@ class Routing:
     def share(self) -> float:
         """Skipped layers / all layers."""
         return len(self.skipped) / self.n_layer
+
+    @property
+    def layers(self) -> str:
+        """How many layers decoding computes, and a picture of them.
+
+        >>> Routing(keep=None, skipped=(2, 3), n_layer=6, prompt_tokens=5, why="fixed set").layers
+        '4 of 6 layers ##..##'
+        """
+        return f"{self.n_layer - len(self.skipped)} of {self.n_layer} layers {picture(self.skipped, self.n_layer)}"
+
+    def __repr__(self) -> str:
+        cost = "" if self.cost is None else f", predicted cost {self.cost:.3g} nats a token"
+        return f"<Routing: {self.layers}{cost}, {self.why}>"
+
+    def as_html(self) -> str:
+        """One bar a layer, and what was decided.
+
+        >>> Routing(keep=None, skipped=(2, 3), n_layer=6, prompt_tokens=5, why="fixed set").as_html().count("<span")
+        6
+        """
+        words = [f"{self.n_layer - len(self.skipped)} of {self.n_layer} layers computed"]
+        if self.cost is not None:
+            words.append(f"predicted cost {self.cost:.3g} nats a token")
+        if self.changed is not None:
+            words.append(words_changed(self.changed))
+        return layer_bars(self.skipped, self.n_layer, self.keep) + notes([*words, self.why])
+
+    _repr_html_ = as_html
 
 
 def words_changed(share: float) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..llama import Llama
+from ..runtime.answer import Timing
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def _stream(chunks: Iterator[dict[str, Any]], prompt: Prompt, kwargs: dict[str, 
 def answer_tokens(llm: Llama, n_prompt: int) -> list[int]:
     """The tokens of the answer that just ended, without one that ends answers."""
     made = [int(token) for token in llm.input_ids[n_prompt : llm.n_tokens]]
-    last = llm.timing.last_token
-    if last >= 0 and len(made) < llm.timing.n_tokens and not is_end(llm, last):
+    timing = llm.timing or Timing()
+    last = timing.last_token
+    if last >= 0 and len(made) < timing.n_tokens and not is_end(llm, last):
         made.append(last)
     return made
 
@@ -96,7 +98,7 @@ def with_usage(
     for chunk in chunks:
         last = last if chunk is None else {**chunk, "usage": None}
         yield None if chunk is None else last
-    timing = llm.timing
+    timing = llm.timing or Timing()
     n = 0 if nothing else timing.n_tokens - (timing.n_tokens > 0 and is_end(llm, timing.last_token))
     usage = {"prompt_tokens": n_prompt, "completion_tokens": n, "total_tokens": n_prompt + n}
     yield {**last, "choices": [], "usage": usage}

@@ -69,15 +69,15 @@ class IdleReader:
         if self._idle.error is not None and not self._warned:
             self._warned = True
             LOG.warning("answers are not read again while idle: %s", self._idle.error)
-        fidelity, routing = self._llm.fidelity, self._llm.routing
-        if answer is None or fidelity is None or routing is None:
+        fidelity, routing, timing = self._llm.fidelity, self._llm.routing, self._llm.timing
+        if answer is None or fidelity is None or routing is None or timing is None:
             return
         self._metrics.fidelity(fidelity.share)
         self._measured.append(
             MeasuredAnswer(
                 id=answer,
                 created=int(time.time()),
-                tokens=self._llm.timing.n_tokens,
+                tokens=timing.n_tokens,
                 n_layer=routing.n_layer,
                 skipped_layers=tuple(routing.skipped),
                 positions=fidelity.positions,

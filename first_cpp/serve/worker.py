@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ..cli.answer_record import AnswerRecorder
 from ..errors import AnswerCancelled
 from ..llama import Llama
+from ..runtime.answer import Timing
 from ..runtime.routing import Routing
 from .api_errors import queue_full, stopping
 from .idle import IdleReader
@@ -142,7 +143,7 @@ class RunningJob:
             if isinstance(error, AnswerCancelled):
                 self._metrics.cancelled()
         if self._job.routed and self._llm.routing is not before and self._llm.routing is not None:
-            self._metrics.answer(self._llm.routing, self._llm.timing)
+            self._metrics.answer(self._llm.routing, self._llm.timing or Timing())
         self._hand_over(last)
 
     def _hand_over(self, part: Any) -> None:

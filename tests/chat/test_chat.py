@@ -72,8 +72,9 @@ def test_dial_and_layers(arguments):
     assert "skip is 0.5" in out
     assert out.count("skipped\n") == 3
     assert "share 0.5 asks for 3 of 6 layers" in out
-    assert "skip is (1, 2)" in out
+    assert "skip is 1,2" in out
     assert "#..###  no keep scores (fixed set)" in out
+    assert "(1, 2)" not in out
     assert "7" in out.splitlines()[-1]
 
 
@@ -94,12 +95,86 @@ def test_compare_shows_both(arguments):
     assert "dense" in out
     assert "6 of 6 layers" in out
     assert "4 of 6 layers" in out
+    assert out.index("dense:") < out.index("6 of 6 layers") < out.index("skip 0.34:") < out.rindex("4 of 6 layers")
     assert "skip is 0.34" in out
+
+
+def test_compare_is_greedy_at_any_temperature(arguments, routed, load):
+    out = chat([*arguments, "--temp", "1.5"], "Hello", "/compare")
+    messages = [{"role": "user", "content": "Hello"}]
+    llm = load(routed, n_ctx=2048, chat_format="chatml")
+    for skip in (None, 0.34):
+        greedy = llm.create_chat_completion(messages, max_tokens=8, temperature=0, skip=skip)["choices"][0]["message"]
+        assert greedy["content"] in out
+
+
+def test_set(arguments, tmp_path):
+    saved = tmp_path / "talk.json"
+    out = chat(
+        arguments,
+        *("/set", "/set temperature 0.2", "/set temp", "/set top-k 5", "/set stop END", "/set stop", "/set stop none"),
+        *("/set max_tokens 3", "/set seed none", "/set temperature -1", "/set tmeperature 1", "/set top_p 2", "/set seed x"),
+        *("Hello", f"/save {saved}"),
+    )
+    for line in ("temperature 0", "temperature 0.2", "top_k 5", "stop END", "stop none", "max_tokens 3", "seed none"):
+        assert f"\n{line}\n" in f"\n{out}"
+    assert out.count("temperature 0.2\n") == 2
+    assert "/set temperature: -1 is not a number of 0 or more" in out
+    assert "/set tmeperature: there is no such setting; did you mean temperature?" in out
+    assert "/set top_p: 2 is not a number of 0 to 1" in out
+    assert "/set seed: x is not a whole number" in out
+    assert re.search(r"^3 tokens", out, re.MULTILINE)
+
+
+def test_set_is_what_answers_use(arguments, routed, load):
+    out = chat([*arguments, "--temp", "1.5", "--seed", "3"], "/set temperature 0", "/set max_tokens 5", "Hello")
+    llm = load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")
+    asked = [{"role": "user", "content": "Hello"}]
+    assert llm.create_chat_completion(asked, max_tokens=5, temperature=0)["choices"][0]["message"]["content"] in out
+
+
+def test_nothing_is_shown_in_pythons_words(arguments):
+    out = chat(
+        arguments,
+        *("/skip none", "Hello", "/layers", "/skip auto", "/skip", "/skip 1,", "/skip 9", "/skip 2.5", "/skip 1,1", "/skip []"),
+        *("/skip 99,100", "/tolerance x", "/set", "/load nowhere", "/help"),
+    )
+    for mark in ("'", "None", "True", "[Errno", "skip=", "(1,", "float"):
+        assert mark not in out.replace("last answer's", "").replace("model's", "").replace("token's", ""), mark
+
+
+def test_an_existing_file_is_not_replaced_where_nobody_can_be_asked(arguments, tmp_path):
+    saved = tmp_path / "talk.json"
+    saved.write_text("something else")
+    out = chat(arguments, "Hello", f"/save {saved}", f"/save {saved}2")
+    assert f"{saved} exists" in out
+    assert "/save it under another name" in out
+    assert saved.read_text() == "something else"
+    assert "2 messages saved" in out
+
+
+def test_a_pipe_gets_the_text_as_it_is(arguments, monkeypatch):
+    """No Markdown is drawn, no line wrapped; what the encoding has no sign for is replaced."""
+    for encoding in ("utf-8", "cp1252", "ascii"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        text = "/system **Be** `brief`.\nHello\n/layers\n/help\n/compare\n/set\n"
+        done = subprocess.run([*COMMAND, *arguments], input=text.encode(), capture_output=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        out = done.stdout.decode(encoding)
+        assert "layers" in out
+        assert re.search("[█#]{8}", out)
 
 
 def test_help_and_mistakes(arguments, tmp_path):
     out = chat(arguments, "/help", "/hlep", "/save", f"/load {tmp_path}/none", "/skip x", "Hello")
-    for words in ("/compare", "there is no command /hlep", "/save needs a file name", "No such file", "skip='x'", "8 tokens"):
+    for words in (
+        "/compare",
+        "there is no command /hlep",
+        "/save needs a file name",
+        "No such file",
+        "/skip x; allowed are auto",
+        "8 tokens",
+    ):
         assert words in out
 
 

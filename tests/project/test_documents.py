@@ -183,7 +183,7 @@ def test_the_transcript_is_one_prompt_and_the_summary():
 def test_the_python_of_the_readme_runs(smollm2, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
-    assert "(14, 15)" in capsys.readouterr().out
+    assert "<Routing: 22 of 30 layers" in capsys.readouterr().out
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------

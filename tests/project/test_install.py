@@ -63,7 +63,7 @@ print(first_cpp.__file__, llm.routing.skipped)
 
 
 USER = """
-from first_cpp import Llama, Routing, load_routers
+from first_cpp import AsyncLlama, Llama, Routing, load_routers
 
 def share(path: str) -> float:
     llm = Llama(path, skip=0.25)
@@ -73,6 +73,22 @@ def share(path: str) -> float:
     llm.route()
     load_routers(3)
     return routing.share
+
+def strings() -> None:
+    llm = Llama.from_demo(kv="keep", skip="auto")
+    reveal_type(llm)
+    Llama("m", prefill="rooted")
+    Llama("m", measure="kl", kv="kept")
+    llm.skip = "all"
+    llm.create_completion("Hello", skip="all")
+    llm.create_completion("Hello", skip=[3])
+    llm.create_chat_completion([], skip=None)
+    llm.skip = (2, 3)
+
+async def awaited(llm: AsyncLlama) -> None:
+    await llm.create_completion("Hello", skip=0.2)
+    await llm.create_completion("Hello", skip="most")
+    reveal_type(llm.routing)
 """
 
 
@@ -91,11 +107,18 @@ def test_mypy_sees_our_types_in_a_users_script(wheel, tmp_path):
     found = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if line.startswith("user.py:")}
     assert 'Revealed type is "first_cpp.' in found[7]
     assert "Routing | None" in found[7]
-    assert 'Revealed type is "float"' in found[8].replace("builtins.", "")
+    assert 'of "Timing | None" has no attribute "ttft"' in found[8]
     assert '"Llama" has no attribute "route"' in found[9]
     assert 'incompatible type "int"' in found[10]
     assert 'of "Routing | None" has no attribute "share"' in found[11]
-    assert set(found) == {7, 8, 9, 10, 11}
+    assert 'Revealed type is "first_cpp.llama.Llama"' in found[16]
+    assert "Literal['full', 'routed']" in found[17]
+    assert "Literal['drop', 'keep']" in found[18]
+    assert "Literal['auto']" in found[19]
+    assert "Literal['auto']" in found[20]
+    assert "Literal['auto']" in found[27]
+    assert "Routing | None" in found[28]
+    assert set(found) == {7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 27, 28}
 
 
 @pytest.mark.slow

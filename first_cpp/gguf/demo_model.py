@@ -1,0 +1,53 @@
+"""The demo model with its bundled adapter folded in: one GGUF, made once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+
+from .._version import __version__
+from ..errors import MissingExtraError
+from .bundled import DEMO_ADAPTER, PACKAGE, find_adapter, find_demo_model
+from .merge import merge
+
+QUANTIZE = "Q4_0"  # what the adapter was trained for
+
+
+def cache_folder() -> str:
+    """Where files that can be made again are kept: $XDG_CACHE_HOME/first_cpp, or ~/.cache/first_cpp.
+
+    >>> os.path.basename(cache_folder())
+    'first_cpp'
+    """
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "first_cpp")
+
+
+def demo_model_with_routers(folder: str | None = None) -> str:
+    """Path of the demo model with the trained routers, in `folder`, by default `cache_folder()`; the first call takes seconds.
+
+    Raises MissingExtraError, naming the extra, where a package is missing; OutputError or OSError for a folder that cannot be
+    written.
+
+    >>> demo_model_with_routers()  # doctest: +SKIP
+    '/home/me/.cache/first_cpp/smollm2-135m-instruct-first-4f2c1d7a90be.gguf'
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError('the demo model needs gguf, which is not installed: pip install "first-cpp[demo]"')
+    base, adapter = find_demo_model(), find_adapter(DEMO_ADAPTER)
+    folder = cache_folder() if folder is None else folder
+    path = os.path.join(folder, f"{DEMO_ADAPTER}-first-{_key(base, adapter)}.gguf")
+    if not os.path.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        merge(adapter, base, path, quantize=QUANTIZE, force=True, quiet=True)
+    return path
+
+
+def _key(base: str, adapter: str) -> str:
+    """Twelve digits that differ where the file would: by base, adapter and version."""
+    digest = hashlib.sha256(f"{__version__} {PACKAGE} {os.path.basename(base)} {os.path.getsize(base)} {QUANTIZE}".encode())
+    for folder, _, names in sorted(os.walk(adapter)):
+        for name in sorted(names):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(file.read())
+    return digest.hexdigest()[:12]

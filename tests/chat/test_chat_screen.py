@@ -1,0 +1,305 @@
+"""What a person sees of `first-cpp chat`, at terminals of 60, 80 and 100 columns."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+import pytest
+from routers_files import routed_model
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+pytest.importorskip("pexpect")
+pytest.importorskip("pyte")
+
+from screen import Screen  # noqa: E402
+
+SCRIPTED = str(pathlib.Path(__file__).parents[1] / "support" / "scripted_chat.py")
+PROSE = (
+    "The lighthouse on the point was built in eighteen forty-six, after two ships were lost in a single winter, and the lamp "
+    "that it carried burned whale oil, then paraffin, and in the end electricity, which nobody had to bring up the stairs."
+)
+MARKDOWN = f"""# Adding two numbers
+
+{PROSE}
+
+- **first** point, with a sentence that is long enough to be wrapped at the edge of any terminal that people use today
+- second point with `code` and <b>no HTML</b>
+
+```python
+def add(a, b):
+    return a + b
+```
+
+One line
+and another."""
+
+
+@pytest.fixture(scope="module")
+def routed(tiny, models):
+    return routed_model(tiny, models, seed=47)
+
+
+@pytest.fixture
+def chat(routed, tmp_path):
+    """Begins a chat whose answers are `script`."""
+    opened = []
+
+    def begin(script=PROSE, width=80, height=30, options=(), **environment):
+        words = [sys.executable, SCRIPTED, "chat", "-m", routed, "--skip", "0.34", "-n", "8", "--temp", "0", "-c", "2048"]
+        words += ["--chat-format", "chatml", "-t", "1", *options]
+        names = {"SCRIPT": script, "HOME": str(tmp_path), **environment}
+        opened.append(Screen(words, width, height, **names))
+        opened[-1].wait("Ctrl-D quits")
+        opened[-1].settle(0.2)
+        return opened[-1]
+
+    yield begin
+    for screen in opened:
+        screen.close()
+
+
+def words_of(text):
+    return re.findall(r"[\w'-]+", text)
+
+
+# -- what fits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_words_wrap_at_the_edge_also_while_they_come(chat, width):
+    screen = chat(width=width, PAUSE="0.03")
+    screen.send("Hello\r")
+    whole = set(words_of(PROSE))
+    seen = 0
+    while "tokens/s" not in screen.text:
+        screen.read(0.1)
+        shown = screen.text.partition("> Hello")[2].partition("8 tokens")[0]
+        if "reading" in shown or not shown.strip():
+            continue
+        seen += 1
+        assert set(words_of(shown)) <= whole, shown  # no word is cut in two
+    assert seen > 5
+    assert " ".join(words_of(PROSE)) in " ".join(words_of(screen.text))
+    assert len(screen.raw) > 0
+    assert max(map(len, screen.lines)) <= width
+
+
+def test_header_status_line_and_help_fit_80_columns(chat):
+    screen = chat()
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    screen.send("/help\r")
+    screen.wait("Ctrl-C  ")
+    lines = screen.lines
+    assert lines[0].endswith("skip 0.34")
+    assert re.match("/help lists the commands", lines[1])
+    (status,) = (line for line in lines if "tokens/s" in line)
+    assert re.fullmatch(r"8 tokens · [\d.]+ tokens/s · TTFT [\d.]+ s · 4 of 6 layers.* · 1.\d\dx expected.*", status)
+    for name in (
+        "/skip",
+        "/tolerance",
+        "/set temperature",
+        "/layers",
+        "/compare",
+        "/fidelity",
+        "/save",
+        "/load",
+        "/quit",
+        "Tab",
+    ):
+        (line,) = (line for line in lines if line.startswith(f"{name} "))
+        assert not line.endswith(" ")
+    text = re.sub(r"\s+", " ", screen.text)  # nothing was cut off
+    assert "as temperature 0.2; without: show them" in text
+    assert "/set seed none (for the same answer again; none: another one each time)" in text
+
+
+def test_markdown_is_drawn(chat):
+    screen = chat(MARKDOWN)
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    shown = screen.text.partition("> Hello")[2]
+    for mark in ("**", "```", "# ", "`code`"):
+        assert mark not in shown
+    assert "• first point" in shown
+    assert "<b>no HTML</b>" in shown  # HTML is text
+    assert re.search(r"^ *def add\(a, b\):\s*$", shown, re.MULTILINE)
+    assert re.search(r"^One line$\n^and another\.$", shown, re.MULTILINE)  # a new line is a new line
+    assert shown.count("Adding two numbers") == shown.count("def add") == 1  # drawn again, not twice
+    assert words_of(shown)[: len(words_of(MARKDOWN))] == [word for word in words_of(MARKDOWN) if word != "python"] + ["8"]
+
+
+def test_an_answer_longer_than_the_screen_stands_there_whole(chat):
+    script = "```\n" + "".join(f"line {number}\n" for number in range(60)) + "```\n"
+    screen = chat(script, height=20, PAUSE="0.01")
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    assert re.findall(r"line (\d+)", screen.text) == [str(number) for number in range(60)]
+
+
+def test_escape_sequences_of_an_answer_are_not_obeyed(chat):
+    screen = chat("before \x1b[2J\x1b]0;title\x07\x9b31m after")
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    assert "> Hello" in screen.text  # the screen was not cleared
+    assert "\x1b[2J" not in screen.raw
+    assert screen.emulator.title == ""
+
+
+def test_how_far_the_prompt_was_read(chat):
+    screen = chat(WAIT="1.5")
+    screen.send("Hello\r")
+    screen.wait("reading the prompt: 512 of 2,048 tokens")
+    frames = set()
+    for _ in range(8):
+        screen.read(0.1)
+        frames |= {line[0] for line in screen.lines if "reading the prompt" in line}
+    assert len(frames) > 1  # it turns
+    screen.wait("tokens/s")
+    assert "reading the prompt" not in screen.text
+
+
+# -- what is typed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("without", ["", "prompt_toolkit"])
+def test_keys_typed_during_an_answer_are_kept_for_the_next_prompt(chat, without):
+    screen = chat(PAUSE="0.02", WITHOUT=without)
+    screen.send("Hello\r")
+    screen.wait("The lighthouse")
+    screen.send("typed meanwhixx\x7f\x7fle")
+    time.sleep(0.3)
+    screen.read()
+    assert "typed" not in screen.text  # not amid the answer
+    screen.wait("tokens/s")
+    screen.wait("> typed meanwhile")
+    screen.send(" and after\r")
+    screen.wait("tokens/s", after=1)
+    assert "> typed meanwhile and after" in screen.text
+    answer = re.sub(r"\s+", " ", screen.text)
+    assert answer.count(PROSE) == 2
+
+
+def test_keys_are_kept_when_the_answer_is_stopped(chat):
+    screen = chat(PAUSE="0.1")
+    screen.send("Hello\r")
+    screen.wait("The lighthouse")
+    screen.send("next question")
+    screen.process.sendintr()
+    screen.wait("Ctrl-C again")
+    screen.wait("> next question")
+
+
+def test_the_terminal_is_as_before_in_the_end(chat):
+    import termios
+
+    screen = chat()
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    screen.settle()
+    screen.send("\x04")
+    assert screen.end() == 0
+    assert termios.tcgetattr(screen.process.child_fd)[3] & termios.ECHO
+
+
+@pytest.mark.parametrize("without", ["", "prompt_toolkit"])
+def test_tab_completes(chat, tmp_path, without):
+    screen = chat(WITHOUT=without)
+    screen.send("/tol\t\r")
+    screen.wait("no tolerance|tolerance is")
+    screen.send("/set temp\t 0.2\r")
+    screen.wait("^temperature 0.2$|\ntemperature 0.2\n")
+    screen.send("/skip no\t\r")
+    screen.wait("skip is none")
+    (tmp_path / "conversation.json").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}))
+    screen.send(f"/load {tmp_path}/conv\t\r")
+    screen.wait("1 messages read")
+
+
+def test_save_asks_before_it_overwrites(chat, tmp_path):
+    saved = tmp_path / "talk.json"
+    saved.write_text("something else")
+    screen = chat(width=200)
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    screen.send(f"/save {saved}\r")
+    screen.wait(r"exists: replace it\? \[y/N\]")
+    screen.send("\r")
+    screen.wait("not saved")
+    assert saved.read_text() == "something else"
+    screen.send(f"/save {saved}\r")
+    screen.wait(r"exists: replace it\? \[y/N\]", after=1)
+    screen.send("y\r")
+    screen.wait("2 messages saved")
+    assert json.loads(saved.read_text())["messages"][0]["content"] == "Hello"
+    screen.send("\x1b[A\x1b[A")  # the answers are no part of the history
+    screen.wait("> /save")
+
+
+@pytest.mark.parametrize("without", ["", "prompt_toolkit"])
+def test_ctrl_c_twice_quits(chat, without):
+    screen = chat(WITHOUT=without)
+    screen.process.sendintr()
+    screen.wait("Ctrl-C again")
+    screen.settle()
+    screen.process.sendintr()
+    assert screen.end() == 130
+
+
+# -- two answers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_compare_streams_side_by_side_where_there_is_room(chat, width):
+    screen = chat(width=width, PAUSE="0.01", height=40)
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    screen.send("/compare\r")
+    screen.wait("dense")
+    screen.wait("The lighthouse", after=1)
+    assert "6 of 6 layers" not in screen.text  # it is shown while it comes
+    screen.wait("expected over dense|expected", after=1)
+    screen.settle()
+    lines = screen.lines[next(number for number, line in enumerate(screen.lines) if "/compare" in line) :]
+    beside = [line for line in lines if re.search("dense.*skip 0.34", line)]
+    assert len(beside) == (width >= 72)
+    assert sum("6 of 6 layers" in line for line in lines) == sum("4 of 6 layers" in line for line in lines) == 1
+    assert max(map(len, lines)) <= width
+
+
+# -- other terminals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_encodings_without_the_signs(chat, encoding):
+    screen = chat(MARKDOWN + "\n\n> quoted \u2014 caf\u00e9\n", PYTHONIOENCODING=encoding, PYTHONUTF8="0", WAIT="0.3")
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    screen.send("/layers\r")
+    screen.settle()
+    screen.send("/compare\r")
+    screen.wait("tokens/s", after=2)
+    assert "return a + b" in screen.text
+    assert "Traceback" not in screen.text
+    if encoding == "ascii":
+        assert "* first point" in screen.text
+        assert "########" in screen.text
+
+
+def test_a_dumb_terminal_gets_plain_text(chat):
+    screen = chat("**bold** and `code`", TERM="dumb")
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    assert "**bold** and `code`" in screen.text
+
+
+def test_no_file_of_what_was_typed_where_none_is_wanted(chat, tmp_path):
+    screen = chat(options=["--no-history"])
+    screen.send("Hello\r")
+    screen.wait("tokens/s")
+    assert not os.path.exists(tmp_path / ".local")
