@@ -102,6 +102,7 @@ class Llama(DecodingLlama):
         how = (skip, routers, release_kv, prefill, route_tokens, kv, strict, measure)
         own = self._arguments = Arguments(*how, fidelity, fidelity_state, cache_bytes, tolerance)
         file = ModelFile.open(model_path)
+        file.check_vocabulary()
         self._routers = self._find_routers(file)
         held = self._hold(file)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
