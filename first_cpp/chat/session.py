@@ -7,6 +7,7 @@ from typing import Any
 
 from ..cli.answer_record import AnswerRecorder
 from ..errors import ContextFull, FirstCppError, OptionError
+from ..gguf.printable import printable
 from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture
@@ -224,7 +225,8 @@ class Session:
 
     def _describe_model(self) -> str:
         routers = "with routers" if self._llm.routers else "without routers"
-        return f"{self._llm.metadata.get('general.name', self._llm.model_path)}, {routers}, skip {self._llm.skip!r}"
+        name = printable(self._llm.metadata.get("general.name", self._llm.model_path), 200)
+        return f"{name}, {routers}, skip {self._llm.skip!r}"
 
 
 def _side_by_side(columns: list[tuple[str, str, str]]) -> Any:

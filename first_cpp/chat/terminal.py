@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..gguf.new_file import check_regular
+
 FENCE = '"""'
 
 
@@ -83,6 +85,7 @@ def _prompt_session(history: bool) -> Any:
         path = history_file()
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            check_regular(path)
             with open(path, "a", encoding="utf-8"):
                 pass
             os.chmod(path, 0o600)  # other users must not read what was typed

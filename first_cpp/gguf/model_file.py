@@ -12,7 +12,7 @@ from pathlib import Path
 from .._ext import GgufFile, GgufTensor
 from ..errors import ModelFileError
 from .file_header import check_header
-from .model_limits import Hyperparameters, check_tensor, check_vocabulary
+from .model_limits import Hyperparameters, Spelling, check_tensor, check_vocabulary
 from .printable import printable
 from .routers import Base
 
@@ -164,12 +164,14 @@ class ModelFile:
             for tensor in file.tensors():
                 yield path, tensor
 
-    def check_vocabulary(self) -> None:
-        """Raise ModelFileError for a vocabulary with which llama.cpp would end the process, or none.
+    def spelling(self) -> Spelling | None:
+        """What the vocabulary can spell, None where that is every text. Raises ModelFileError for one with which llama.cpp
+        would end the process, or none.
 
-        >>> ModelFile.open("model.gguf").check_vocabulary()
+        >>> ModelFile.open("model.gguf").spelling() is None
+        True
         """
-        check_vocabulary(self.first, self.path)
+        return check_vocabulary(self.first, self.path)
 
     def key(self, name: str) -> str:
         """The metadata key of a hyper-parameter, "block_count" to "llama.block_count"."""
@@ -181,7 +183,7 @@ class ModelFile:
         if not found and default is not None:
             return default
         if found != kind:
-            raise ModelFileError(f"{self.path}: {key} is {found or 'missing'}, expected {kind}")
+            raise ModelFileError(f"{self.path}: {printable(key)} is {found or 'missing'}, expected {kind}")
         return float(self.first.get(key))
 
 

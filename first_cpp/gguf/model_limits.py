@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 from .._ext import GgufFile, GgufTensor
-from ..errors import ModelFileError
+from ..errors import ModelFileError, SettingError
 from .printable import printable
 
 MOST_BLOCKS = 512
@@ -20,6 +21,7 @@ MOST_EXPERTS = 1024
 """LLAMA_MAX_EXPERTS."""
 MOST_CONTEXT = 1 << 26
 """Tokens; llama_cpp makes a list of so many for each text that it reads. The longest in use is 10 million."""
+_REMEDY = "the file is damaged, or its converter was wrong: convert or download it again"
 # Name without the architecture: least, most.
 _COUNTS = {
     "block_count": (1, MOST_BLOCKS),
@@ -60,8 +62,8 @@ _ROTATED = _names(
 # Keys and values have heads of one length:
 _EQUAL_HEADS = _names(
     "arctic baichuan bitnet bloom codeshell cohere2 command-r dbrx deepseek deepseek2-ocr deepseek4 exaone-moe falcon gpt2 "
-    "gptneox grok internlm2 jais maple mpt nemotron olmo olmo2 olmoe orion phi2 phimoe plamo qwen qwen2 qwen2moe qwen2vl "
-    "starcoder starcoder2 xverse"
+    "gpt-oss gptneox grok internlm2 jais maple mpt nemotron olmo olmo2 olmoe orion phi2 phimoe plamo qwen qwen2 qwen2moe "
+    "qwen2vl starcoder starcoder2 xverse"
 )
 _WITHOUT_HEADS = ("rwkv", "arwkv", "mamba")
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
@@ -107,7 +109,7 @@ class Hyperparameters:
         return max(self._values(name), default=0)
 
     def _error(self, name: str, value: object, allowed: str) -> ModelFileError:
-        return ModelFileError(f"{self._path}: {self._architecture}.{name} is {value}, expected {allowed}")
+        return ModelFileError(f"{self._path}: {printable(self._architecture)}.{name} is {value}, expected {allowed}; {_REMEDY}")
 
     def _check_epsilons(self) -> None:
         """llama.cpp asserts that the epsilon of a norm is at least 0."""
@@ -115,7 +117,7 @@ class Hyperparameters:
             if key.startswith(f"{self._architecture}.") and key.endswith("epsilon") and self._file.kind(key) == "f32":
                 value = float(self._file.get(key))
                 if not (math.isfinite(value) and 0 <= value <= 1):
-                    raise ModelFileError(f"{self._path}: {printable(key)} is {value}, expected a number from 0 to 1")
+                    raise ModelFileError(f"{self._path}: {printable(key)} is {value}, expected a number from 0 to 1; {_REMEDY}")
 
     def _check_experts(self) -> None:
         count, used, groups = (self._most(name) for name in ("expert_count", "expert_used_count", "expert_group_count"))
@@ -141,7 +143,7 @@ class Hyperparameters:
         architecture, heads = self._architecture, self._values("attention.head_count")
         if heads == [0] and not architecture.startswith(_WITHOUT_HEADS):
             raise self._error("attention.head_count", 0, "1 or more")
-        width = self._most("embedding_length") // max(1, max(heads, default=1))
+        width = self._width()
         key = self._most("attention.key_length") or width
         value = self._most("attention.value_length") or width
         if architecture in _EQUAL_HEADS and key != value:
@@ -159,9 +161,16 @@ class Hyperparameters:
             raise self._error("rope.dimension_count", rotated, f"less than attention.key_length_mla, which is {head}")
         if self._most("attention.head_count_kv") > 1:
             raise self._error("attention.head_count_kv", self._most("attention.head_count_kv"), "1: all heads share the latent")
+        width = self._width()  # what llama.cpp takes where there is no such key
         for name, expected in (("key_length", rank + rotated), ("value_length", rank)):
-            if self._values(f"attention.{name}") not in ([], [expected]):
-                raise self._error(f"attention.{name}", self._most(f"attention.{name}"), f"{expected}: the latent's")
+            found = self._values(f"attention.{name}")
+            if (found or [width]) != [expected]:
+                raise self._error(f"attention.{name}", max(found, default="missing"), f"{expected}: the latent's")
+
+    def _width(self) -> int:
+        """Values of a head where no key says it."""
+        heads = self._values("attention.head_count") or [1]
+        return self._most("embedding_length") // max(1, heads[0] or max(heads))
 
     def _check_rope(self) -> None:
         key = f"{self._architecture}.rope.scaling.type"
@@ -174,8 +183,9 @@ class Hyperparameters:
 # -- the vocabulary -------------------------------------------------------------------------------------------------
 
 
-def check_vocabulary(file: GgufFile, path: str) -> None:
-    """Raise ModelFileError for a vocabulary that is missing, has a token twice, or cannot spell every text."""
+def check_vocabulary(file: GgufFile, path: str) -> Spelling | None:
+    """What a vocabulary can spell, None where that is every text. Raises ModelFileError for one that is missing or has a token
+    twice."""
     tokens = _array(file, path, "tokenizer.ggml.tokens", "arr[str]")
     if file.kind("tokenizer.ggml.model") != "str" or tokens is None:
         missing = "tokenizer.ggml.model" if file.kind("tokenizer.ggml.model") != "str" else "tokenizer.ggml.tokens"
@@ -193,8 +203,36 @@ def check_vocabulary(file: GgufFile, path: str) -> None:
         raise ModelFileError(
             f"{path}: tokenizer.ggml.token_type has byte tokens, which a tokenizer of the kind 'bert' cannot have"
         )
-    if model == b"llama":
-        _check_bytes(known, path)
+    spelling = Spelling(known) if model == b"llama" else None
+    return spelling if spelling is not None and spelling.missing else None
+
+
+_SPACE = "\u2581"
+
+
+class Spelling:
+    """What a SentencePiece vocabulary without a token for every byte can spell: for other texts llama.cpp ends the process.
+
+    >>> Spelling({b"H", b"i"}).check(b"Hi")
+    >>> Spelling({b"H", b"i"}).check(b"Ho")
+    Traceback (most recent call last):
+    first_cpp.errors.SettingError: the vocabulary of this model cannot spell 'o': it has neither the character nor its bytes
+    """
+
+    def __init__(self, tokens: Collection[bytes]) -> None:
+        self._characters = {found for token in tokens if len(found := token.decode(errors="replace")) == 1}
+        self.missing = {byte for byte in range(256) if b"<0x%02X>" % byte not in tokens and bytes([byte]) not in tokens}
+        """Bytes that have no token."""
+
+    def check(self, text: bytes) -> None:
+        """Raise SettingError for a text that cannot be spelled."""
+        # bytes that are not UTF-8 become surrogates, which no vocabulary has
+        for character in sorted(set(text.decode(errors="surrogateescape").replace(" ", _SPACE)) - self._characters):
+            if not self.missing.isdisjoint(character.encode(errors="surrogateescape")):
+                shown = printable(character.replace(_SPACE, " "))
+                raise SettingError(
+                    f"the vocabulary of this model cannot spell '{shown}': it has neither the character nor its bytes"
+                )
 
 
 def _array(file: GgufFile, path: str, key: str, kind: str) -> Any:
@@ -214,15 +252,6 @@ def _twice(tokens: list[bytes]) -> str:
             text = printable(token.decode(errors="replace"), 40)
             return f"'{text}' is number {seen[token]} and number {number}"
     return "no"
-
-
-def _check_bytes(known: set[bytes], path: str) -> None:
-    """SentencePiece spells what it does not know byte by byte: where a byte has no token, llama.cpp ends the process."""
-    for byte in range(256):
-        if b"<0x%02X>" % byte not in known and bytes([byte]) not in known:
-            raise ModelFileError(
-                f"{path}: tokenizer.ggml.tokens has no token for the byte {byte}, expected '<0x{byte:02X}>' for every byte"
-            )
 
 
 # -- tensors --------------------------------------------------------------------------------------------------------

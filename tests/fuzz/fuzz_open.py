@@ -15,26 +15,23 @@ import json
 import os
 import pathlib
 import random
-import resource
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 
 os.environ["GGML_NO_BACKTRACE"] = "1"  # it would start a debugger
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "support")]
 
 import llama_cpp  # noqa: E402
+from apart import run_apart  # noqa: E402
 from changes import Models, change  # noqa: E402
 
 from first_cpp import FirstCppError, Llama  # noqa: E402
 
 SECONDS = 20
 """A case that takes longer hangs."""
-MEMORY = 2 << 30
 GOOD = ("answered", "refused")
 SETTINGS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": True, "seed": 1}
 
@@ -60,47 +57,12 @@ def first_token(path: str, engine: str, rng: random.Random) -> str:
             llm.close()
 
 
-def run_apart(work: Callable[[], str]) -> str:
-    """What `work` returns in a process of its own; "died: SIGNAL" or "hung" where it does not."""
-    read, write = os.pipe()
-    log = os.memfd_create("log")
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        try:
-            os.write(write, work().encode(errors="replace")[:60000])  # what a pipe holds
-        finally:
-            os._exit(0)
-    os.close(write)
-    end = time.monotonic() + SECONDS
-    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(read)
-            os.close(log)
-            return "hung"
-        time.sleep(0.002)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    os.lseek(log, 0, os.SEEK_SET)
-    with os.fdopen(log, "rb") as file:
-        last = file.read().decode(errors="replace").strip().splitlines()[-1:]
-    if os.WIFSIGNALED(found[1]):
-        return f"died: {signal.Signals(os.WTERMSIG(found[1])).name} {' '.join(last)}"
-    return said or f"died: exit code {os.WEXITSTATUS(found[1])} {' '.join(last)}"
-
-
 def run_case(models: Models, seed: int, case: int, engine: str, path: str) -> tuple[str, str]:
     """What was changed, and what came of it."""
     rng = random.Random(f"{seed}/{case}")
     what, raw = change(models, rng)
     pathlib.Path(path).write_bytes(raw)
-    return what, run_apart(lambda: first_token(path, engine, rng))
+    return what, run_apart(lambda: first_token(path, engine, rng), SECONDS)
 
 
 def run_cases(args: argparse.Namespace) -> Counter[str]:

@@ -134,7 +134,7 @@ def count(architecture, path):
     if model:
         try:
             file = ModelFile.open(path)
-            file.check_vocabulary()
+            file.spelling()
             ours = file.n_layer
         except ModelFileError as error:
             ours = error

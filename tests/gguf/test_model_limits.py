@@ -17,10 +17,11 @@ from routers_files import random_routers
 from convert.__main__ import main as convert
 from first_cpp import Llama
 from first_cpp.cli.main import main
-from first_cpp.errors import ModelFileError
+from first_cpp.errors import ModelFileError, SettingError
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.gguf.printable import printable
 
+LATENT = {"attention.key_length_mla": 48, "attention.kv_lora_rank": 64, "rope.dimension_count": 16}
 NAN, INF = float("nan"), float("inf")
 
 
@@ -81,9 +82,15 @@ def test_refused_when_it_is_opened(tiny, tmp_path, changes, said):
         ("glm4moe", {"expert_gating_func": 5}, "expert_gating_func is 5, expected 0 to 4"),
         (
             "deepseek2",
-            {"attention.key_length_mla": 48, "attention.kv_lora_rank": 64, "rope.dimension_count": 16},
+            LATENT,
             "attention.head_count_kv is 2, expected 1",
         ),
+        (
+            "deepseek2",
+            LATENT | {"attention.head_count_kv": 1},
+            "attention.key_length is missing, expected 80: the latent's",
+        ),
+        ("gpt-oss", {"attention.value_length": 3}, "attention.key_length is 32, expected 3, as attention.value_length is"),
     ],
 )
 def test_numbers_that_one_architecture_does_not_take(parts, tmp_path, architecture, changes, said):
@@ -124,7 +131,6 @@ def test_vocabularies(parts, tmp_path):
     cases = (
         ({"tokens": Value(ARR, twice, STR)}, r"the same token twice: 'w41' is number 300 and number 319"),
         ({"tokens": Value(ARR, red, STR)}, r"the same token twice: '\\x1b\[31m' is number 318 and number 319"),
-        ({"tokens": Value(ARR, [b"x", *good[4:], b"y", b"z", b"a"], STR)}, "no token for the byte 0, expected '<0x00>'"),
         ({"model": Value(STR, b"bert")}, "byte tokens, which a tokenizer of the kind 'bert'"),
     )
     path = tmp_path / "m.gguf"
@@ -132,6 +138,31 @@ def test_vocabularies(parts, tmp_path):
         path.write_bytes(vocabulary(parts, **changes))
         with pytest.raises(ModelFileError, match=said):
             Llama(str(path), n_ctx=64, verbose=False)
+
+
+def test_a_vocabulary_that_cannot_spell_every_text(parts, tmp_path, load, tiny):
+    """llama.cpp ends the process for a text that it cannot spell; the others are answered as by the whole vocabulary."""
+    path = tmp_path / "m.gguf"
+    good = parts.pairs["tokenizer.ggml.tokens"].value
+    fewer = [b"no" if token == b"<0x7E>" else token for token in good]
+    path.write_bytes(vocabulary(parts, tokens=Value(ARR, fewer, STR)))
+    llm, whole = load(path), load(tiny)
+    for ask in (lambda text: llm.tokenize(text.encode()), llm.create_completion, llm.embed):
+        with pytest.raises(SettingError, match="cannot spell '~'"):
+            ask("about ~3")
+    assert llm.tokenize("Größe 東京 \n".encode()) == whole.tokenize("Größe 東京 \n".encode())
+    assert (
+        llm.create_completion("Hi", max_tokens=4, temperature=0)["choices"]
+        == (whole.create_completion("Hi", max_tokens=4, temperature=0)["choices"])
+    )
+
+
+def test_a_text_of_unknown_tokens_is_an_error(parts, tmp_path, load):
+    """A vocabulary that knows nothing of a text, and has no token for that: llama.cpp's tokenizer gives -1."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(vocabulary(parts, model=Value(STR, b"rwkv")))
+    with pytest.raises(SettingError, match="-1 is not a token of this model: 0 to"):
+        load(path).create_completion("Hi", max_tokens=1)
 
 
 def test_empty_tokens_are_no_equal_tokens(parts, tmp_path, load, tiny):
