@@ -120,9 +120,9 @@ def _is_right(sent: Sent, response: httpx.Response) -> bool:
         return False
 
 
-def attacks(model: str, done: set[tuple[str, str, str]]) -> Iterator[Row]:
+def attacks(model: str, engines: list[str], done: set[tuple[str, str, str]]) -> Iterator[Row]:
     """All that are not done yet, one by one."""
-    for engine in ENGINES:
+    for engine in engines:
         server = Server(engine, model)
         try:
             for section, name in [(one, name) for part in (LIBRARY, SERVER) for one in part for name in part[one]]:
@@ -168,6 +168,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=ENGINES, help="one of the two; by default both")
     parser.add_argument("--out", default="build/attacks.jsonl", help="JSON lines (default: %(default)s)")
     parser.add_argument("--files", nargs=2, metavar=("OURS", "STOCK"), help="what fuzz_open.py --out wrote for each")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long; a second run goes on")
@@ -180,7 +181,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = str(pathlib.Path(folder) / "tiny.gguf")
         write_random(model, SHAPES["tiny"])
-        for row in attacks(model, {(row["engine"], row["section"], row["name"]) for row in rows}):
+        for row in attacks(
+            model, [args.engine] if args.engine else [*ENGINES], {(row["engine"], row["section"], row["name"]) for row in rows}
+        ):
             rows.append(row)
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
