@@ -61,6 +61,7 @@ fuzz: .venv/installed-native
 	done
 	$(BIN)/python tests/fuzz/fuzz_convert.py --seconds $(SECONDS) 2>build/fuzz/convert.log || { tail -n 40 build/fuzz/convert.log; exit 1; }
 	$(BIN)/python tests/fuzz/fuzz_policy.py --seconds $(SECONDS)
+	$(BIN)/python tests/fuzz/fuzz_open.py --seconds $(SECONDS) --cases 1000000
 
 coverage: .venv/installed-native
 	PYTHON=$(BIN)/python tests/instrumented.sh coverage

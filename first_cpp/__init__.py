@@ -29,6 +29,7 @@ from .errors import (  # noqa: E402
     RoutingError,
     SettingError,
     SkipError,
+    StateError,
 )
 from .gguf.router_format import load_routers  # noqa: E402
 from .gguf.routers import Routers  # noqa: E402
@@ -65,6 +66,7 @@ __all__ = [
     "RoutingError",
     "SettingError",
     "SkipError",
+    "StateError",
     "Timing",
     "__version__",
     "load_routers",

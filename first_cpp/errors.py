@@ -67,5 +67,9 @@ class GrammarError(FirstCppError, ValueError):
     """A grammar or JSON schema that cannot be held, or that leaves an answer no token to go on with."""
 
 
+class StateError(FirstCppError, RuntimeError):
+    """A saved state that cannot be restored; the model was reset."""
+
+
 class LogitsError(FirstCppError, RuntimeError):
     """The model computed logits that are no numbers."""

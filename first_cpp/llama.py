@@ -38,7 +38,7 @@ from .runtime.policy import RoutingPolicy, check_predicting
 from .runtime.predicted_cost import dial_of
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
-from .runtime.state import LlamaState
+from .runtime.state import LlamaState, restore
 from .runtime.structured import Structured
 from .skip import Skip, SkipSetting
 
@@ -102,6 +102,7 @@ class Llama(PerCallLlama):
         how = (skip, routers, release_kv, prefill, route_tokens, kv, strict, measure)
         own = self._arguments = Arguments(*how, fidelity, fidelity_state, cache_bytes, tolerance)
         file = ModelFile.open(model_path)
+        self._spelling = file.spelling()
         self._routers = self._find_routers(file)
         held = self._hold(file)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
@@ -295,9 +296,9 @@ class Llama(PerCallLlama):
 
     @exclusive
     def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Restore a state; one of stock llama_cpp is taken as evaluated with all layers."""
-        super().load_state(state)
+        """Restore a state; one of stock llama_cpp counts as dense. Raises StateError, having reset the model."""
         self._current.end()
+        restore(self, super().load_state, state)
         self._read.load(state)
 
     def __getstate__(self) -> dict[str, Any]:

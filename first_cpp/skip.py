@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import random
@@ -17,6 +18,7 @@ Skip: TypeAlias = Literal["auto"] | float | tuple[int, ...] | None
 SkipSetting: TypeAlias = Literal["auto"] | float | Iterable[int] | None
 """A ``skip`` setting as given: ``Llama(skip=)``, ``llm.skip = ``, and ``skip=`` of a call."""
 
+MOST_LAYERS = 4096
 _ALLOWED = '"auto", None, a share from 0 up to, not including, 1, or a list of layer numbers'
 
 
@@ -40,9 +42,11 @@ def parse_skip(value: object) -> Skip:
             raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1{_one_layer(share)}")
         return share
     try:
-        layers = list(value)  # type: ignore[call-overload]
+        layers = list(itertools.islice(value, MOST_LAYERS + 1))  # type: ignore[call-overload]
     except TypeError:  # numpy's arrays without a dimension say they are iterable
         raise SkipError(f"skip={value!r} is not {_ALLOWED}") from None
+    if len(layers) > MOST_LAYERS:
+        raise SkipError(f"skip has more than {MOST_LAYERS} entries; no model has as many layers")
     return _parse_layers(layers)
 
 
@@ -52,11 +56,13 @@ def _parse_layers(value: Iterable[object]) -> tuple[int, ...]:
         if isinstance(layer, bool) or not isinstance(layer, numbers.Integral):
             raise SkipError(f"skip: {layer!r} is not a layer number; allowed: {_ALLOWED}")
         layers.append(int(layer))
+    seen: set[int] = set()
     for layer in layers:
         if layer < 0:
             raise SkipError(f"skip: layer {layer} is below 0; layers count from 0")
-        if layers.count(layer) > 1:
+        if layer in seen:
             raise SkipError(f"skip: layer {layer} is given more than once")
+        seen.add(layer)
     return tuple(sorted(layers))
 
 

@@ -1,4 +1,4 @@
-"""Two panels of lines, over the skip share or another measure, as SVG text: the same bytes everywhere, so that a test can compare."""
+"""Two panels of lines, over the skip share or another measure, as SVG text: the same bytes on every machine."""
 
 from __future__ import annotations
 

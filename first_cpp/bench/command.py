@@ -16,6 +16,7 @@ import llama_cpp
 from .._version import __version__
 from ..cli.extras import need_extra
 from ..errors import OptionError
+from ..gguf.new_file import check_regular
 from ..runtime.machine import describe_machine, physical_cores
 from .flags import add_arguments
 from .formats import write
@@ -60,6 +61,7 @@ def _check_plot(path: str, tests: Sequence[Test]) -> None:
         raise OptionError("--plot draws decoding: give -n or -pg")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise OptionError(f"--plot: the folder of {path} does not exist")
+    check_regular(path)
 
 
 def _warn_of_threads(configurations: Sequence[Configuration]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..gguf.new_file import new_file
 from .records import Record
 
 STYLES = {"first_cpp": "o-", "pruned": "x--", "stock": "s", "other": "D"}
@@ -44,7 +46,8 @@ def draw(records: Sequence[Record], path: str) -> None:
         if right.lines:
             right.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    with new_file(path) as file:
+        figure.savefig(file, format=os.path.splitext(path)[1][1:] or "png")
     plt.close(figure)
 
 

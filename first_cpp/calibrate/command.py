@@ -24,7 +24,7 @@ from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.bundled import find_demo_model
 from ..gguf.embed import embed, write_sidecar
 from ..gguf.model_file import ModelFile
-from ..gguf.new_file import check_output
+from ..gguf.new_file import check_output, check_regular
 from ..gguf.quantise import QuantizeError, quantise
 from ..gguf.router_format import router_keys
 from ..runtime.arguments import MOST_THREADS
@@ -124,6 +124,8 @@ def _check(args: argparse.Namespace, model: ModelFile) -> None:
     size = (1 << 20) if args.sidecar else os.path.getsize(model.path)
     check_output(args.out, inputs, args.force, size)
     check_output(_state(args.out), inputs, True, 64 << 20)
+    for end in ("safetensors", "png"):
+        check_regular(f"{_stem(args.out)}.calibration.{end}")
 
 
 def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], show: Show) -> Findings:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..gguf.new_file import new_file
 from .findings import Findings, Row
 from .procedure import Show
 
@@ -76,5 +77,6 @@ def draw(found: Findings, path: str) -> None:
     left.legend()
     figure.suptitle(f"{found.n_kept_out} prompts kept out")
     figure.tight_layout()
-    figure.savefig(path)
+    with new_file(path) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)

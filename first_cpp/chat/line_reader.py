@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from ..gguf.new_file import check_regular
+
 Completions = Callable[[str], list[str]]
 """The words that may stand in place of the last word of a line."""
 
@@ -107,6 +109,7 @@ def _file_history() -> Any:
     path = history_file()
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        check_regular(path)
         with open(path, "a", encoding="utf-8"):
             pass
         os.chmod(path, 0o600)  # other users must not read what was typed

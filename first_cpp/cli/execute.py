@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from ..errors import FirstCppError
+from ..gguf.printable import printable
 from .output import finish_output, prepare_streams
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -60,7 +61,7 @@ def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace)
         if getattr(args, "debug", False):
             traceback.print_exc()
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         finish_output()
         return USAGE if isinstance(error, FirstCppError) else FAILURE
     return 0

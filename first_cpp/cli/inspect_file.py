@@ -7,6 +7,7 @@ import contextlib
 
 from ..gguf.cost_probes import CostProbes
 from ..gguf.model_file import normal_path, open_gguf
+from ..gguf.printable import printable
 from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
 from ..llama import Llama
@@ -69,7 +70,7 @@ def describe(routers: Routers, path: str) -> str:
     ]
     lines += _levels(routers.cost) if routers.cost is not None else []
     lines += [f"{'train.' + key:<12} {value}" for key, value in sorted(routers.train.items())]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _routers(routers: Routers) -> str:

@@ -19,6 +19,7 @@ from ..cli.options import shares_from_text, whole_number
 from ..errors import MissingFileError, OptionError
 from ..gguf.lora_file import carries_lora
 from ..gguf.model_file import ModelFile
+from ..gguf.new_file import check_folder
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import describe_machine, physical_cores
 from ..skip import FIXED
@@ -98,8 +99,9 @@ def command(args: argparse.Namespace) -> None:
     need_extra("eval", "eval", "matplotlib", "rouge_score", "sacrebleu")
     from .metrics import kinds_of_tasks
     from .questions import read_questions
-    from .report import draw, markdown, summarise, write
+    from .report import FILES, draw, markdown, summarise, write
 
+    check_folder(args.out, FILES)
     questions = read_questions(args.data, args.limit)
     kinds = kinds_of_tasks(args.metric, [question.task for question in questions])
     settings = _settings(args)

@@ -15,6 +15,9 @@ from .metrics import metrics_of
 from .questions import Question
 from .rows import BASE, DENSE, ROUTED, Row
 
+FILES = ("report.md", "report.json", "answers.jsonl", "run.json", "quality.png", "layers.png")
+"""Of a report's folder."""
+
 Record = dict[str, Any]
 
 
@@ -227,8 +230,7 @@ def draw(record: Record, folder: str) -> list[str]:
     right.set(xlabel="TPOT, ms")
     left.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(os.path.join(folder, "quality.png"))
-    plt.close(figure)
+    _save(figure, folder, "quality.png")
 
     routed = [one for one in record["rows"] if one["system"] == ROUTED and one["share_skipped"]]
     if not routed:
@@ -240,6 +242,13 @@ def draw(record: Record, folder: str) -> list[str]:
         axis.set_title(one["row"], fontsize=8)
     axes[-1, 0].set_xlabel("layer; dark: skipped for every prompt")
     figure.tight_layout()
-    figure.savefig(os.path.join(folder, "layers.png"))
-    plt.close(figure)
+    _save(figure, folder, "layers.png")
     return ["quality.png", "layers.png"]
+
+
+def _save(figure: Any, folder: str, name: str) -> None:
+    import matplotlib.pyplot as plt
+
+    with new_file(os.path.join(folder, name)) as file:
+        figure.savefig(file, format="png")
+    plt.close(figure)

@@ -6,17 +6,17 @@ import functools
 import hashlib
 import os
 import re
-import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from .._ext import GgufFile, GgufTensor
-from ..errors import MissingFileError, ModelFileError
-from .routers import MAX_LAYERS, Base
+from ..errors import ModelFileError
+from .file_header import check_header
+from .model_limits import Hyperparameters, Spelling, check_tensor, check_vocabulary
+from .printable import printable
+from .routers import Base
 
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
-_NEWEST_GGUF = 3
 DEFAULT_CONTEXT = 4096
 """Tokens: a longer context is taken only where it is asked for."""
 _WITHOUT_NEXTN = {"deepseek4"}
@@ -48,7 +48,7 @@ def open_gguf(path: str) -> GgufFile:
     >>> file.kind("llama.block_count"), file.get("llama.block_count")
     ('u32', 6)
     """
-    _check_header(path)
+    check_header(path)
     try:
         file = GgufFile(path)
         file.keys()
@@ -64,37 +64,6 @@ def open_gguf(path: str) -> GgufFile:
     if needed > size:
         raise ModelFileError(f"{path} is truncated: its tensors need {needed} bytes, the file has {size}")
     return file
-
-
-def _check_header(path: str) -> None:
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        target = " (a broken link)" if os.path.islink(path) else ""
-        raise MissingFileError(f"Model path does not exist: {path}{target}") from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror}") from error
-    if stat.S_ISDIR(mode):
-        raise ModelFileError(f"{path} is a directory, not a GGUF file")
-    if not stat.S_ISREG(mode):
-        raise ModelFileError(f"{path} is not a regular file")
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if not head:
-        raise ModelFileError(f"{path} is empty")
-    if head.startswith(b"version https://git-lfs"):
-        raise ModelFileError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ModelFileError(f"{path} is a web page, not a GGUF file; the download went wrong")
-    if head[:4] != b"GGUF":
-        raise ModelFileError(f"{path} is not a GGUF file: it begins with {head[:4]!r}, expected b'GGUF'")
-    if len(head) < 24:
-        raise ModelFileError(f"{path} is truncated: a GGUF header has 24 bytes, the file {len(head)}")
-    (version,) = struct.unpack("<I", head[4:8])
-    if version > 0xFFFF:
-        raise ModelFileError(f"{path} is a big-endian GGUF file; this machine needs a little-endian one")
-    if not 2 <= version <= _NEWEST_GGUF:
-        raise ModelFileError(f"{path} has GGUF version {version}; supported are 2 and {_NEWEST_GGUF}")
 
 
 class ModelFile:
@@ -117,7 +86,8 @@ class ModelFile:
     def open(cls, path: str | bytes | os.PathLike[str]) -> ModelFile:
         """Open a model file, and the other parts if it is split.
 
-        Raises as `open_gguf` does, and ModelFileError for a side file, a later part of a split model, text that is not UTF-8.
+        Raises as `open_gguf` does, and ModelFileError for a side file, a later part of a split model, text that is not UTF-8,
+        and hyper-parameters or tensors over which llama.cpp would end the process.
         """
         path = normal_path(path)
         first = open_gguf(path)
@@ -125,7 +95,12 @@ class ModelFile:
             raise ModelFileError(f"{path} is an adapter (routers, a LoRA), not a model: give it beside one, as routers=FILE")
         _check_first_part(first, path)
         _check_texts(first, path)
-        return cls(path, {path: first} | {part: open_gguf(part) for part in parts_of(path)[1:]})
+        model = cls(path, {path: first} | {part: open_gguf(part) for part in parts_of(path)[1:]})
+        if first.kind("general.architecture") == "str":
+            Hyperparameters(first, model.architecture, path).check()
+        for part, tensor in model.tensors():
+            check_tensor(tensor, part)
+        return model
 
     @property
     def first(self) -> GgufFile:
@@ -142,11 +117,8 @@ class ModelFile:
     @functools.cached_property
     def n_layer(self) -> int:
         """The layers that answers run. Next-token-prediction blocks stand after them and are not counted."""
-        blocks = int(self._number("block_count", "u32"))
         further = 0 if self.architecture in _WITHOUT_NEXTN else int(self._number("nextn_predict_layers", "u32", 0))
-        if not 1 <= blocks - further <= MAX_LAYERS:
-            raise ModelFileError(f"{self.path}: {blocks - further} layers, expected 1 to {MAX_LAYERS}")
-        return blocks - further
+        return int(self._number("block_count", "u32")) - further
 
     @functools.cached_property
     def n_embd(self) -> int:
@@ -192,6 +164,15 @@ class ModelFile:
             for tensor in file.tensors():
                 yield path, tensor
 
+    def spelling(self) -> Spelling | None:
+        """What the vocabulary can spell, None where that is every text. Raises ModelFileError for one with which llama.cpp
+        would end the process, or none.
+
+        >>> ModelFile.open("model.gguf").spelling() is None
+        True
+        """
+        return check_vocabulary(self.first, self.path)
+
     def key(self, name: str) -> str:
         """The metadata key of a hyper-parameter, "block_count" to "llama.block_count"."""
         return f"{self.architecture}.{name}"
@@ -202,7 +183,7 @@ class ModelFile:
         if not found and default is not None:
             return default
         if found != kind:
-            raise ModelFileError(f"{self.path}: {key} is {found or 'missing'}, expected {kind}")
+            raise ModelFileError(f"{self.path}: {printable(key)} is {found or 'missing'}, expected {kind}")
         return float(self.first.get(key))
 
 
@@ -245,4 +226,4 @@ def _check_texts(file: GgufFile, path: str) -> None:
             try:
                 file.get(key).decode("utf-8")
             except UnicodeDecodeError as error:
-                raise ModelFileError(f"{path}: the value of {key} is not UTF-8 text ({error})") from None
+                raise ModelFileError(f"{path}: the value of {printable(key)} is not UTF-8 text ({error})") from None

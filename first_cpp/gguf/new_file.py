@@ -29,7 +29,7 @@ def check_output(out: str, inputs: Iterable[str], force: bool, n_bytes: int) -> 
     Traceback (most recent call last):
     first_cpp.gguf.new_file.OutputError: model.gguf exists; use --force to overwrite it
     """
-    folder = _folder(_check_target(out))
+    folder = _folder(check_regular(out))
     for path in inputs:
         if os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
             raise OutputError(f"the output {out} is the input {path}; choose another name")
@@ -40,6 +40,21 @@ def check_output(out: str, inputs: Iterable[str], force: bool, n_bytes: int) -> 
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise OutputError(f"{out} needs {n_bytes} bytes, {folder} has {free} free")
+
+
+def check_folder(folder: str, names: Iterable[str]) -> None:
+    """Raise OutputError, before any work, where `folder` is there and is none, or holds no regular files by these names.
+
+    >>> check_folder("/dev/null", ["report.md"])
+    Traceback (most recent call last):
+    first_cpp.gguf.new_file.OutputError: /dev/null is a device, no folder; choose another name
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(folder).st_mode
+        if not stat.S_ISDIR(mode):
+            raise OutputError(f"{folder} is {kind_of(mode)}, no folder; choose another name")
+        for name in names:
+            check_regular(os.path.join(folder, name))
 
 
 @overload
@@ -81,7 +96,7 @@ def new_path(path: str | os.PathLike[str]) -> Iterator[str]:
     >>> open("copy.txt").read()
     'whole'
     """
-    target = _check_target(os.fspath(path))
+    target = check_regular(os.fspath(path))
     folder = _folder(target)
     part = f"{target}.{os.getpid()}-{next(_counter)}.part"
     try:
@@ -100,8 +115,13 @@ def new_path(path: str | os.PathLike[str]) -> Iterator[str]:
             os.remove(part)
 
 
-def _check_target(path: str) -> str:
-    """The file that `path` means, links followed. Raises OutputError for what a rename would destroy."""
+def check_regular(path: str) -> str:
+    """The file that `path` means, links followed; it need not be there. Raises OutputError for what a rename would destroy.
+
+    >>> check_regular("/dev/null")
+    Traceback (most recent call last):
+    first_cpp.gguf.new_file.OutputError: /dev/null is a device, no regular file: it is not replaced
+    """
     target = os.path.realpath(path)
     try:
         mode = os.stat(target).st_mode

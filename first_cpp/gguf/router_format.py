@@ -21,6 +21,7 @@ from .cost_format import add_cost_probes, cost_as_json, cost_from_json, read_cos
 from .cost_probes import CostProbes
 from .model_file import normal_path, open_gguf
 from .new_file import new_file
+from .printable import printable
 from .routers import MAX_LAYERS, Base, Routers, check_values
 from .typed_reader import MAX_TEXT, TypedReader
 
@@ -117,7 +118,7 @@ def add_routers(file: GgufFile, routers: Routers) -> None:
         add_cost_probes(file, routers.cost)
     file.set_bool_array("first.router.skippable", list(routers.skippable))
     file.set_f32("first.policy.skip", routers.skip)
-    for key, value in sorted(routers.train.items()):  # safetensors gives metadata in no order
+    for key, value in sorted(routers.train.items()):  # safetensors keeps no order: the same routers make the same file
         file.set_str(f"first.train.{key}", str(value))
 
 
@@ -148,7 +149,7 @@ def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None 
     _check_texts(metadata, path)
     if metadata.get("base.fingerprint", base.fingerprint) != base.fingerprint:
         raise RouterError(
-            f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']}, "
+            f"{path}: made for another model: base.fingerprint is {metadata['base.fingerprint']!r:.80}, "
             f"this model's {base.fingerprint}"
         )
     cost, by_routers = _cost(tensors, metadata, path), "weight" in tensors or "cost" not in metadata
@@ -160,7 +161,7 @@ def read_safetensors(path: str, base: Base, norm_eps: float, skip: float | None 
         skippable=_skippable(metadata, base.n_layer, path),
         skip=_number(metadata, "skip", DEFAULT_SKIP, path) if skip is None else skip,
         writer=WRITER,
-        train={key.removeprefix("train."): value for key, value in metadata.items() if key.startswith("train.")},
+        train={key.removeprefix("train."): metadata[key] for key in sorted(metadata) if key.startswith("train.")},
         cost=cost,
     )
     check_values(routers, path)
@@ -293,7 +294,6 @@ def trained_set(routers: Routers | None, kind: str, n_layer: int, where: str) ->
     except ValueError as error:
         raise RouterError(f"{where}: first.train.order and first.train.seed are not whole numbers: {error}") from None
     if sorted(order) != list(range(n_layer if order or needs_order(kind) else 0)):
-        raise RouterError(
-            f"{where}: first.train.order is {found.get('order', 'missing')!s:.80}, expected each of {n_layer} layers once"
-        )
+        shown = printable(str(found.get("order", "missing")), 80)
+        raise RouterError(f"{where}: first.train.order is {shown}, expected each of {n_layer} layers once")
     return order, seed

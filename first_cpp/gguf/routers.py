@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..errors import RouterError, SkipError
 from ..skip import layers_for_share
 from .cost_probes import CostProbes, check_cost_probes
+from .printable import printable
 
 MAX_LAYERS = 4096
 """More layers than any model has: a bound before sizes are multiplied."""
@@ -123,6 +124,6 @@ def check_base(routers: Routers, model: Base, where: str) -> None:
         if expected != found:
             hint = " (the norm weights differ)" if name == "fingerprint" else ""
             raise RouterError(
-                f"the routers in {where} were made for another model: first.base.{name} is {found}, "
+                f"the routers in {where} were made for another model: first.base.{name} is {printable(str(found), 80)}, "
                 f"this model's is {expected}{hint}"
             )

@@ -37,7 +37,18 @@ class Timing:
 class Answer:
     """The state of one answer: nothing decided during prefill, then the layers that its decoding skips."""
 
-    __slots__ = ("_resumed", "cancelled", "decode", "last_token", "n_prompt", "n_tokens", "running", "skipped", "ttft")
+    __slots__ = (
+        "_resumed",
+        "cancelled",
+        "decode",
+        "last_token",
+        "n_prompt",
+        "n_tokens",
+        "running",
+        "skipped",
+        "thread",
+        "ttft",
+    )
 
     def __init__(self, n_prompt: int = 0) -> None:
         self.n_prompt = n_prompt
@@ -45,6 +56,7 @@ class Answer:
         self.skipped: frozenset[int] | None = None
         self.cancelled = False
         self.running = False
+        self.thread = threading.get_ident()  # that began it
         self.n_tokens = 0
         self.last_token = -1
         self.ttft = 0.0
@@ -114,10 +126,10 @@ class CurrentAnswer:
             self.answer = answer
             self._abort(False)
 
-    def cancel(self) -> None:
-        """End the answer as soon as it can be; a suspended one ends when it is resumed."""
+    def cancel(self, thread: int | None = None) -> None:
+        """End the answer as soon as it can be, or only if that thread began it; a suspended one ends when it is resumed."""
         with self._lock:
-            if self.answer is not None:
+            if self.answer is not None and thread in (None, self.answer.thread):
                 self.answer.cancelled = True
                 self._abort(self.answer.running)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _ext
-from ..errors import RoutingError
+from ..errors import RoutingError, SettingError
 from ..gguf.routers import Routers
 from .kv_record import NOTHING, KvRecord
 from .layers import Layers
@@ -116,11 +116,19 @@ class ReadContext:
             if isinstance(error, RuntimeError):
                 self.rewind(start)  # what was evaluated in part cannot be relied on
             self._forget_logits()
+            if isinstance(error, RuntimeError):
+                self._check_tokens(tokens)
             raise
         finally:
             if skipped or scores is not None:
                 self._layers.stop()
             self.kv.append(self._llm.n_tokens, skipped, self._layers.lacking(skipped))
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise SettingError for a number that is no token; a vocabulary without an unknown token makes -1 of some texts."""
+        for token in tokens:
+            if not 0 <= token < self._llm.n_vocab():
+                raise SettingError(f"{token} is not a token of this model: 0 to {self._llm.n_vocab() - 1}")
 
     def _scores_from_here(self) -> _ext.RouterScores | None:
         return self._scores if self._scores is not None and len(self._scores) >= self._llm.n_tokens else None

@@ -95,16 +95,17 @@ class DecodingLlama(GuardedLlama):
             inner.close()
             self._current.end(answer)
 
-    def cancel(self) -> None:
+    def cancel(self, thread: int | None = None) -> None:
         """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.
 
         It ends `catch_up` too. Without either it does nothing. The model stays usable, and the next answer is not concerned.
+        thread: end only what the thread of this `threading.get_ident()` began.
 
         >>> from first_cpp import Llama
         >>> Llama("model.gguf", verbose=False).cancel()
         """
-        self._current.cancel()
-        self._exclusive.interrupt()
+        self._current.cancel(thread)
+        self._exclusive.interrupt(thread)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those already there: as prompt, as answer, or dense when called by itself.

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ContextFull, SettingError
+from ..gguf.model_limits import Spelling
 from .answer import ContextEnd
 from .arguments import check_messages, check_sampling, why_no_context, with_default_threads
 from .loading import Loading, without_broken_templates
+from .long_text import least_tokens
 from .one_thread import CLOSED, OneThread, exclusive
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
 from .token_text import TokenText
@@ -46,6 +48,8 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     tokenizer_: Any
     _model: Any
     _structured: Structured  # of the subclass, which knows what cancels an answer
+    _spelling: Spelling | None = None
+    _in_chat = False
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
@@ -143,6 +147,8 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         # One step of a whole answer is the whole answer: no other thread comes between its tokens.
         given = _BASE_COMPLETION.bind(self, *args, **kwargs)
         given.apply_defaults()
+        if isinstance(prompt := given.arguments["prompt"], str):
+            self._check_length(prompt.encode("utf-8"))
         end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
         inner = super()._create_completion(*given.args[1:], **given.kwargs)
         try:
@@ -175,8 +181,33 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         check_messages(given["messages"])
         given["response_format"] = plain_format(given.get("response_format"))
         check_forced_tool(given)
-        with exact_schemas():
-            return super().create_chat_completion(**given)  # multimodal handlers evaluate images by themselves
+        self._in_chat = True
+        try:
+            with exact_schemas():
+                return super().create_chat_completion(**given)  # multimodal handlers evaluate images by themselves
+        finally:
+            self._in_chat = False
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """The tokens of a text, as in the base class.
+
+        Raises ContextFull for the prompt of a chat that is too long by far, SettingError for a text that cannot be spelled.
+        """
+        if self._in_chat:
+            self._check_length(text)
+        if self._spelling is not None:
+            self._spelling.check(text)
+        return super().tokenize(text, add_bos, special)  # type: ignore[no-any-return]
+
+    def _check_length(self, prompt: bytes) -> None:
+        """Raise ContextFull for a prompt that is too long by far, before all of it is tokenised."""
+        if self._spelling is not None:
+            self._spelling.check(prompt)
+        least = least_tokens(functools.partial(super().tokenize, special=True), prompt, self._n_ctx)
+        if least > self._n_ctx:
+            raise ContextFull(
+                f"Requested tokens ({least} or more) exceed context window of {self._n_ctx}; a larger n_ctx= has room"
+            )
 
     @exclusive
     @functools.wraps(llama_cpp.Llama.sample)

@@ -11,7 +11,7 @@ import random
 import warnings
 
 from ..errors import SettingError
-from ..gguf.new_file import new_file
+from ..gguf.new_file import check_regular, new_file
 
 GAIN = 0.25
 """How far the dial moves by a fidelity that is off by 1. Over T answers the mean is within (1 + gain) / (gain T) of the target:
@@ -47,7 +47,7 @@ class HeldFidelity:
         self._position = min(1.0, max(0.0, dial))
         self._random = random.Random(seed)
         self.answers, self._sum = 0, 0.0
-        if path is not None and os.path.exists(path):
+        if path is not None and os.path.exists(check_regular(path)):
             self._load(path)
 
     @property

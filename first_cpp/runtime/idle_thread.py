@@ -49,7 +49,7 @@ class IdleThread:
     def pause(self) -> None:
         """End the pass within a graph node, and wait until it has ended: the model is free, and may be freed."""
         while self._thread is not None and self._thread.is_alive():
-            self._llm.cancel()  # again: a pass that had not begun is not concerned
+            self._llm.cancel(self._thread.ident)  # again: a pass that had not begun is not concerned
             self._thread.join(_WAIT)
         self._thread = None
 

@@ -136,6 +136,34 @@ def _check_keywords(schema: Schema, where: str) -> None:
     _check(least < 2 or enough, f"{where}/minProperties", least, "0, 1 or what is required")
 
 
+def moved(schema: Schema, place: str) -> Schema:
+    """A schema for a place in a larger one: what it refers to in itself is there.
+
+    >>> moved({"$defs": {"a": {"type": "string"}}, "items": {"$ref": "#/$defs/a"}}, "#/anyOf/0")["items"]
+    {'$ref': '#/anyOf/0/$defs/a'}
+    """
+    whole = {key: value for key, value in schema.items() if key not in ("$id", "id", "$schema")}
+    return cast(Schema, _moved(whole, place, 0))
+
+
+def _moved(schema: Any, place: str, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise GrammarError(f"the JSON schema is nested deeper than {MAX_DEPTH}")
+    if not isinstance(schema, dict):
+        return schema
+    new: Schema = {}
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            new[key] = {name: _moved(part, place, depth + 1) for name, part in value.items()}
+        elif key in _MANY and isinstance(value, list):
+            new[key] = [_moved(part, place, depth + 1) for part in value]
+        elif key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+            new[key] = place + value[1:]
+        else:
+            new[key] = _moved(value, place, depth + 1) if key in _ONE else value
+    return new
+
+
 def close(root: Schema) -> Schema:
     """Close objects, and name types, where nothing else describes the same value: what is then allowed, the schema allows too.
 

@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 class OneThread:
     """llama.cpp's context serves one thread at a time, of one process; others get an error instead of a crash."""
 
-    __slots__ = ("_acquire", "_gate", "_interrupt", "_release", "entries")
+    __slots__ = ("_acquire", "_gate", "_giving_way", "_interrupt", "_release", "entries")
 
     def __init__(self) -> None:
         self.check_process()
@@ -42,6 +42,8 @@ class OneThread:
         lock = threading.RLock()
         self._acquire, self._release = lock.acquire, lock.release
         self._interrupt: Callable[[bool], None] | None = None
+        self._giving_way = 0
+        """The thread whose work that is."""
         self._gate = threading.RLock()  # a signal's handler may interrupt, too
         self.entries = 0
         """How often the model was entered, not counting work that gives way."""
@@ -76,12 +78,16 @@ class OneThread:
                 raise BusyError("this Llama is at work in another thread; wait for it, or load a second one")
         self._acquire()
 
-    def interrupt(self) -> bool:
-        """End the work that gives way, from any thread, without waiting for it. Returns whether there was any."""
+    def interrupt(self, thread: int | None = None) -> bool:
+        """End the work that gives way, from any thread, without waiting for it. Returns whether there was any.
+
+        thread: only where it is that thread's.
+        """
         with self._gate:
-            if self._interrupt is not None:
-                self._interrupt(True)
-            return self._interrupt is not None
+            if self._interrupt is None or thread not in (None, self._giving_way):
+                return False
+            self._interrupt(True)
+            return True
 
     @contextlib.contextmanager
     def giving_way(self, interrupt: Callable[[bool], None]) -> Iterator[bool]:
@@ -93,7 +99,7 @@ class OneThread:
         with self._gate:
             held = self._acquire(False)
             if held:
-                self._interrupt = interrupt
+                self._interrupt, self._giving_way = interrupt, threading.get_ident()
         try:
             yield held
         finally:

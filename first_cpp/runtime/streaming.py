@@ -14,7 +14,7 @@ _WAIT = 0.1  # seconds; a wait without end would not hear Ctrl-C on Windows
 class Cancellable(Protocol):
     """A model whose answer can be ended from another thread: a `first_cpp.Llama`."""
 
-    def cancel(self) -> None: ...
+    def cancel(self, thread: int | None = None) -> None: ...
 
 
 class AnswerThread:
@@ -37,10 +37,10 @@ class AnswerThread:
             self._put(("error", error))
 
     def stop(self) -> None:
-        """Cancel the answer, unless it has ended, and wait for the thread."""
+        """Cancel the answer, unless it has ended, and wait for the thread. Answers of other threads are not concerned."""
         self._stopped.set()
         while self._thread.is_alive():
-            self._llm.cancel()  # again: an answer that had not begun is not concerned
+            self._llm.cancel(self._thread.ident)  # again: an answer that had not begun is not concerned
             self._thread.join(_WAIT / 10)
 
 

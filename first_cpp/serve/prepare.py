@@ -14,6 +14,7 @@ from llama_cpp.server.app import prepare_request_resources
 from ..errors import SkipError
 from ..llama import Llama
 from ..runtime.grammar import check_text
+from ..runtime.long_text import least_tokens
 from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
@@ -23,8 +24,6 @@ from .served_model import ServedModel
 from .tools import OWN_TOOL_FORMATS, Tools, stream_with_calls, tools_of, with_calls
 
 MOST_LOGPROBS = 100
-_CHARACTERS = 8  # of a token, more than most have on average
-_CUT_TOKENS = 16  # more that a cut in the text may make
 MOST_BIAS = 1e6  # more could leave a grammar no token with a finite logit
 _NOT_FOR_LLAMA = {
     "n", "best_of", "logit_bias_type", "user", "min_tokens", "skip", "tolerance", "max_completion_tokens", "stream_options",
@@ -153,7 +152,7 @@ def _prepare_tools(served: ServedModel, body: ChatRequest, kwargs: dict[str, Any
     if tools.forced:
         if body.grammar is not None:
             raise ApiError(400, "a grammar cannot be combined with a forced tool call", param="grammar")
-        kwargs["response_format"] = {"type": "json_object", "schema": tools.schema()}
+        kwargs["response_format"] = {"type": "json_object", "schema": _refusing("tools", tools.schema)}
         if not knows_tools:
             kwargs["messages"] = [{"role": "system", "content": tools.as_text()}, *kwargs["messages"]]
     return tools
@@ -214,21 +213,13 @@ def _check_length(served: ServedModel, n_tokens: int) -> None:
 
 
 def tokens_of(served: ServedModel, text: str, most: int | None = None, param: str = "prompt") -> list[int]:
-    """The tokens of a text. Raises ApiError for more than may be, before all of a long text is read.
-
-    Some tokenizers take a time that grows with the square of the text, so that its beginning is counted first.
-    """
+    """The tokens of a text. Raises ApiError for more than may be, before all of a long text is read."""
     limit = served.longest if most is None else most
-    end = _CHARACTERS * limit
-    while end < len(text):
-        if len(_tokenize(served.llm, text[:end], param)) > limit + _CUT_TOKENS:
-            raise too_long(f"more than {limit}", limit, served.llm.n_ctx(), param)
-        end *= 2
-    return _tokenize(served.llm, text, param)
-
-
-def _tokenize(llm: Llama, text: str, param: str) -> list[int]:
-    return _refusing(param, lambda: llm.tokenize(text.encode("utf-8"), add_bos=True, special=True))  # type: ignore[no-any-return]
+    tokenize = functools.partial(served.llm.tokenize, add_bos=True, special=True)
+    raw = _refusing(param, text.encode, "utf-8")
+    if _refusing(param, least_tokens, tokenize, raw, limit) > limit:
+        raise too_long(f"more than {limit}", limit, served.llm.n_ctx(), param)
+    return _refusing(param, tokenize, raw)  # type: ignore[no-any-return]
 
 
 def _prompt_tokens(served: ServedModel, prompt: str | list[int]) -> list[int]:

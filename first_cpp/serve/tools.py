@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..runtime.json_schema import moved
 from .api_errors import ApiError
 
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
@@ -41,10 +42,13 @@ class Tools:
         return list(self.tools) or None
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of a forced call: its arguments, or with several tools an object of name and arguments."""
+        """The JSON schema of a forced call: its arguments, or with several tools an object of name and arguments.
+
+        Raises GrammarError for parameters that are nested too deep.
+        """
         if len(self.tools) == 1:
             return _parameters(self.tools[0])
-        return {"anyOf": [_call_schema(tool) for tool in self.tools]}
+        return {"anyOf": [_call_schema(tool, f"#/anyOf/{number}") for number, tool in enumerate(self.tools)]}
 
     def as_text(self) -> str:
         """The tools in words, for templates that have no place for them."""
@@ -120,10 +124,11 @@ def _parameters(tool: dict[str, Any]) -> dict[str, Any]:
     return tool["function"].get("parameters") or {"type": "object", "properties": {}}
 
 
-def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
+def _call_schema(tool: dict[str, Any], place: str) -> dict[str, Any]:
+    arguments = moved(_parameters(tool), f"{place}/properties/arguments")
     return {
         "type": "object",
-        "properties": {"name": {"const": tool["function"]["name"]}, "arguments": _parameters(tool)},
+        "properties": {"name": {"const": tool["function"]["name"]}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }

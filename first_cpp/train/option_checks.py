@@ -7,11 +7,16 @@ import os
 from collections.abc import Iterator
 
 from ..errors import OptionError
+from ..gguf.new_file import check_folder
 from .settings import order_to_find
+
+FILES = ("train.json", "checkpoint.pt", "log.csv", "valid.jsonl", "routers.safetensors", "layers.png")
+"""Of a run's folder."""
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise OptionError, naming the options and the remedy, for the first contradiction there is."""
+    """Raise OptionError, naming the options and the remedy, for the first contradiction there is, OutputError for --out."""
+    check_folder(args.out, FILES)
     for contradiction in _contradictions(args):
         raise OptionError(contradiction)
 

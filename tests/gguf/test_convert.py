@@ -345,4 +345,4 @@ def test_layer_counts_that_no_model_has(tiny, routers, tmp_path, capsys, n_layer
     base = tmp_path / "base.gguf"
     base.write_bytes(file.metadata() + data)
     assert main(["--routers", routers, "--model", str(base), "--out", str(tmp_path / "out.gguf"), "--quiet"]) == 2
-    assert f"{n_layer} layers, expected 1 to 4096" in capsys.readouterr().err
+    assert f"llama.block_count is {n_layer}, expected 1 to 512" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 
 import pytest
@@ -11,6 +12,8 @@ from helpers import greedy, tokens
 from routers_files import routed_model
 
 from first_cpp import AsyncLlama
+from first_cpp.runtime.idle_thread import IdleThread
+from first_cpp.runtime.streaming import AnswerThread
 
 ASK = {"max_tokens": 16, "temperature": 0}
 CHAT = [{"role": "user", "content": "Hello there"}]
@@ -109,9 +112,28 @@ def test_a_task_cancelled_amid_prefill(llm):
     assert asyncio.run(main()) < whole * 0.8
 
 
-def test_a_task_cancelled_at_its_end_is_cancelled(llm, monkeypatch):
-    from first_cpp.runtime.streaming import AnswerThread
+@pytest.mark.parametrize("kind", ["answer", "idle pass"])
+def test_ending_ones_own_work_ends_no_answer_of_another_thread(llm, monkeypatch, kind):
+    expected, release = greedy(llm, tokens(20), 6), threading.Event()
+    if kind == "answer":
+        stop = AnswerThread(llm, lambda: [release.wait(10)], lambda item: None).stop
+    else:
+        monkeypatch.setattr(llm, "catch_up", lambda: release.wait(10))
+        idle = IdleThread(llm)
+        idle.begin()
+        stop = idle.pause
+    answer = llm.generate(tokens(20), temp=0.0, repeat_penalty=1.0)
+    found = [next(answer)]
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    time.sleep(0.05)
+    found += [next(answer) for _ in range(5)]
+    release.set()
+    stopping.join()
+    assert found == expected
 
+
+def test_a_task_cancelled_at_its_end_is_cancelled(llm, monkeypatch):
     stop = AnswerThread.stop
     monkeypatch.setattr(AnswerThread, "stop", lambda self: (time.sleep(0.3), stop(self))[1])
 

@@ -83,6 +83,32 @@ def test_tokens_that_are_none_leave_the_state_intact(routed, load, token):
     assert greedy(llm, PROMPT, 6) == greedy(load(routed, skip=0.34), PROMPT, 6)
 
 
+WORK = {
+    "prefill": "llm.eval([5] * 4000)",
+    "a completion": "llm.create_completion([5] * 3000, max_tokens=900)",
+    "generate": "for _ in llm.generate([5] * 3000): pass",
+    "embed": "llm.embed('a ' * 1500)",
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_the_interpreter_ends_amid_work_of_a_daemon_thread(tiny, work):
+    """Nothing is freed that the thread still uses (stock llama_cpp: SIGSEGV)."""
+    done = survives(f"""
+        import threading, time
+        from first_cpp import Llama
+        llm = Llama({tiny!r}, n_ctx=4096, n_batch=4096, n_ubatch=4096, verbose=False, embedding={work == "embed"})
+        print("begun")
+        def work():
+            {WORK[work]}
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.1)
+        print("ended")
+    """)
+    assert (done.stdout, done.returncode) == ("begun\nended\n", 0)
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_to_evaluate_is_nothing(tiny, load):
     llm = load(tiny)
     llm.eval([])

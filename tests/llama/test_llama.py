@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pathlib
 import pickle
 import threading
+import time
 
 import llama_cpp
 import numpy as np
@@ -16,6 +18,7 @@ from routers_files import routed_model
 
 import first_cpp
 from first_cpp import ClosedError, Llama, ModelFileError, RoutingError, SkipError
+from first_cpp.skip import parse_skip
 
 PROMPT = tokens(40, seed=3)
 
@@ -157,6 +160,18 @@ def test_layers_the_file_marks_unskippable_stay(tiny, tmp_path, load):
 def test_bad_skip_is_refused_before_the_file_is_read(skip):
     with pytest.raises(SkipError, match="skip"):
         Llama("no-such-file.gguf", skip=skip, verbose=False)
+
+
+LONG = {"one": [0] * 20_000, "many": list(range(20_000)), "range": range(10**12), "endless": itertools.count()}
+
+
+@pytest.mark.parametrize("skip", LONG.values(), ids=LONG)
+def test_a_long_list_of_layers_is_a_quick_error(skip):
+    began = time.perf_counter()
+    with pytest.raises(SkipError, match="more than 4096 entries"):
+        Llama("no-such-file.gguf", skip=skip, verbose=False)
+    parse_skip(range(4096))
+    assert time.perf_counter() - began < 0.1
 
 
 @pytest.mark.parametrize(("skip", "hint"), [(7, "skip=[7]"), (1.0, "skip=[1]"), (1.5, ""), (-1, ""), (float("inf"), "")])

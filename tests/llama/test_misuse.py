@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 import threading
@@ -14,6 +15,8 @@ from routers_files import routed_model
 
 import first_cpp
 from first_cpp import BusyError, ClosedError, Llama, MissingFileError
+from first_cpp.errors import StateError
+from first_cpp.gguf.synthetic import SHAPES, write_random
 
 PROMPT = tokens(40, seed=3)
 
@@ -21,6 +24,46 @@ PROMPT = tokens(40, seed=3)
 @pytest.fixture(scope="module")
 def routed(tiny, models):
     return routed_model(tiny, models, seed=21)
+
+
+@pytest.mark.parametrize("how", ["cut", "shorter than it says", "zeros", "of another model", "longer than the context"])
+def test_a_state_that_cannot_be_restored_resets_the_model(routed, models, load, how):
+    """Stock raises too, and goes on from the tokens of the state with a KV cache that holds none of them."""
+    llm = load(routed, skip=[1])
+    greedy(llm, PROMPT, 6)
+    state = llm.save_state()
+    if how == "cut":
+        state.llama_state = state.llama_state[:-1000]
+        state.llama_state_size -= 1000
+    elif how == "shorter than it says":
+        state.llama_state = state.llama_state[:100]
+    elif how == "zeros":
+        state.llama_state = bytes(len(state.llama_state))
+    elif how == "of another model":
+        other = models / "two-layers.gguf"
+        write_random(other, dataclasses.replace(SHAPES["tiny"], n_layer=2))
+        state = load(other)
+        state.eval(PROMPT)
+        state = state.save_state()
+    else:
+        state.n_tokens = 10_000
+    with pytest.raises(StateError, match="the model was reset"):
+        llm.load_state(state)
+    assert llm.n_tokens == 0
+    assert greedy(llm, PROMPT, 6) == greedy(load(routed, skip=[1]), PROMPT, 6)
+    with pytest.raises(TypeError, match="what save_state gives, not str"):
+        llm.load_state("a state")
+    assert llm.n_tokens == len(PROMPT) + 5
+
+
+def test_a_state_of_another_context_length(routed, load):
+    """llama_cpp takes the state's array of tokens for its own, of another length."""
+    small, large = load(routed, skip=[1], n_ctx=256), load(routed, skip=[1], n_ctx=512)
+    expected = greedy(small, PROMPT, 6)
+    large.load_state(small.save_state())
+    assert greedy(large, PROMPT + expected[:5], 1) == expected[5:]
+    long = tokens(300, seed=4)
+    assert greedy(large, long, 4) == greedy(load(routed, skip=[1]), long, 4)
 
 
 def test_closed_model_raises(routed, load):

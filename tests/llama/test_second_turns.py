@@ -449,3 +449,17 @@ def test_sliding_window_is_read_again_from_the_beginning(routed, load, monkeypat
     assert llm.reused == 0
     monkeypatch.undo()
     assert second == second_turn(load(routed, skip=[1, 4]), PROMPT + answer + MORE)[1]
+
+
+@pytest.mark.parametrize("skip", [None, [1, 4]], ids=str)
+def test_after_a_reset_an_answer_is_a_fresh_models_bit_for_bit(tiny_q8, load, skip):
+    """A prefix that is reused was read in other batches, and llama.cpp's kernels round by the size of a batch."""
+    fresh, llm = load(tiny_q8, skip=skip), load(tiny_q8, skip=skip)
+    expected = greedy(fresh, PROMPT + MORE, 6)
+    greedy(llm, PROMPT, 9)
+    for _ in range(2):
+        greedy(llm, PROMPT + MORE, 6)
+        np.testing.assert_allclose(logits(llm), logits(fresh), rtol=0, atol=CLOSE)
+    llm.reset()
+    assert greedy(llm, PROMPT + MORE, 6) == expected
+    np.testing.assert_array_equal(logits(llm), logits(fresh))

@@ -29,6 +29,25 @@ def test_python_fuzzers(name):
     assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 20
 
 
+def test_opening_broken_models():
+    """Tiny models with changed files: they answer, or an error that the API names; nothing ends the process or hangs."""
+    done = subprocess.run(
+        [sys.executable, str(FUZZ / "fuzz_open.py"), "--seconds", "4"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 50
+
+
+@pytest.mark.slow
+def test_every_attack_is_held(tmp_path):
+    """Those that docs/internals/faults.md counts; each in a process of its own, or by a server of its own."""
+    done = subprocess.run(
+        [sys.executable, str(FUZZ.parent / "attacks"), "--engine", "first_cpp", "--out", str(tmp_path / "it.jsonl")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def native() -> pathlib.Path:
     """The libFuzzer targets under AddressSanitizer and UndefinedBehaviorSanitizer."""

@@ -6,8 +6,11 @@ import json
 import time
 
 import httpx
+import jsonschema
 import pytest
 from server import chat, error_of, serving
+
+from first_cpp.serve.tools import Tools
 
 ENDLESS = 'root ::= opt{2000} opt{2000} opt{2000}\nopt ::= "a"?'
 PLAIN = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
@@ -40,6 +43,46 @@ def test_a_grammar_that_nothing_can_go_on_with(server, grammar, stream):
         assert (refused.status_code, error_of(refused)["type"]) == (400, "invalid_request_error")
     assert time.monotonic() - begun < 4
     answered(server)
+
+
+def tool_of(name: str, parameters: dict) -> dict:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def referring(*kinds: str) -> dict:
+    """Parameters that refer to themselves, to a definition, and name a property as a keyword."""
+    return {
+        "$id": "https://example.org/a",
+        "$defs": {"kind": {"enum": list(kinds)}},
+        "type": "object",
+        "properties": {
+            "kind": {"$ref": "#/$defs/kind"},
+            "again": {"$ref": "#/properties/kind"},
+            "inner": {"anyOf": [{"type": "null"}, {"$ref": "#"}]},  # the answers of a random model end all the same
+            "enum": {"const": {"$ref": "#/$defs/kind"}},
+        },
+        "required": ["kind", "again"],
+        "additionalProperties": False,
+    }
+
+
+def test_tools_that_refer_to_definitions_of_one_name(server):
+    """Each tool's references mean its own definitions, beside those of the others too."""
+    tools = Tools((tool_of("one", referring("a", "b")), tool_of("two", referring("x", "y"))), "required")
+    schema, text = tools.schema(), {"$ref": "#/$defs/kind"}
+    good = {"name": "two", "arguments": {"kind": "x", "again": "y", "inner": {"kind": "y", "again": "x"}, "enum": text}}
+    jsonschema.validate(good, schema)
+    for wrong in (
+        {"name": "two", "arguments": {"kind": "a", "again": "x"}},
+        {"name": "one", "arguments": {"kind": "a", "again": "x"}},
+        {"name": "one", "arguments": {"kind": "a", "again": "a", "inner": {"kind": "x", "again": "a"}}},
+    ):
+        assert not jsonschema.Draft202012Validator(schema).is_valid(wrong)
+    for seed in range(3):
+        answer = ask(server, tools=list(tools.tools), tool_choice="required", max_tokens=400, temperature=1.0, seed=seed).json()
+        assert answer["choices"][0]["finish_reason"] == "tool_calls"
+        called = answer["choices"][0]["message"]["tool_calls"][0]["function"]
+        jsonschema.validate({"name": called["name"], "arguments": json.loads(called["arguments"])}, schema)
 
 
 def schema_format(schema: object) -> dict:
