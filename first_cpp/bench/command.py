@@ -15,6 +15,7 @@ import llama_cpp
 
 from .._version import __version__
 from ..cli.extras import need_extra
+from ..cli.model_name import find_models
 from ..errors import OptionError
 from ..runtime.machine import describe_machine, physical_cores
 from .flags import add_arguments
@@ -32,6 +33,7 @@ def command(args: argparse.Namespace) -> None:
     """Measure and report: a table row by row, other formats at the end."""
     configurations = list(configurations_of(args))
     asked = Asked.of(args)
+    find_models(args, "model", "vs")
     check_models(args)
     if args.plot:
         _check_plot(args.plot, asked.tests)
