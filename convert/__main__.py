@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from first_cpp.cli.execute import add_debug, run
+from first_cpp.cli.model_name import HELP, add_offline, find_models
 from first_cpp.errors import MissingFileError, OptionError
 from first_cpp.gguf.bundled import bundled_adapters, find_adapter
 from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
@@ -46,7 +47,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure how little each layer changes the residual stream (1 - cosine, ShortGPT) and write routers of it",
     )
-    parser.add_argument("--model", required=True, metavar="GGUF", help="the base model")
+    parser.add_argument("--model", required=True, metavar="MODEL", help=f"the base model: {HELP}")
+    add_offline(parser.add_argument)
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--sidecar", action="store_true", help="write the routers alone, to be given as Llama(routers=...)")
     parser.add_argument(
@@ -66,6 +68,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 def command(args: argparse.Namespace) -> None:
     check(args)
+    find_models(args, "model")
     if args.block_influence:
         write_influence(args.model, args.text, args.out, skip=args.skip, force=args.force, quiet=args.quiet)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..cli.execute import add_debug
+from ..cli.model_name import HELP, add_offline
 from ..cli.options import whole_number
 from ..gguf.synthetic import FILE_TYPES, SHAPES
 from ..runtime.machine import physical_cores
@@ -47,11 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("models").add_argument
-    add("-m", "--model", action="append", default=[], metavar="FILE", help="a GGUF model; can be repeated")
+    add("-m", "--model", action="append", default=[], metavar="MODEL", help=f"{HELP}; can be repeated")
+    add_offline(add)
     add("--synthetic", default="", metavar="SHAPE,...", help=f"random weights of a known shape: {', '.join(SHAPES)}")
     add("--type", default="q4_0", metavar="TYPE,...", help=f"of --synthetic: {', '.join(FILE_TYPES)} (default: %(default)s)")
     add("--routers", metavar="FILE", help=f"a GGUF to take routers from, or {RANDOM!r} (default: those in the model)")
-    add("--vs", metavar="FILE", help="another GGUF to compare with, run by stock: one of fewer bits, say")
+    add("--vs", metavar="MODEL", help="another GGUF to compare with, run by stock: one of fewer bits, say")
     add(
         "--cache",
         default=default_cache(),

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cli.execute import add_debug
+from ..cli.model_name import HELP, add_offline, find_model
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError, RouterError
-from ..gguf.bundled import find_demo_model
 from ..gguf.embed import embed, write_sidecar
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import check_output, check_regular
@@ -58,7 +58,8 @@ MOST_STREAM_POSITIONS = 8192
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("-m", "--model", metavar="FILE", help="a GGUF model (default: the one of the demo extra)")
+    add("-m", "--model", metavar="MODEL", help=f"{HELP} (default: the one of the demo extra)")
+    add_offline(add)
     add("--out", required=True, metavar="FILE", help="the GGUF to write")
     add("--prompts", metavar="FILE", help="prompts like those the model will get (default: 314 built-in ones)")
     add("--minutes", type=number(0.1), metavar="N", help="stop measuring after about so long (default: when it is done)")
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> None:
-    model = ModelFile.open(args.model or find_demo_model())
+    model = ModelFile.open(find_model(args.model, args.offline))
     prompts = in_turns(read_prompts(args.prompts), args.seed)
     _check(args, model)
     from .findings import sentence

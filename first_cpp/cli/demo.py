@@ -33,6 +33,7 @@ from ..runtime.routing import picture
 from ..skip import Skip, skip_from_text
 from .demo_texts import CALIBRATION, EVERYDAY, TRAINED
 from .execute import add_debug
+from .model_name import HELP, add_offline, find_models
 from .options import whole_number
 
 STEPS = 64
@@ -45,7 +46,8 @@ FULL, SKIPPING = "full model", "skipping"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all arguments of the verb."""
     add = parser.add_argument
-    add("-m", "--model", metavar="FILE", help="a GGUF chat model (default: the one of the demo extra, with trained routers)")
+    add("-m", "--model", metavar="MODEL", help=f"{HELP}, for chats (default: the one of the demo extra, with trained routers)")
+    add_offline(add)
     add("--skip", default="auto", metavar="SKIP", help="auto, a share like 0.25, or layers like 7,11 (default: %(default)s)")
     add("-n", "--max-tokens", type=whole_number(1), default=100, metavar="N", help="longest answer (default: %(default)s)")
     add(
@@ -82,6 +84,7 @@ def command(args: argparse.Namespace) -> None:
         raise OptionError(f"--skip {args.skip} skips nothing: there is nothing to show; give auto, a share, or layers")
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
     machine = f"{cpu_name()}, {args.threads} thread{'s' * (args.threads > 1)}"
+    find_models(args, "model")
     with _model(args.model) as (path, name, routers):
         prompts = EVERYDAY if args.model else TRAINED
         full = llama_cpp.Llama(path, **settings)

@@ -6,24 +6,26 @@ import argparse
 import contextlib
 
 from ..gguf.cost_probes import CostProbes
-from ..gguf.model_file import normal_path, open_gguf
+from ..gguf.model_file import open_gguf
 from ..gguf.printable import printable
 from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
 from ..llama import Llama
 from .execute import add_debug
+from .model_name import add_offline, find_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a GGUF model or side file")
+    parser.add_argument("file", metavar="FILE", help="a GGUF model or side file, or hf:USER/NAME[:FILE or TYPE]")
     parser.add_argument(
         "--check", action="store_true", help="load the model and show which of its layers can be skipped; exit code 1 if none"
     )
+    add_offline(parser.add_argument)
     add_debug(parser)
 
 
 def command(args: argparse.Namespace) -> None:
-    path = normal_path(args.file)
+    path = find_model(args.file, args.offline)
     routers = read_routers(open_gguf(path), path)
     print(f"{path}: no routers" if routers is None else describe(routers, path))
     if args.check:

@@ -19,6 +19,7 @@ VERBS = {  # help, and the module with add_arguments and command
     "demo": ("three prompts, by the full model and with layers skipped", "cli.demo"),
     "eval": ("measure the quality that skipping keeps", "evaluate.command"),
     "inspect": ("print the routers that a GGUF file carries", "cli.inspect_file"),
+    "models": ("list the models that are there", "cli.list_models"),
     "run": ("answer one prompt", "cli.run"),
     "serve": ("an OpenAI-compatible server, with a page to chat on", "serve.command"),
     "train": ("train routers and LoRA in PyTorch", "train.command"),

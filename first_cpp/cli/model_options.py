@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import random
@@ -10,14 +11,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MissingFileError, OptionError
-from ..gguf.bundled import find_demo_model
-from ..gguf.model_file import ModelFile, context_length, normal_path
+from ..errors import OptionError
+from ..gguf.model_file import ModelFile, context_length
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from ..skip import Skip, skip_from_text
-from .extras import need_extra
+from .model_name import HELP, add_offline, check_name, find_model
 from .options import check_chat_format, not_empty, number, whole_number
 from .plain_chat import PlainChat, has_template
 
@@ -30,9 +30,9 @@ _MOST_STRETCH = 16  # times the context that a model was trained for
 class ModelOptions:
     """Which model to load and how; every default is what a command without that option uses.
 
-    model: a GGUF file, None for the one of the demo extra. hf_repo, hf_file: a Hugging Face repository and the file in it,
-    instead of `model`. tolerance: the largest predicted cost that skip "auto" accepts, None for the file's. ctx: tokens, None
-    for the model's own context, at most 4096. threads: None for the physical cores.
+    model: a name as `find_model` takes them, None for the one of the demo extra. tolerance: the largest predicted cost that
+    skip "auto" accepts, None for the file's. ctx: tokens, None for the model's own context, at most 4096. threads: None for the
+    physical cores. offline: take models of the Hugging Face hub from the cache alone.
 
     >>> llm = ModelOptions("model-first.gguf", skip=0.34).load()
     >>> llm.skip
@@ -41,8 +41,6 @@ class ModelOptions:
     """
 
     model: str | None = None
-    hf_repo: str | None = None
-    hf_file: str | None = None
     routers: str | None = None
     lora: str | None = None
     chat_format: str | None = None
@@ -51,27 +49,28 @@ class ModelOptions:
     ctx: int | None = None
     threads: int | None = None
     verbose: bool = False
+    offline: bool = False
 
     def __post_init__(self) -> None:
-        if self.hf_file and not self.hf_repo:
-            raise OptionError(f"--hf-file {self.hf_file} needs --hf-repo USER/NAME")
-        if self.hf_repo and self.model:
-            raise OptionError("-m and --hf-repo name two models; give one")
         if self.chat_format is not None:
             check_chat_format(self.chat_format)
-        if self.hf_repo:
-            need_extra("--hf-repo", "hub", "huggingface_hub")
+        if self.model is not None:
+            check_name(self.model)
+
+    @functools.cached_property
+    def path(self) -> str:
+        """The model's file, downloaded where that is needed. Raises as `find_model`."""
+        return find_model(self.model, self.offline)
 
     @property
     def name(self) -> str:
         """The model's name: its file's, without the ending."""
-        path = self.hf_file or self.hf_repo if self.hf_repo else self._path()
-        return os.path.splitext(os.path.basename(str(path)))[0]
+        return os.path.splitext(os.path.basename(self.path))[0]
 
     @property
     def n_ctx(self) -> int:
         """Tokens of context that the model is loaded with."""
-        return self.ctx or (4096 if self.hf_repo else context_length(self._path()))
+        return self.ctx or context_length(self.path)
 
     def load(self, **settings: Any) -> Llama:
         """The model; `settings` are further arguments of `Llama`, whose errors are raised."""
@@ -79,7 +78,7 @@ class ModelOptions:
         settings |= {
             "skip": self.skip,
             "tolerance": self.tolerance,
-            "routers": self.routers,
+            "routers": None if self.routers is None else find_model(self.routers, self.offline),
             "lora_path": self.lora,
             "chat_format": self.chat_format,
             "n_ctx": self.n_ctx,
@@ -88,48 +87,30 @@ class ModelOptions:
             "seed": random.SystemRandom().randrange(2**31),  # llama_cpp's own default is the same in every run
             "verbose": self.verbose,
         }
-        llm = self._from_repository(settings) if self.hf_repo else self._from_file(settings)
+        self._check_context()
+        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0  # Llama raises the error of a missing file
+        kind = watched(self.path, size) if size > _LARGE and sys.stderr.isatty() else Llama
+        llm = kind(self.path, **settings)
         if self.chat_format is None and not has_template(llm):
             llm.chat_handler = PlainChat(llm.model_path)
         if not self.verbose:
             logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
         return llm
 
-    def _path(self) -> str:
-        return normal_path(find_demo_model() if self.model is None else self.model)
-
-    def _check_context(self, path: str) -> None:
+    def _check_context(self) -> None:
         """Raise OptionError for a context that no model of this kind has, before llama.cpp reserves memory for it."""
-        if self.ctx is None or self.ctx <= _ALWAYS_FINE or not os.path.exists(path):
+        if self.ctx is None or self.ctx <= _ALWAYS_FINE or not os.path.exists(self.path):
             return
-        trained = ModelFile.open(path).context_length
+        trained = ModelFile.open(self.path).context_length
         if self.ctx > (most := max(_ALWAYS_FINE, _MOST_STRETCH * trained)):
             raise OptionError(f"-c {self.ctx}: the model was trained for {trained} tokens of context; at most {most} are taken")
-
-    def _from_file(self, settings: dict[str, Any]) -> Llama:
-        path = self._path()
-        self._check_context(path)
-        size = os.path.getsize(path) if os.path.exists(path) else 0  # Llama raises the error of a missing file
-        large = size > _LARGE and sys.stderr.isatty()
-        return watched(path, size)(path, **settings) if large else Llama(path, **settings)
-
-    def _from_repository(self, settings: dict[str, Any]) -> Llama:
-        pattern = self.hf_file or "*.gguf"
-        try:
-            found: Llama = Llama.from_pretrained(self.hf_repo, pattern, **settings)
-        except ValueError as error:
-            if "file" in str(error).lower() and not isinstance(error, MissingFileError):
-                raise OptionError(f"--hf-repo {self.hf_repo} --hf-file {pattern}: {error}") from error
-            raise
-        return found
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a model to a verb's parser; `model_options` reads them."""
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="FILE", help="a GGUF model (default: the one of the demo extra)")
-    model.add_argument("--hf-repo", metavar="USER/NAME", help="a Hugging Face repository to take the model from")
-    model.add_argument("--hf-file", metavar="NAME", help="the file in --hf-repo, or a pattern like *q4_0.gguf")
+    model.add_argument("-m", "--model", metavar="MODEL", help=f"{HELP} (default: the one of the demo extra)")
+    add_offline(model.add_argument)
     model.add_argument("--routers", metavar="FILE", help="a GGUF file to take routers from")
     model.add_argument("--lora", metavar="FILE", help="a LoRA to apply")
     model.add_argument("--chat-format", metavar="NAME", help="a chat format of llama-cpp-python (default: the model's own)")
@@ -158,8 +139,6 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
     """The options that `add_model_arguments` added. Raises OptionError, SkipError or MissingExtraError before any work."""
     return ModelOptions(
         model=args.model,
-        hf_repo=args.hf_repo,
-        hf_file=args.hf_file,
         routers=args.routers,
         lora=args.lora,
         chat_format=args.chat_format,
@@ -168,6 +147,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         ctx=args.ctx,
         threads=args.threads,
         verbose=args.verbose,
+        offline=args.offline,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
+from ..cli.model_name import HELP, add_offline, find_models
 from ..cli.options import shares_from_text, whole_number
 from ..errors import MissingFileError, OptionError
 from ..gguf.lora_file import carries_lora
@@ -62,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("rows").add_argument
-    add("--model", required=True, metavar="FILE", help="a GGUF with routers, or with --routers beside it")
+    add("--model", required=True, metavar="MODEL", help=f"{HELP}, with routers in it, or --routers beside it")
+    add_offline(add)
     add("--routers", metavar="FILE", help="a GGUF file to take routers from")
-    add("--base", metavar="FILE", help="the model as it came, before training: the first row")
+    add("--base", metavar="MODEL", help="the model as it came, before training: the first row")
     add(
         "--skip", default="0,0.1,0.25,0.4", metavar="SHARE,...", help="skip shares to evaluate, and auto (default: %(default)s)"
     )
@@ -104,6 +106,7 @@ def command(args: argparse.Namespace) -> None:
     check_folder(args.out, FILES)
     questions = read_questions(args.data, args.limit)
     kinds = kinds_of_tasks(args.metric, [question.task for question in questions])
+    find_models(args, "model", "routers", "base")
     settings = _settings(args)
     rows = _rows(args)
     if args.reference not in [row.name for row in rows]:

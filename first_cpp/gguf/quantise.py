@@ -19,22 +19,36 @@ class QuantizeError(FirstCppError, RuntimeError):
     """llama.cpp's quantizer refused."""
 
 
+def _file_types() -> dict[str, int]:
+    """llama.cpp's file types by name."""
+    prefixes = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
+    return {
+        key.removeprefix(prefix): value
+        for key, value in vars(llama_cpp).items()
+        for prefix in prefixes
+        if key.startswith(prefix) and isinstance(value, int)
+    }
+
+
 def file_type(name: str) -> int:
     """llama.cpp's number for a file type. Raises OptionError with the names there are.
 
     >>> file_type("Q4_0"), file_type("q8_0")
     (2, 7)
     """
-    prefixes = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
-    known = {
-        key.removeprefix(prefix): value
-        for key, value in vars(llama_cpp).items()
-        for prefix in prefixes
-        if key.startswith(prefix) and isinstance(value, int)
-    }
+    known = _file_types()
     if name.upper() not in known:
         raise OptionError(f"--quantize {name} is not a type of llama.cpp; known: {', '.join(sorted(known))}")
     return known[name.upper()]
+
+
+def file_type_name(number: int) -> str | None:
+    """The name of llama.cpp's file type of that number, None where there is none.
+
+    >>> file_type_name(15)
+    'Q4_K_M'
+    """
+    return next((name for name, value in _file_types().items() if value == number), None)
 
 
 def quantise(model: str | os.PathLike[str], out: str | os.PathLike[str], type_name: str) -> None:

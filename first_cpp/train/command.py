@@ -9,6 +9,7 @@ import time
 import warnings
 
 from ..cli.extras import need_extra
+from ..cli.model_name import find_models
 from .option_checks import check_options
 from .training_options import add_arguments
 
@@ -29,6 +30,7 @@ def command(args: argparse.Namespace) -> None:
     """
     check_options(args)
     need_extra("training", "train", "torch", "transformers", "peft", "accelerate", "matplotlib")
+    find_models(args, "model")
     from .layer_orders import start_orders  # with PyTorch, which takes seconds
     from .result import run_record, save_result
     from .run_setup import set_up

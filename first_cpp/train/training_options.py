@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..cli.execute import add_debug
+from ..cli.model_name import HELP, add_offline
 from ..cli.options import number, whole_number
 from ..skip import FIXED
 from .settings import Settings
@@ -19,7 +20,7 @@ Each line of data is an object with prompt, response and, of several, task.
 Then write the model that skips layers:
   python -m convert --model model.gguf --routers run --merge --out first.gguf
 """
-USAGE = "%(prog)s --model PATH --data JSONL ... --out DIR [OPTION ...]"
+USAGE = "%(prog)s --model MODEL --data JSONL ... --out DIR [OPTION ...]"
 DEFAULT = " (default: %(default)s)"
 
 
@@ -47,7 +48,8 @@ Add = Callable[..., Any]
 
 
 def _model(add: Add) -> None:
-    add("--model", required=True, metavar="PATH", help="a Hugging Face folder or a GGUF file")
+    add("--model", required=True, metavar="MODEL", help=f"a Hugging Face folder, {HELP}")
+    add_offline(add)
     add("--out", required=True, metavar="DIR", help="folder for what the run writes")
     precisions = ["auto", "bf16", "float32"]
     add("--precision", default="auto", metavar="TYPE", choices=precisions, help="bf16, float32 or auto: what is native here")

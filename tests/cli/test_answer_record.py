@@ -102,10 +102,10 @@ def test_a_model_by_its_options(routed):
 
 @pytest.mark.parametrize(
     "given",
-    [{"hf_file": "x.gguf"}, {"model": "x", "hf_repo": "a/b"}, {"chat_format": "chatmll"}],
+    [{"model": "hf:no-owner"}, {"chat_format": "chatmll"}],
     ids=str,
 )
-def test_options_that_do_not_go_together(given):
+def test_options_that_cannot_be_used(given):
     with pytest.raises(OptionError):
         ModelOptions(**given)
 

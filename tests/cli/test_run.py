@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import sys
 import pytest
 from routers_files import routed_model
 
-from first_cpp import Llama
 from first_cpp.cli.model_options import watched
 
 COMMAND = [sys.executable, "-m", "first_cpp", "run"]
@@ -79,8 +77,6 @@ def test_prompt_from_stdin_and_beside_it(routed):
         ([], "the prompt is empty"),
         (["  "], "the prompt is empty"),
         (["-m", "nowhere.gguf", "x"], "nowhere.gguf"),
-        (["-m", "x.gguf", "--hf-repo", "a/b", "x"], "name two models"),
-        (["--hf-file", "b.gguf", "x"], "needs --hf-repo"),
         (["--skip", "2", "x"], "skip=2"),
         (["--raw", "--system", "s", "x"], "--system is part of a chat"),
         (["-t", "0", "x"], "at least 1"),
@@ -130,21 +126,6 @@ def test_ctrl_c_ends_with_130_and_keeps_the_text(routed):
     assert process.returncode == 130, err
     assert err == ""
     assert len(first + out) < 1500  # it was stopped
-
-
-def test_a_repository_goes_through_from_pretrained(monkeypatch, routed, capsys):
-    from first_cpp.cli.main import main
-
-    asked = []
-
-    def from_pretrained(cls, repo_id, filename, **kwargs):
-        asked.append((repo_id, filename))
-        return cls(routed, **kwargs)
-
-    monkeypatch.setattr(Llama, "from_pretrained", classmethod(from_pretrained))
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert main(["run", "--hf-repo", "me/model", "--hf-file", "*q4_0.gguf", "-c", "256", "--raw", "-n", "2", "Once"]) == 0
-    assert asked == [("me/model", "*q4_0.gguf")]
 
 
 def test_loading_is_watched(routed, monkeypatch):
