@@ -75,31 +75,25 @@ def at_mean(cost: Floats64, levels: tuple[int, ...], mean: float) -> Ints:
     return best
 
 
-def is_safe(fidelity: Floats64, target: float) -> bool:
-    """Whether a rule that had these fidelities on n prompts keeps `target` on average on a further one.
+def holding_tolerance(cost: Floats64, outcomes: Outcomes, target: float) -> float:
+    """The largest tolerance under which these prompts have `target` fidelity on average; 0 where none has.
 
-    Conformal risk control (Angelopoulos et al., arXiv 2208.02814): (n * mean loss + 1) / (n + 1) <= 1 - target.
+    Prompts whose predicted cost is above it are dense, which counts: their fidelity is 1.
+    """
+    rows = np.arange(len(cost))
+    holding = [t for t in np.unique(cost) if holds(outcomes.fidelity[rows, within(cost, float(t))], target)]
+    return float(max(holding, default=0.0))
 
-    >>> is_safe(np.full(100, 0.97), 0.95), is_safe(np.full(10, 0.97), 0.95)
+
+def holding_level(outcomes: Outcomes, target: float) -> int:
+    """The index of the largest level at which these prompts have `target` fidelity on average, if all skip so many."""
+    return max(index for index in range(len(outcomes.levels)) if index == 0 or holds(outcomes.fidelity[:, index], target))
+
+
+def holds(fidelity: Floats64, target: float) -> bool:
+    """Whether prompts with these fidelities have `target` on average.
+
+    >>> holds(np.array([1.0, 0.9]), 0.95), holds(np.array([1.0, 0.89]), 0.95)
     (True, False)
     """
-    n = len(fidelity)
-    return bool((n * float((1 - fidelity).mean()) + 1) / (n + 1) <= 1 - target + 1e-12)
-
-
-def safe_tolerance(cost: Floats64, outcomes: Outcomes, target: float) -> float:
-    """The largest tolerance that is safe at `target` fidelity, and each smaller one too; 0 where none is."""
-    best, rows = 0.0, np.arange(len(cost))
-    for tolerance in np.unique(cost):
-        if not is_safe(outcomes.fidelity[rows, within(cost, float(tolerance))], target):
-            break
-        best = float(tolerance)
-    return best
-
-
-def safe_level(outcomes: Outcomes, target: float) -> int:
-    """The index of the largest level that is safe for all prompts alike, each smaller one too."""
-    index = 0
-    while index + 1 < len(outcomes.levels) and is_safe(outcomes.fidelity[:, index + 1], target):
-        index += 1
-    return index
+    return bool(fidelity.mean() >= target - 1e-9)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..gguf.cost_probes import LayerSet, TolerancePoint
 from ..gguf.routers import Base
-from .budget import Ints, Outcomes, at_mean, pick_sets, safe_level, safe_tolerance, within
+from .budget import Ints, Outcomes, at_mean, holding_level, holding_tolerance, pick_sets, within
 from .calibration import Calibration
 from .cost import AGREE, KL, SURPRISE
 from .probes import LEAST_COST, Floats64, fit, interpolate, interpolated, monotone
@@ -115,7 +115,7 @@ def conclude(
     predicted = Predicted(log_cost, tuple(outcomes(measured, kind, kept) for kind in kinds))
     margin = choose_margin(predicted)
     cost, real = predicted.with_margin(margin)
-    tolerance = safe_tolerance(cost, real, fidelity)
+    tolerance = holding_tolerance(cost, real, fidelity)
     new = outcomes(measured, kinds[0], ~measured.in_search)  # the search chose the sets on the others
     used = len(kinds) if margin < NEVER else 1
     sets = [
@@ -135,7 +135,7 @@ def conclude(
         skippable=tuple(skippable),
         fidelity=fidelity,
         tolerance=tolerance,
-        share=safe_level(new, fidelity) / base.n_layer,
+        share=holding_level(new, fidelity) / base.n_layer,
         margin=margin,
         table=_table(cost, real, base.n_layer),
         origin={**origin, "r2": round(coarse.r2, 3), "kept_out": int(kept.sum()), "prompts": len(kept)},
