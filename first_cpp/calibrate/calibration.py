@@ -18,6 +18,8 @@ from ..gguf.router_format import WRITER
 from ..gguf.routers import Base, Routers
 
 SCHEMA = 1
+LONG = ("orders", "influence")
+"""Of `origin`, what a GGUF does not carry."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ class Calibration:
             skippable=self.skippable,
             skip=self.share,
             writer=WRITER,
-            train={key: value if isinstance(value, str) else json.dumps(value) for key, value in self.origin.items()},
+            train={
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in self.origin.items()
+                if key not in LONG
+            },
             cost=cost,
         )
 
