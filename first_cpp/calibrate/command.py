@@ -40,11 +40,14 @@ if TYPE_CHECKING:
 
 EPILOG = """examples:
   first-cpp calibrate -m model.gguf --out model-first.gguf
-  first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 --sidecar --out mine.gguf
+  first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 \\
+      --sidecar --out mine.gguf
 
-Writes the model with levels, sets of layers and cost probes (--sidecar: these alone, for `--routers FILE`), and beside it
-NAME.calibration.safetensors, and the table as NAME.calibration.png where matplotlib is installed. Prompts: text, one a line, or
-JSON Lines (*.jsonl) with "prompt", perhaps "task"; the answers are the model's own. Ctrl-C stops; the same command goes on from
+Writes the model with levels, sets of layers and cost probes (--sidecar: these
+alone, for `--routers FILE`), and beside it NAME.calibration.safetensors, and
+the table as NAME.calibration.png where matplotlib is installed. Prompts: text,
+one a line, or JSON Lines (*.jsonl) with "prompt", perhaps "task"; the answers
+are the model's own. Ctrl-C stops; the same command goes on from
 NAME.calibration.state.
 """
 

@@ -35,7 +35,7 @@ class Session:
             ),
             "/tolerance": (
                 "COST",
-                "set the largest predicted cost that auto accepts; without COST: show it",
+                "set what one more skipped layer may cost; without COST: show it",
                 self._tolerance,
             ),
             "/layers": ("", "layers of the last answer, why, and keep scores as bars", self._layers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -18,6 +19,7 @@ from first_cpp.cli.jsonl import DataError
 from first_cpp.errors import MissingFileError, RouterError
 from first_cpp.gguf.cost_probes import LayerSet, TolerancePoint
 from first_cpp.gguf.routers import Base
+from first_cpp.runtime.predicted_cost import Prediction
 
 # -- prompts ------------------------------------------------------------------------------------------------------------
 
@@ -154,11 +156,31 @@ REAL = Outcomes(
 )
 
 
-def test_each_prompt_takes_the_largest_level_within_the_tolerance():
-    assert within(COST, 0.0).tolist() == [0, 0, 0]
-    assert within(COST, 0.25).tolist() == [2, 0, 3]
-    layers, kl, fidelity, _ = REAL.of(within(COST, 0.25))
+def test_each_prompt_skips_layers_that_cost_no_more_than_the_tolerance():
+    assert within(COST, REAL.levels, 0.0).tolist() == [0, 0, 0]
+    assert within(COST, REAL.levels, 0.15).tolist() == [2, 0, 3]
+    layers, kl, fidelity, _ = REAL.of(within(COST, REAL.levels, 0.15))
     assert (layers, kl, fidelity) == pytest.approx((5 / 3, 0.27 / 3, 2.7 / 3))
+
+
+def test_the_choice_is_the_one_of_a_model_that_runs():
+    costs = np.maximum.accumulate(np.random.default_rng(0).uniform(0, 1, (200, 4)), axis=1)
+    for tolerance in (0.05, 0.15, 0.3):
+        found = within(costs, (0, 1, 2, 4, 7), tolerance)
+        for row, index in zip(costs, found, strict=True):
+            one = Prediction((1, 2, 4, 7), tuple(row.tolist()), (0, 1, 2, 3)).within(tolerance)
+            assert (0 if one is None else one + 1) == index
+
+
+def test_no_choice_of_levels_costs_less_at_the_same_mean():
+    rng = np.random.default_rng(0)
+    costs = np.cumsum(rng.uniform(0, 1, (4, 3)), axis=1)
+    every = [np.array(one) for one in itertools.product(range(4), repeat=4)]
+    padded = np.hstack([np.zeros((4, 1)), costs])
+    for mean in (0.5, 1, 1.5, 2, 2.5):
+        chosen = at_mean(costs, (0, 1, 2, 3), mean)
+        least = min(padded[np.arange(4), one].sum() for one in every if one.sum() >= chosen.sum())
+        assert padded[np.arange(4), chosen].sum() == pytest.approx(least)
 
 
 def test_a_budget_at_a_mean():
@@ -166,6 +188,7 @@ def test_a_budget_at_a_mean():
         chosen = at_mean(COST, REAL.levels, mean)
         assert chosen.mean() <= mean
     assert at_mean(COST, REAL.levels, 1).tolist() == [0, 0, 3]
+    assert at_mean(COST, REAL.levels, 0.5).tolist() == [0, 0, 0]
     assert at_mean(COST, REAL.levels, 3).tolist() == [3, 3, 3]
 
 
@@ -185,7 +208,7 @@ def test_what_holds_for_prompts_kept_out_holds_for_new_ones():
         cost, real = draw(60)
         tolerance = holding_tolerance(cost, real, 0.9)
         cost, real = draw(50)
-        chosen = within(cost, tolerance)
+        chosen = within(cost, real.levels, tolerance)
         new.append(real.fidelity[np.arange(50), chosen].mean())
         skipped.append(chosen.mean())
     assert np.mean(new) == pytest.approx(0.9, abs=0.01)
@@ -205,7 +228,7 @@ def test_a_few_prompts_that_can_spare_layers_make_a_tolerance():
     fidelity = np.hstack([np.ones((40, 1)), np.repeat([[0.9], [0.6]], [10, 30], axis=0)])
     real = Outcomes((0, 1), np.zeros((40, 2)), fidelity, np.zeros((40, 2)))
     assert holding_level(real, 0.95) == 0
-    assert holding_tolerance(cost, real, 0.95) == 0.01  # 0.975 of all
+    assert holding_tolerance(cost, real, 0.95) == pytest.approx(0.01)  # 0.975 of all
 
 
 # -- groups ---------------------------------------------------------------------------------------------------------------
