@@ -53,7 +53,7 @@ class Llama(PerCallLlama):
     skip: which layers decoding skips. "auto": as many as the prompt can spare within `tolerance`, where the file has cost
         probes, else the share that it recommends, nothing without routers; None or 0: nothing; a number below 1: that share of
         the layers, those with the lowest keep scores, or the file's set; a list of ints: exactly those.
-    tolerance: with skip="auto" and cost probes, the largest predicted cost that is accepted, KL in nats per token; None: the
+    tolerance: with skip="auto" and cost probes, what one more skipped layer may cost, KL in nats per token; None: the
         file's own.
     routers: a GGUF file to take routers from instead of the model file (`python -m convert --routers ... --sidecar`), or
         `Routers`.
@@ -183,7 +183,7 @@ class Llama(PerCallLlama):
 
     @property
     def tolerance(self) -> float | None:
-        """The largest predicted cost that skip="auto" accepts, KL in nats per token; None without cost probes. A change takes
+        """What one more skipped layer may cost with skip="auto", KL in nats per token; None without cost probes. A change takes
         effect with the next prompt; None sets the file's own. Raises SettingError for what is no number of at least 0."""
         return self._policy.tolerance
 

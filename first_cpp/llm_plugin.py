@@ -35,7 +35,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
 
     class Options(llm.Options):  # type: ignore[misc]
         skip: str | None = Field(default=None, description="layers to skip: auto, none, a share like 0.25, or 7,11")
-        tolerance: float | None = Field(default=None, description="largest predicted cost that auto accepts, nats a token")
+        tolerance: float | None = Field(default=None, description="what one more skipped layer may cost, nats a token")
         max_tokens: int | None = Field(default=None, description="longest answer in tokens")
         temperature: float = Field(default=0.8, description="0 is greedy")
         seed: int | None = Field(default=None, description="for the same answer again")

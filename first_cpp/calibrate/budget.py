@@ -1,7 +1,8 @@
-"""How many layers each prompt skips: the largest level whose predicted cost is within a tolerance."""
+"""How many layers each prompt skips: as many as cost no more than a tolerance each, as predicted."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 
 Floats64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+TRIED = 1000
+"""Tolerances that are looked at for one that holds a fidelity."""
 
 
 @dataclass(frozen=True)
@@ -51,55 +55,63 @@ def pick_sets(log_cost: Floats64, margin: float) -> Ints:
     return found
 
 
-def within(cost: Floats64, tolerance: float) -> Ints:
-    """The index of the largest level whose cost is within the tolerance, by prompt; 0, nothing skipped, where none is.
+def within(cost: Floats64, levels: Sequence[int], tolerance: float) -> Ints:
+    """The index of the level of least `cost - tolerance * layers skipped`, by prompt: as `Prediction.within`, 0 where dense is.
 
-    cost: [n, n_level], of the levels from the second on, not falling.
+    At any mean share the sum of the costs is the least that there is: every prompt skips up to the same marginal cost.
+    cost: [n, n_level - 1], of the levels from the second on, not falling.
 
-    >>> within(np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.9]]), 0.25).tolist()
+    >>> within(np.array([[0.1, 0.2, 0.9], [0.3, 0.5, 0.9]]), (0, 1, 2, 3), 0.15).tolist()
     [2, 0]
     """
-    found: Ints = (cost <= tolerance).sum(axis=1)
+    worth = tolerance * np.asarray(levels) - np.hstack([np.zeros((len(cost), 1)), cost])
+    found: Ints = len(levels) - 1 - worth[:, ::-1].argmax(axis=1)  # of equal ones the largest
     return found
 
 
-def at_mean(cost: Floats64, levels: tuple[int, ...], mean: float) -> Ints:
+def tolerances(cost: Floats64, levels: Sequence[int]) -> Floats64:
+    """All tolerances, ascending, at which some prompt's level changes: the slopes between its levels."""
+    padded, counts = np.hstack([np.zeros((len(cost), 1)), cost]), np.asarray(levels)
+    lower, upper = np.triu_indices(len(counts), 1)
+    slopes = (padded[:, upper] - padded[:, lower]) / (counts[upper] - counts[lower])
+    found: Floats64 = np.unique(slopes) * (1 + 1e-12)  # the layer is within its own slope, whatever the rounding
+    return found
+
+
+def tolerance_at(cost: Floats64, levels: Sequence[int], mean: float) -> float:
+    """The largest tolerance with at most `mean` layers skipped on average; 0 where each skips more."""
+    slopes, counts = tolerances(cost, levels), np.asarray(levels)
+    n = bisect.bisect_right(slopes, mean, key=lambda one: float(counts[within(cost, levels, float(one))].mean()))
+    return float(slopes[n - 1]) if n else 0.0
+
+
+def at_mean(cost: Floats64, levels: Sequence[int], mean: float) -> Ints:
     """The levels that the largest tolerance gives with at most `mean` layers skipped on average, by prompt."""
-    best = np.zeros(len(cost), np.int64)
-    counts = np.asarray(levels)
-    for tolerance in np.unique(cost):
-        chosen = within(cost, float(tolerance))
-        if counts[chosen].mean() > mean:
-            break
-        best = chosen
+    return within(cost, levels, tolerance_at(cost, levels, mean))
+
+
+def holding_tolerance(cost: Floats64, outcomes: Outcomes, target: float) -> float:
+    """The largest tolerance under which these prompts have `target` fidelity on average; 0 where none has.
+
+    Prompts that are dense under it count: their fidelity is 1.
+    """
+    rows, best = np.arange(len(cost)), 0.0
+    for tolerance in np.unique(np.quantile(tolerances(cost, outcomes.levels), np.linspace(0, 1, TRIED), method="lower")):
+        chosen = within(cost, outcomes.levels, float(tolerance))
+        if chosen.any() and holds(outcomes.fidelity[rows, chosen], target):
+            best = float(tolerance)
     return best
 
 
-def is_safe(fidelity: Floats64, target: float) -> bool:
-    """Whether a rule that had these fidelities on n prompts keeps `target` on average on a further one.
+def holding_level(outcomes: Outcomes, target: float) -> int:
+    """The index of the largest level at which these prompts have `target` fidelity on average, if all skip so many."""
+    return max(index for index in range(len(outcomes.levels)) if index == 0 or holds(outcomes.fidelity[:, index], target))
 
-    Conformal risk control (Angelopoulos et al., arXiv 2208.02814): (n * mean loss + 1) / (n + 1) <= 1 - target.
 
-    >>> is_safe(np.full(100, 0.97), 0.95), is_safe(np.full(10, 0.97), 0.95)
+def holds(fidelity: Floats64, target: float) -> bool:
+    """Whether prompts with these fidelities have `target` on average.
+
+    >>> holds(np.array([1.0, 0.9]), 0.95), holds(np.array([1.0, 0.89]), 0.95)
     (True, False)
     """
-    n = len(fidelity)
-    return bool((n * float((1 - fidelity).mean()) + 1) / (n + 1) <= 1 - target + 1e-12)
-
-
-def safe_tolerance(cost: Floats64, outcomes: Outcomes, target: float) -> float:
-    """The largest tolerance that is safe at `target` fidelity, and each smaller one too; 0 where none is."""
-    best, rows = 0.0, np.arange(len(cost))
-    for tolerance in np.unique(cost):
-        if not is_safe(outcomes.fidelity[rows, within(cost, float(tolerance))], target):
-            break
-        best = float(tolerance)
-    return best
-
-
-def safe_level(outcomes: Outcomes, target: float) -> int:
-    """The index of the largest level that is safe for all prompts alike, each smaller one too."""
-    index = 0
-    while index + 1 < len(outcomes.levels) and is_safe(outcomes.fidelity[:, index + 1], target):
-        index += 1
-    return index
+    return bool(fidelity.mean() >= target - 1e-9)

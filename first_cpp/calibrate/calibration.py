@@ -18,6 +18,8 @@ from ..gguf.router_format import WRITER
 from ..gguf.routers import Base, Routers
 
 SCHEMA = 1
+LONG = ("orders", "influence")
+"""Of `origin`, what a GGUF does not carry."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Calibration:
     its predicted log cost is lower by more than `margin`. read: the layers whose inputs the probes read.
     weight: float32 [n_set, n_read, n_embd]; bias: float32 [n_set]; the predicted log cost (nats a token) of a set is
     bias + sum over r of weight[r] . mean over prompt positions of rmsnorm(h_r), and no level is cheaper than a smaller one.
-    norm_eps: of the rmsnorm. order: all layers, those that are missed least first. tolerance: the largest predicted cost that
-    keeps `fidelity`, 0 where none does. table: what other tolerances gave. share: what is safe for every prompt alike.
+    norm_eps: of the rmsnorm. order: all layers, those that are missed least first. tolerance: the largest that keeps
+    `fidelity` on average, 0 where none does. table: what other tolerances gave. share: what is safe for every prompt alike.
     skippable: of each layer. origin: prompts, command and figures, for people to read.
     """
 
@@ -71,7 +73,11 @@ class Calibration:
             skippable=self.skippable,
             skip=self.share,
             writer=WRITER,
-            train={key: value if isinstance(value, str) else json.dumps(value) for key, value in self.origin.items()},
+            train={
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in self.origin.items()
+                if key not in LONG
+            },
             cost=cost,
         )
 

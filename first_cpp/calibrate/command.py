@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
 
 EPILOG = """examples:
   first-cpp calibrate -m model.gguf --out model-first.gguf
-  first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 --sidecar --out mine.gguf
+  first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 \\
+      --sidecar --out mine.gguf
 
-Writes the model with levels, sets of layers and cost probes (--sidecar: these alone, for `--routers FILE`), and beside it
-NAME.calibration.safetensors, and the table as NAME.calibration.png where matplotlib is installed. Prompts: text, one a line, or
-JSON Lines (*.jsonl) with "prompt", perhaps "task"; the answers are the model's own. Ctrl-C stops; the same command goes on from
+Writes the model with levels, sets of layers and cost probes (--sidecar: these
+alone, for `--routers FILE`), and beside it NAME.calibration.safetensors, and
+the table as NAME.calibration.png where matplotlib is installed. Prompts: text,
+one a line, or JSON Lines (*.jsonl) with "prompt", perhaps "task"; the answers
+are the model's own. Ctrl-C stops; the same command goes on from
 NAME.calibration.state.
 """
 
@@ -51,6 +55,8 @@ SLOW_IN_BATCHES = ("q4_1", "q5_0", "q5_1")
 """Types that llama.cpp multiplies row by row: Q8_0 is twice as fast with the tokens of an answer."""
 MOST_POSITIONS = 2048
 """Of a prompt and its answer: longer prompts are not used."""
+SPEED_PART = 0.08
+"""Of the time is for measuring how fast a step is."""
 MOST_STREAM_POSITIONS = 8192
 """Of all answers decoded together."""
 
@@ -62,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_offline(add)
     add("--out", required=True, metavar="FILE", help="the GGUF to write")
     add("--prompts", metavar="FILE", help="prompts like those the model will get (default: 314 built-in ones)")
-    add("--minutes", type=number(0.1), metavar="N", help="stop measuring after about so long (default: when it is done)")
+    add(
+        "--minutes",
+        type=number(0.1),
+        default=30,
+        metavar="N",
+        help="end after so long, with what was found until then (default: %(default)s)",
+    )
     add(
         "--fidelity",
         type=number(0.5, 0.9999),
@@ -81,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> None:
+    started = time.monotonic()
     model = ModelFile.open(find_model(args.model, args.offline))
     prompts = in_turns(read_prompts(args.prompts), args.seed)
     _check(args, model)
@@ -88,7 +101,7 @@ def command(args: argparse.Namespace) -> None:
     from .show import draw, progress, table
 
     with progress(args.quiet) as show:
-        found = _calibrate(args, model, prompts, show)
+        found = _calibrate(args, model, prompts, show, started)
     stem = _stem(args.out)
     found.calibration.save(f"{stem}.calibration.safetensors")
     _write(args, model, found.calibration)
@@ -129,7 +142,7 @@ def _check(args: argparse.Namespace, model: ModelFile) -> None:
         check_regular(f"{_stem(args.out)}.calibration.{end}")
 
 
-def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], show: Show) -> Findings:
+def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], show: Show, started: float) -> Findings:
     from .cost_store import CostStore
     from .engine import Engine
     from .findings import conclude
@@ -137,7 +150,7 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
 
     used, tokens = _tokens(args, model, prompts, show)
     longest = max(map(len, tokens)) + args.max_tokens + 1
-    store = CostStore(_state(args.out), _identity(args, model, used), len(used))
+    store = CostStore(_state(args.out), _identity(args, model, used), len(used), started)
     if store.stale:
         show.say(f"{store.path} is of another model, other prompts or another -n: beginning anew")
     elif store.answered:
@@ -145,12 +158,10 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
     streams = max(1, min(16, MOST_STREAM_POSITIONS // longest))
     threads = args.threads or physical_cores()
     with _quick_copy(model, args.out, show) as path, contextlib.closing(Engine(path, longest, threads, streams)) as engine:
-        plan = Plan(max_tokens=args.max_tokens, seconds=None if args.minutes is None else 60 * args.minutes)
+        plan = Plan(max_tokens=args.max_tokens, seconds=60 * args.minutes)
         procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show)
         try:
-            procedure.answer()
-            orders, costs = procedure.search()
-            measured = procedure.measure_levels(orders, procedure.levels(costs))
+            measured = procedure.carry_out()
         except KeyboardInterrupt:
             show.say(f"stopped; what was measured is in {store.path}, and the same command goes on from there")
             raise
@@ -159,8 +170,11 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
         skippable = [not why for why in engine.unskippable]
         prompt, answer = (one := store.answered[procedure.usable()[0]]).prompt, one.answer
     with contextlib.closing(Engine(model.path, longest, threads, streams=1)) as engine:
-        speed = _speed(engine, prompt, answer, measured, model)
-    return conclude(measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured))
+        until = time.monotonic() + SPEED_PART * 60 * args.minutes
+        speed = _speed(engine, prompt, answer, measured, model, until)
+    return conclude(
+        measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured, store.influence)
+    )
 
 
 def _tokens(
@@ -219,7 +233,7 @@ def _quick_copy(model: ModelFile, out: str, show: Show) -> Iterator[str]:
                 os.remove(path)
 
 
-def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile) -> Speed:
+def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile, until: float) -> Speed:
     """What skipping gains on this machine, and the most that its bytes allow."""
     from ..gguf.byte_limit import kv_reads, weight_reads
     from .findings import Speed
@@ -227,19 +241,21 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
 
     levels = (0, *measured.levels)
     sets = [frozenset(measured.orders[0][:k]) for k in levels]
-    times = step_times(engine, prompt, answer[:24], sets)
+    times = step_times(engine, prompt, answer[:24], sets, until)
     reads = weight_reads(model.path)
     n_bytes = [reads.weights(layers) + kv_reads(engine.kv_cache, engine.n_ctx(), len(prompt), layers) for layers in sets]
     wanted = range(levels[-1] + 1)
     return Speed(np.interp(wanted, levels, times), np.interp(wanted, levels, n_bytes))
 
 
-def _origin(args: argparse.Namespace, measured: Measured) -> dict[str, object]:
+def _origin(args: argparse.Namespace, measured: Measured, influence: list[float]) -> dict[str, object]:
     return {
         "source": os.path.basename(args.prompts) if args.prompts else "the built-in prompts of first_cpp",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "answers": measured.n_answers,
         "levels_measured": list(measured.levels),
+        "orders": [list(order) for order in measured.orders],
+        "influence": influence,
     }
 
 

@@ -29,10 +29,11 @@ Key = tuple[int, frozenset[int]]
 class CostStore:
     """What was found so far: the dense answers, and the costs of sets of layers on them.
 
-    path: where it is saved; identity: what it depends on. A file of another identity is not used, `stale` says so.
+    path: where it is saved; identity: what it depends on. A file of another identity is not used, `stale` says so. started: on
+    the monotonic clock, from when on time counts; from now on by default.
     """
 
-    def __init__(self, path: str, identity: dict[str, Any], n_prompts: int) -> None:
+    def __init__(self, path: str, identity: dict[str, Any], n_prompts: int, started: float | None = None) -> None:
         self.path, self.identity = path, json.dumps(identity, sort_keys=True)
         self.answered: dict[int, Answered] = {}
         self.costs: dict[Key, Floats] = {}
@@ -42,7 +43,8 @@ class CostStore:
         """Spent by runs before this one."""
         self.stale = False
         self._n_prompts = n_prompts
-        self._saved = self._started = time.monotonic()
+        self._saved = time.monotonic()
+        self._started = self._saved if started is None else started
         if os.path.exists(path):
             self._load()
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..gguf.cost_probes import LayerSet, TolerancePoint
 from ..gguf.routers import Base
-from .budget import Ints, Outcomes, at_mean, pick_sets, safe_level, safe_tolerance, within
+from .budget import Ints, Outcomes, at_mean, holding_level, holding_tolerance, pick_sets, tolerance_at, within
 from .calibration import Calibration
 from .cost import AGREE, KL, SURPRISE
 from .probes import LEAST_COST, Floats64, fit, interpolate, interpolated, monotone
@@ -115,7 +115,7 @@ def conclude(
     predicted = Predicted(log_cost, tuple(outcomes(measured, kind, kept) for kind in kinds))
     margin = choose_margin(predicted)
     cost, real = predicted.with_margin(margin)
-    tolerance = safe_tolerance(cost, real, fidelity)
+    tolerance = holding_tolerance(cost, real, fidelity)
     new = outcomes(measured, kinds[0], ~measured.in_search)  # the search chose the sets on the others
     used = len(kinds) if margin < NEVER else 1
     sets = [
@@ -135,7 +135,7 @@ def conclude(
         skippable=tuple(skippable),
         fidelity=fidelity,
         tolerance=tolerance,
-        share=safe_level(new, fidelity) / base.n_layer,
+        share=holding_level(new, fidelity) / base.n_layer,
         margin=margin,
         table=_table(cost, real, base.n_layer),
         origin={**origin, "r2": round(coarse.r2, 3), "kept_out": int(kept.sum()), "prompts": len(kept)},
@@ -161,12 +161,13 @@ def choose_margin(predicted: Predicted) -> float:
 
 
 def _table(predicted: Floats64, real: Outcomes, n_layer: int) -> tuple[TolerancePoint, ...]:
-    """What tolerances spread over all predicted costs give."""
-    found = []
-    for tolerance in np.quantile(predicted, np.linspace(0, 1, TABLE_POINTS)):
-        layers, kl, fidelity, _ = real.of(within(predicted, float(tolerance)))
-        found.append(TolerancePoint(float(tolerance), layers / n_layer, kl, fidelity))
-    return tuple(found)
+    """What tolerances give that skip up to all levels on average."""
+    found = {}
+    for mean in np.linspace(0, real.levels[-1], TABLE_POINTS):
+        tolerance = tolerance_at(predicted, real.levels, float(mean))
+        layers, kl, fidelity, _ = real.of(within(predicted, real.levels, tolerance))
+        found[tolerance] = TolerancePoint(tolerance, layers / n_layer, kl, fidelity)
+    return tuple(found[tolerance] for tolerance in sorted(found))
 
 
 def _rows(measured: Measured, predicted: Predicted, margin: float, tolerance: float, speed: Speed) -> tuple[Row, ...]:
@@ -184,7 +185,7 @@ def _rows(measured: Measured, predicted: Predicted, margin: float, tolerance: fl
             rows.append(_row("budget, one set", alone, at_mean(alone_cost, real.levels, k), speed))
         rows.append(_row("budget", real, at_mean(cost, real.levels, k), speed))
         rows.append(_row("oracle", best, at_mean(true_cost, real.levels, k), speed))
-    rows.append(_row("recommended", real, within(cost, tolerance), speed))
+    rows.append(_row("recommended", real, within(cost, real.levels, tolerance), speed))
     return tuple(rows)
 
 

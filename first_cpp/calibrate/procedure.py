@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from .cost import KL
 from .cost_store import CostStore, Measure, Searched
 from .engine import Engine
 from .first_pass import answer_all
+from .groups import groups_of
+from .probes import fit
 from .prompts import Prompt, is_kept_out
 
 Floats64 = npt.NDArray[np.float64]
@@ -27,8 +29,22 @@ LEAST_PROMPTS = 16
 """Fewer answers tell nothing."""
 LEAST_KEPT_OUT = 4
 """Prompts that nothing was fitted on, by which sets are compared and the table is made."""
-SEARCHED = ("searched", "searched, relative")
-"""The names of the sets that the orders give."""
+SEARCHED = ("searched", "group's own", "other group's")
+"""The names of the sets that the orders give: the order for all prompts, and those of groups."""
+LEAST_GROUP = 6
+"""Prompts of a group that its order is made from, and as many by which it is judged."""
+SURE = 1.5
+"""Standard errors by which a group's own sets must be cheaper."""
+LEAST_TYPICAL = 0.01
+"""Nats a token: prompts that pay less for a layer count no more than one that pays this."""
+TIMED = 3
+"""Layers tried to learn how long one takes."""
+ROUNDS = 3
+"""A search takes about as long as trying every layer so often on its first prompts."""
+LEAST_TURNS = 5
+"""Times that the speed is measured, however short the time."""
+LEAST_FIRST = 3
+"""Prompts that each layer is tried on, however short the time."""
 CHEAP = 8
 """Layers, the cheapest alone, by whose mean cost the prompts are told apart."""
 LEAST_TOKENS = 2
@@ -44,18 +60,20 @@ class Plan:
     """How much is measured.
 
     max_tokens: of each answer. search_prompts, search_tokens: what the search reads; first: prompts a layer is tried on at
-    first. too_much: nats a token; levels that cost more on average are not looked at. seconds: for all of it, None: as long
-    as it takes. answers_part, search_part: the parts of it after which there are answers enough, and an order.
+    first. group_prompts: that a group's order is made from. seconds: for all of it, None: as long as it takes. The parts of it
+    after which there are answers enough, an order, orders of groups, and all costs; the rest is for the speed.
     """
 
     max_tokens: int = 48
     search_prompts: int = 40
     search_tokens: int = 24
     first: int = 10
-    too_much: float = 1.0
+    group_prompts: int = 12
     seconds: float | None = None
-    answers_part: float = 0.28
-    search_part: float = 0.6
+    answers_part: float = 0.2
+    search_part: float = 0.45
+    groups_part: float = 0.7
+    costs_part: float = 0.85
 
 
 @dataclass
@@ -70,10 +88,10 @@ class Show:
 class Measured:
     """What there is to fit and to report on.
 
-    orders: all layers, those missed least first, one order or two. levels: how many layers are skipped, ascending, as
-    measured. costs: by kind of set, those of SEARCHED for each order, on prompts kept out also "influence" and "even": float64
-    [n, n_level, 3]; "dense" [n, 1, 3]. hidden: float32 [n, n_layer, n_embd] of the same prompts. kept_out, in_search: bools
-    [n]. tasks: [n]. n_answers: all that were given.
+    orders: all layers, those missed least first; the first for all prompts, others for groups. levels: how many layers are
+    skipped, ascending, as measured. costs: by kind of set, those of SEARCHED for each order, on prompts kept out also
+    "influence" and "even": float64 [n, n_level, 3]; "dense" [n, 1, 3]. hidden: float32 [n, n_layer, n_embd] of the same
+    prompts. kept_out, in_search: bools [n]. tasks, numbers: of each prompt, [n]. n_answers: all that were given.
     """
 
     orders: tuple[tuple[int, ...], ...]
@@ -83,7 +101,14 @@ class Measured:
     kept_out: npt.NDArray[np.bool_]
     in_search: npt.NDArray[np.bool_]
     tasks: tuple[str, ...]
+    numbers: tuple[int, ...]
     n_answers: int
+
+    def read_by_probes(self) -> npt.NDArray[np.float32]:
+        """What the probes of the first order read of each prompt: [n, n_read * n_embd]."""
+        fitted = ~self.kept_out
+        read = fit(self.hidden[fitted], self.costs["searched"][fitted][:, :, KL], range(self.hidden.shape[1])).read
+        return self.hidden[:, list(read)].reshape(len(self.hidden), -1)
 
 
 @dataclass
@@ -143,69 +168,140 @@ class Procedure:
 
     # -- search -----------------------------------------------------------------------------------------------------------
 
-    def search(self) -> tuple[list[tuple[int, ...]], Floats64]:
-        """Orders of the layers, and the mean KL of the first one, two ... of the first order on the prompts of the search.
+    def search(self) -> tuple[tuple[int, ...], Floats64]:
+        """The order of the layers, and the mean KL of its first one, two ... on the prompts of the search.
 
-        The first order is the one of least mean KL, which the hard prompts decide. The second counts each prompt's KL in units
-        of what a layer costs it: prompts that cost little, and skip most under a budget, count as much.
+        Each prompt's KL counts in units of what a layer costs it: prompts that cost little, and skip most under a budget, count
+        as much as the hard ones, which would decide a plain mean.
         """
-        prompts = self.searched()
-        costs = list[float]()
-        orders = list[tuple[int, ...]]()
-        for which in ("on average", "relative to each prompt"):
-            if orders and self._over(self.plan.search_part):
-                break
-            weights = self._relative(prompts) if orders else None
-            most = self.levels(np.array(costs))[-1] if orders else self.most
-            skipping = Searched(self.measure, prompts, self.plan.search_tokens, weights)
-            found = self._search(skipping, which, [] if orders else costs, most)
-            order = found + [layer for layer in range(self.engine.n_layer) if layer not in found]
-            orders.append(tuple(order))
+        prompts, costs = self.searched(), list[float]()
+        self.plan = self._paced(prompts[0])
+        part = self.plan.search_part
+        order = self._search(prompts, self._relative(prompts), "order of the layers", self.most, part, costs)
         if not self.store.influence:
             sessions = [self.measure.session(i, self.plan.search_tokens) for i in prompts[: self.plan.first]]
             known = [one.influence for one in sessions if one.influence is not None]
             self.store.influence = np.mean(known, axis=0).tolist() if known else []
         self.measure.forget()
         self.store.save()
-        return list(dict.fromkeys(orders)), np.array(costs)
+        return order, np.array(costs)
 
-    def _search(self, skipping: Searched, which: str, costs: list[float], most: int) -> list[int]:
+    def _paced(self, prompt: int) -> Plan:
+        """The plan, with fewer prompts for each layer where time is short: an order by few beats none."""
+        if self.plan.seconds is None:
+            return self.plan
+        start = time.monotonic()
+        session = self.measure.session(prompt, self.plan.search_tokens)
+        for layer in self.skippable[:TIMED]:
+            session.cost(frozenset({layer}))
+        each = (time.monotonic() - start) / (TIMED + 2)  # the session itself read the prompt and the answer
+        left = self.plan.search_part * self.plan.seconds - self.store.elapsed
+        first = int(left / (ROUNDS * len(self.skippable) * each))
+        return replace(self.plan, first=max(LEAST_FIRST, min(self.plan.first, first)))
+
+    def _search(
+        self, prompts: Sequence[int], weights: Floats64, what: str, most: int, part: float, costs: list[float]
+    ) -> tuple[int, ...]:
+        """An order of all layers by what they cost some prompts; `costs` gets the mean KL of its first one, two ..."""
+        skipping = Searched(self.measure, prompts, self.plan.search_tokens, weights)
         n_first = min(self.plan.first, skipping.n_examples)
         tried = itertools.count(1)
 
         def chosen(layer: int) -> None:
             costs.append(float(skipping.kl(n_first).mean()))
-            self.show.bar(f"order of the layers, {which}", len(costs), most)
-            self.show.say(f"{len(costs):3d} layers skipped, {which}: KL {costs[-1]:.3f} nats a token (layer {layer})")
+            self.show.bar(what, len(costs), most)
+            self.show.say(f"{what}: KL {costs[-1]:.3f} nats a token with {len(costs)} skipped (layer {layer})")
 
-        return removal_order(
+        found = removal_order(
             skipping,
             self.skippable,
             most,
             self.plan.first,
             chosen,
             lambda: self.show.bar("each layer alone", next(tried), len(self.skippable)),
-            lambda: bool(costs and costs[-1] > self.plan.too_much) or self._over(self.plan.search_part),
+            lambda: self._over(part),
         )
+        return (*found, *(layer for layer in range(self.engine.n_layer) if layer not in found))
 
     def _relative(self, prompts: Sequence[int]) -> Floats64:
         """Weights that make a prompt's KL one of what it pays for a cheap layer: 1 / its mean over the cheapest ones."""
         n = self.plan.search_tokens
         n_first = min(self.plan.first, len(prompts))
-        alone = {
-            layer: np.mean([self.measure.cost(frozenset({layer}), i, n)[KL] for i in prompts[:n_first]])
-            for layer in self.skippable
-        }
-        cheap = sorted(alone, key=alone.__getitem__)[:CHEAP]
-        typical = [np.mean([self.measure.cost(frozenset({layer}), i, n)[KL] for layer in cheap]) for i in prompts]
-        return 1 / np.maximum(typical, 0.01)
+
+        def alone(layer: int, of: Sequence[int]) -> list[float]:
+            return [float(self.measure.cost(frozenset({layer}), i, n)[KL]) for i in of]
+
+        means = dict[int, float]()
+        for tried, layer in enumerate(self.skippable, 1):
+            means[layer] = float(np.mean(alone(layer, prompts[:n_first])))
+            self.show.bar("each layer alone", tried, len(self.skippable))
+        cheap = sorted(means, key=means.__getitem__)[:CHEAP]
+        of = prompts[:n_first] if self._over(self.plan.search_part) else prompts
+        typical = np.mean([alone(layer, of) for layer in cheap], axis=0)
+        typical = np.append(typical, [typical.mean()] * (len(prompts) - len(of)))
+        return np.asarray(1 / np.maximum(typical, LEAST_TYPICAL))
+
+    def own_orders(self, order: tuple[int, ...], measured: Measured) -> list[tuple[int, ...]]:
+        """Orders of groups of prompts, each where it is surely cheaper for its group than the one for all."""
+        labels = groups_of(measured.tasks, measured.read_by_probes())
+        found = list[tuple[float, tuple[int, ...]]]()
+        for number in range(max(labels) + 1):
+            members = np.flatnonzero((labels == number) & ~measured.kept_out)
+            if len(members) < 2 * LEAST_GROUP:
+                continue
+            if self._over(self.plan.groups_part):
+                break
+            gain, own = self._own_order(order, measured, members, number + 1)
+            if gain > 0 and own != order:
+                found.append((gain, own))
+        self.measure.forget()
+        self.store.save()
+        best = sorted(found, reverse=True)[: len(SEARCHED) - 1]
+        return list(dict.fromkeys(own for _, own in best))
+
+    def _own_order(
+        self, order: tuple[int, ...], measured: Measured, members: npt.NDArray[np.intp], number: int
+    ) -> tuple[float, tuple[int, ...]]:
+        """A group's own order, and what it surely saves of the relative cost of members that it was not made from."""
+        shared = measured.costs["searched"][:, :, KL]
+        weights = 1 / np.maximum(shared[:, : min(3, len(measured.levels))].mean(axis=1), LEAST_TYPICAL)
+        most = max(k for k in measured.levels if k <= max(measured.levels[-1] // 2, 1))
+        n_search = min(len(members) // 2, self.plan.group_prompts)
+        made, judged = members[:n_search], members[n_search : 2 * n_search]
+        what = f"order of group {number}"
+        own = self._search([measured.numbers[i] for i in made], weights[made], what, most, self.plan.groups_part, [])
+        self.measure.forget()
+        levels = [i for i, k in enumerate(measured.levels) if k <= most and set(own[:k]) != set(order[:k])]
+        if not levels:
+            return 0.0, order
+        gains = list[float]()
+        for i in judged:
+            sets = [frozenset(own[: measured.levels[level]]) for level in levels]
+            costs = [self.measure.cost(layers, measured.numbers[i], self.plan.max_tokens)[KL] for layers in sets]
+            gains.append(float(weights[i] * (shared[i, levels] - costs).mean()))
+            self.measure.forget()
+        gain, error = float(np.mean(gains)), float(np.std(gains, ddof=1)) / len(gains) ** 0.5
+        taken = gain > SURE * error
+        self.show.say(f"group {number}: {'its own sets' if taken else 'the sets for all'} (own gain {gain:.2f} +- {error:.2f})")
+        return (gain - SURE * error if taken else 0.0), own
 
     def levels(self, found: Floats64) -> tuple[int, ...]:
-        """The levels to measure: close together where little is skipped, none that costs too much."""
+        """The levels to measure, as far as the search came: close together where little is skipped."""
+        most = max(1, len(found))
         levels = [1]
-        while (following := max(levels[-1] + 1, round(levels[-1] * 1.6))) <= len(found):
+        while (following := max(levels[-1] + 1, round(levels[-1] * 1.6))) < most:
             levels.append(following)
-        return tuple(k for k in levels if k == 1 or found[k - 1] <= self.plan.too_much)
+        return tuple(dict.fromkeys((*levels, most)))
+
+    def carry_out(self) -> Measured:
+        """All of it: answers, search, the cost of each level; then groups, where there is time for their own orders."""
+        self.answer()
+        order, found = self.search()
+        levels = self.levels(found)
+        measured = self.measure_levels([order], levels)
+        if self._over(self.plan.search_part + 0.1) or not (own := self.own_orders(order, measured)):
+            return self.measure_levels([order], levels)
+        return self.measure_levels([order, *own], levels)
 
     # -- the cost of each level ---------------------------------------------------------------------------------------------
 
@@ -227,7 +323,7 @@ class Procedure:
         done = list[int]()
         for i in kept_out:
             enough = len(done) >= LEAST_PROMPTS and sum(kept_out[j] for j in done) >= LEAST_KEPT_OUT
-            if self._over(1.0) and enough:
+            if self._over(self.plan.costs_part) and enough:
                 break
             try:
                 self._measure_prompt(i, sets if kept_out[i] else {name: sets[name] for name in SEARCHED if name in sets})
@@ -267,16 +363,24 @@ class Procedure:
             kept_out=np.array([kept_out[i] for i in done]),
             in_search=np.array([i in searched for i in done]),
             tasks=tuple(self.prompts[i].task for i in done),
+            numbers=tuple(done),
             n_answers=len(self.store.answered),
         )
 
 
-def step_times(engine: Engine, prompt: Sequence[int], answer: Sequence[int], sets: Sequence[frozenset[int]]) -> list[float]:
-    """Median seconds of a decoding step with each set skipped, all in turns so that a noisy machine slows them alike."""
+def step_times(
+    engine: Engine, prompt: Sequence[int], answer: Sequence[int], sets: Sequence[frozenset[int]], until: float = math.inf
+) -> list[float]:
+    """Median seconds of a decoding step with each set skipped, all in turns so that a noisy machine slows them alike.
+
+    until: on the monotonic clock; a few turns are made in any case.
+    """
     engine.read_prompt(prompt)
     prefix = engine.saved()
     times: list[list[float]] = [[] for _ in sets]
-    for token in answer:
+    for turn, token in enumerate(answer):
+        if turn >= LEAST_TURNS and time.monotonic() > until:
+            break
         for which, layers in enumerate(sets):
             for again in (False, True):  # the first builds the graph
                 engine.restore(prefix)

@@ -50,7 +50,7 @@ class Session:
         self._interrupted = False
         self._commands = {
             "/skip": Command("SHARE", "which layers to skip: auto, none, 0.3 or 7,11; without SHARE: show it", self._skip),
-            "/tolerance": Command("COST", "the largest predicted cost auto accepts; without COST: show it", self._tolerance),
+            "/tolerance": Command("COST", "what one more skipped layer may cost; without COST: show it", self._tolerance),
             "/set": Command("NAME VALUE", "a sampling setting, as temperature 0.2; without: show them", self._set),
             "/layers": Command("", "the last answer's layers, why, and keep scores as bars", self._layers),
             "/compare": Command("", "the last prompt again, greedy, dense and skipping layers", self._compare),

@@ -30,8 +30,8 @@ _MOST_STRETCH = 16  # times the context that a model was trained for
 class ModelOptions:
     """Which model to load and how; every default is what a command without that option uses.
 
-    model: a name as `find_model` takes them, None for the one of the demo extra. tolerance: the largest predicted cost that
-    skip "auto" accepts, None for the file's. ctx: tokens, None for the model's own context, at most 4096. threads: None for the
+    model: a name as `find_model` takes them, None for the one of the demo extra. tolerance: what one more
+    skipped layer may cost, None for the file's. ctx: tokens, None for the model's own context, at most 4096. threads: None for the
     physical cores. offline: take models of the Hugging Face hub from the cache alone.
 
     >>> llm = ModelOptions("model-first.gguf", skip=0.34).load()
@@ -124,7 +124,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         metavar="COST",
         type=number(0),
-        help="with --skip auto: the largest predicted cost, KL in nats a token (default: the file's)",
+        help="with --skip auto: what one more skipped layer may cost, KL in nats a token (default: the file's)",
     )
     model.add_argument(
         "-c", "--ctx", metavar="TOKENS", type=whole_number(8), help="context length (default: the model's, at most 4096)"

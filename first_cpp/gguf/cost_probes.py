@@ -43,8 +43,8 @@ class CostProbes:
     cost is lower by more than `margin`. read: the layers whose inputs the probes read, ascending. weight: float32 [n_set,
     n_read, n_embd]; bias: float32 [n_set]; the predicted log cost (nats a token) of a set is bias + sum over r of weight[r] .
     mean over prompt positions of rmsnorm(h_r), and no level is cheaper than a smaller one. norm_eps: of the rmsnorm.
-    tolerance: the largest predicted cost that "auto" accepts. fidelity: what it keeps. table: what tolerances gave, ascending.
-    order: all layers, those that are missed least first; none where routers choose the layers.
+    tolerance: what one more skipped layer may cost where "auto" is set. fidelity: what it keeps. table: what tolerances gave,
+    ascending. order: all layers, those that are missed least first; none where routers choose the layers.
 
     >>> sets = (LayerSet(1, (4,)), LayerSet(2, (3, 4)))
     >>> probes = CostProbes(sets, (2,), np.zeros((2, 1, 8)), np.zeros(2), 1e-5, 0.05, 0.95, 0.0, order=())

@@ -33,7 +33,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Setting:
-    """skip: as checked. tolerance: the largest predicted cost that "auto" accepts, nats per token."""
+    """skip: as checked. tolerance: what one more skipped layer may cost, as predicted, where "auto" is set: nats per token."""
 
     skip: Skip
     tolerance: float
@@ -120,7 +120,7 @@ def _share(share: float, routers: Routers, layers: Layers, means: PromptMeans | 
 
 
 def _budgeted(tolerance: float, routers: Routers, layers: Layers, means: PromptMeans) -> Choice:
-    """The largest level whose predicted cost is within the tolerance."""
+    """The level up to which each layer costs no more than the tolerance."""
     assert routers.cost is not None
     assert means.costs is not None
     costs, n_layer, keep = means.costs, len(layers.unskippable), means.keep or None

@@ -110,7 +110,7 @@ class RoutingPolicy:
 
     @property
     def tolerance(self) -> float | None:
-        """The largest predicted cost that "auto" accepts, nats per token, of the last answer where a fidelity is held.
+        """What one more skipped layer may cost for "auto", nats per token, of the last answer where a fidelity is held.
 
         None where nothing predicts.
         """

@@ -1,4 +1,4 @@
-"""How many layers a prompt can spare: the predicted cost of every level, and the largest one within a tolerance."""
+"""How many layers a prompt can spare: the predicted cost of every level, and the level that a tolerance allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Prediction:
     that the prompt would take.
 
     >>> prediction = Prediction(levels=(1, 2, 3), costs=(0.01, 0.04, 0.2), sets=(0, 1, 2))
-    >>> prediction.within(0.05), prediction.within(0.001)
+    >>> prediction.within(0.05), prediction.within(0.001)  # the third layer more costs 0.16
     (1, None)
     """
 
@@ -28,9 +28,14 @@ class Prediction:
     sets: tuple[int, ...]
 
     def within(self, tolerance: float) -> int | None:
-        """The index of the largest level whose cost is within the tolerance; None where none is."""
-        n = sum(cost <= tolerance for cost in self.costs)
-        return n - 1 if n else None
+        """The index of the level that costs least where every skipped layer is worth `tolerance`; None where dense does.
+
+        So each layer more costs at most the tolerance, on average from any smaller level on; of equal ones the largest.
+        """
+        pairs = zip(self.levels, self.costs, strict=True)
+        worth = [tolerance * level - cost if math.isfinite(cost) else -math.inf for level, cost in pairs]
+        best = max(range(len(worth)), key=lambda index: (worth[index], index))
+        return best if worth[best] >= 0 else None
 
     def cost_of(self, level: int) -> float | None:
         """The cost of a level, 0 of none skipped; None for a number of layers that is no level."""

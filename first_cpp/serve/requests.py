@@ -146,7 +146,7 @@ class _Sampled(_Request):
     """What requests for an answer share."""
 
     skip: Any = Field(None, description='Layers to skip: "auto", null, a share below 1, or a list of layers.')
-    tolerance: Any = Field(None, description='With skip "auto": the largest predicted cost, KL in nats per token.')
+    tolerance: Any = Field(None, description='With skip "auto": what one more skipped layer may cost, KL in nats per token.')
     stop: Annotated[str | list[str] | None, BeforeValidator(_at_most(MOST_STOPS))] = None
     logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_at_most(MOST_BIASES))] = None
     stream_options: StreamOptions | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..runtime.layer_search import Costs, removal_order
 from .batch import Batch
 from .losses import AnswerLoss
 from .routed_model import Prefilled, RoutedModel
@@ -20,27 +21,13 @@ def skip_order(
 ) -> list[int]:
     """All layers, in the order in which skipping them costs the least.
 
-    Greedy: to the set of skipped layers is added the one with which the loss of the answers is lowest, cross entropy and
-    `distill` times KL to the dense output, up to `most` layers; the others follow by what each costs alone. Lazy: what a layer
-    adds to the loss grows with the set, so it is tried again only when what it added before would make it the next.
-    advance: called after each layer tried alone or chosen.
+    As `runtime.layer_search.removal_order` says, by the loss of the answers: cross entropy and `distill` times KL to the dense
+    output. most: layers that are searched for, the others follow by what each costs alone. advance: called after each layer
+    tried alone or chosen.
     """
     skipped = GrowingSet(routed, *prefilled_with_losses(routed, batches, distill))
-    alone = dict[int, float]()
-    for layer in range(len(routed.layers)):
-        alone[layer] = skipped.loss_with(layer) - skipped.loss
-        advance()
-    added, chosen = dict(alone), list[int]()
-    while len(chosen) < most:
-        fresh = set(alone) if not chosen else set[int]()
-        while (layer := min(added, key=added.__getitem__)) not in fresh:
-            added[layer] = skipped.loss_with(layer) - skipped.loss
-            fresh.add(layer)
-        skipped.add(layer)
-        del added[layer]
-        chosen.append(layer)
-        advance()
-    return [*chosen, *sorted(added, key=alone.__getitem__)]
+    layers = range(len(routed.layers))
+    return removal_order(skipped, layers, most, chosen=lambda _layer: advance(), tried=advance)
 
 
 @torch.no_grad()
@@ -80,37 +67,40 @@ LayerInputs = list[Tensor]
 
 
 class GrowingSet:
-    """A set of layers that all answers skip, which grows by one layer at a time.
+    """The `Skipping` of a search: layers that all answers skip, which grow by one at a time.
 
     The layers before the one that is tried are not computed: their outputs are known from the last pass.
-
-    loss: the mean loss with the layers skipped so far.
     """
 
     def __init__(self, routed: RoutedModel, prefilled: Sequence[Prefilled], losses: Sequence[AnswerLoss]) -> None:
         self.routed, self.prefilled, self.losses = routed, prefilled, losses
         self.layers: list[int] = []
         self._inputs: list[LayerInputs] = [[] for _ in prefilled]  # by batch
-        self.loss, self._inputs = self._read([], 0)
-        self._tried: tuple[int, float, list[LayerInputs]] | None = None
+        self._costs, self._inputs = self._read([], 0)
+        self.n_examples = len(self._costs)  # of all batches, which are always tried together
+        self._tried: tuple[int, Costs, list[LayerInputs]] | None = None
 
-    def loss_with(self, layer: int) -> float:
-        """The loss with one more layer skipped."""
-        loss, inputs = self._read([*self.layers, layer], layer)
-        self._tried = layer, loss, inputs
-        return loss
+    def cost(self, n: int) -> Costs:
+        """The losses of the answers with the layers skipped so far, float64 [n_examples]."""
+        return self._costs[:n]
 
-    def add(self, layer: int) -> None:
+    def without(self, layer: int, n: int) -> Costs:
+        """Their losses with one more layer skipped."""
+        costs, inputs = self._read([*self.layers, layer], layer)
+        self._tried = layer, costs, inputs
+        return costs[:n]
+
+    def skip(self, layer: int) -> None:
         """Skip one more layer from now on."""
         if self._tried is None or self._tried[0] != layer:
-            self.loss_with(layer)
+            self.without(layer, self.n_examples)
         assert self._tried is not None
-        _, self.loss, self._inputs = self._tried
+        _, self._costs, self._inputs = self._tried
         self.layers.append(layer)
         self._tried = None
 
-    def _read(self, skipped: Sequence[int], first: int) -> tuple[float, list[LayerInputs]]:
-        """Mean loss and inputs of all layers, computed from layer `first` on."""
+    def _read(self, skipped: Sequence[int], first: int) -> tuple[Costs, list[LayerInputs]]:
+        """Losses and inputs of all layers, computed from layer `first` on."""
         losses, found = list[Tensor](), list[LayerInputs]()
         for one, loss, known in zip(self.prefilled, self.losses, self._inputs, strict=True):
             gate = gate_of(skipped, one)
@@ -118,7 +108,7 @@ class GrowingSet:
             with computing_from(self.routed, first if reusable else 0, known) as inputs:
                 losses.append(loss(self.routed.answer_logits(one, gate)))
             found.append(inputs if reusable else [])
-        return float(torch.cat(losses).mean()), found
+        return torch.cat(losses).double().cpu().numpy(), found
 
 
 @contextmanager

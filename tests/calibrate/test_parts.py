@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 
 from first_cpp.calibrate import probes
-from first_cpp.calibrate.budget import Outcomes, at_mean, is_safe, safe_level, safe_tolerance, within
+from first_cpp.calibrate.budget import Outcomes, at_mean, holding_level, holding_tolerance, within
 from first_cpp.calibrate.calibration import Calibration
+from first_cpp.calibrate.groups import groups_of, k_means
 from first_cpp.calibrate.probes import LEAST_COST, fit, interpolate, interpolated, monotone
 from first_cpp.calibrate.prompts import Prompt, in_turns, is_kept_out, read_prompts
 from first_cpp.cli.jsonl import DataError
 from first_cpp.errors import MissingFileError, RouterError
 from first_cpp.gguf.cost_probes import LayerSet, TolerancePoint
 from first_cpp.gguf.routers import Base
+from first_cpp.runtime.predicted_cost import Prediction
 
 # -- prompts ------------------------------------------------------------------------------------------------------------
 
@@ -153,11 +156,31 @@ REAL = Outcomes(
 )
 
 
-def test_each_prompt_takes_the_largest_level_within_the_tolerance():
-    assert within(COST, 0.0).tolist() == [0, 0, 0]
-    assert within(COST, 0.25).tolist() == [2, 0, 3]
-    layers, kl, fidelity, _ = REAL.of(within(COST, 0.25))
+def test_each_prompt_skips_layers_that_cost_no_more_than_the_tolerance():
+    assert within(COST, REAL.levels, 0.0).tolist() == [0, 0, 0]
+    assert within(COST, REAL.levels, 0.15).tolist() == [2, 0, 3]
+    layers, kl, fidelity, _ = REAL.of(within(COST, REAL.levels, 0.15))
     assert (layers, kl, fidelity) == pytest.approx((5 / 3, 0.27 / 3, 2.7 / 3))
+
+
+def test_the_choice_is_the_one_of_a_model_that_runs():
+    costs = np.maximum.accumulate(np.random.default_rng(0).uniform(0, 1, (200, 4)), axis=1)
+    for tolerance in (0.05, 0.15, 0.3):
+        found = within(costs, (0, 1, 2, 4, 7), tolerance)
+        for row, index in zip(costs, found, strict=True):
+            one = Prediction((1, 2, 4, 7), tuple(row.tolist()), (0, 1, 2, 3)).within(tolerance)
+            assert (0 if one is None else one + 1) == index
+
+
+def test_no_choice_of_levels_costs_less_at_the_same_mean():
+    rng = np.random.default_rng(0)
+    costs = np.cumsum(rng.uniform(0, 1, (4, 3)), axis=1)
+    every = [np.array(one) for one in itertools.product(range(4), repeat=4)]
+    padded = np.hstack([np.zeros((4, 1)), costs])
+    for mean in (0.5, 1, 1.5, 2, 2.5):
+        chosen = at_mean(costs, (0, 1, 2, 3), mean)
+        least = min(padded[np.arange(4), one].sum() for one in every if one.sum() >= chosen.sum())
+        assert padded[np.arange(4), chosen].sum() == pytest.approx(least)
 
 
 def test_a_budget_at_a_mean():
@@ -165,11 +188,12 @@ def test_a_budget_at_a_mean():
         chosen = at_mean(COST, REAL.levels, mean)
         assert chosen.mean() <= mean
     assert at_mean(COST, REAL.levels, 1).tolist() == [0, 0, 3]
+    assert at_mean(COST, REAL.levels, 0.5).tolist() == [0, 0, 0]
     assert at_mean(COST, REAL.levels, 3).tolist() == [3, 3, 3]
 
 
-def test_what_is_safe_holds_for_new_prompts():
-    """Conformal risk control: over many draws of prompts the mean fidelity of a new one is the target or more."""
+def test_what_holds_for_prompts_kept_out_holds_for_new_ones():
+    """Over many draws of prompts the mean fidelity of new ones is the target, and no more is given away."""
     rng = np.random.default_rng(0)
 
     def draw(n):
@@ -182,21 +206,50 @@ def test_what_is_safe_holds_for_new_prompts():
     new, skipped = [], []
     for _ in range(300):
         cost, real = draw(60)
-        tolerance = safe_tolerance(cost, real, 0.9)
+        tolerance = holding_tolerance(cost, real, 0.9)
         cost, real = draw(50)
-        chosen = within(cost, tolerance)
+        chosen = within(cost, real.levels, tolerance)
         new.append(real.fidelity[np.arange(50), chosen].mean())
         skipped.append(chosen.mean())
-    assert np.mean(new) >= 0.9
+    assert np.mean(new) == pytest.approx(0.9, abs=0.01)
     assert np.mean(skipped) > 1
 
 
-def test_a_share_for_all_is_safe_or_nothing():
+def test_a_share_for_all_holds_or_is_nothing():
     n = 200
     real = Outcomes((0, 1, 2), np.zeros((n, 3)), np.tile([1, 0.97, 0.9], (n, 1)), np.zeros((n, 3)))
-    assert [safe_level(real, target) for target in (0.99, 0.95, 0.8)] == [0, 1, 2]
-    assert not is_safe(np.full(10, 1.0), 0.95)  # ten prompts prove nothing
-    assert safe_tolerance(np.ones((n, 2)), real, 0.99) == 0
+    assert [holding_level(real, target) for target in (0.99, 0.95, 0.8)] == [0, 1, 2]
+    assert holding_tolerance(np.ones((n, 2)), real, 0.99) == 0
+
+
+def test_a_few_prompts_that_can_spare_layers_make_a_tolerance():
+    """One layer for all would lose too much; the quarter of prompts that loses little has it, and the others none."""
+    cost = np.repeat([[0.01], [0.5]], [10, 30], axis=0)
+    fidelity = np.hstack([np.ones((40, 1)), np.repeat([[0.9], [0.6]], [10, 30], axis=0)])
+    real = Outcomes((0, 1), np.zeros((40, 2)), fidelity, np.zeros((40, 2)))
+    assert holding_level(real, 0.95) == 0
+    assert holding_tolerance(cost, real, 0.95) == pytest.approx(0.01)  # 0.975 of all
+
+
+# -- groups ---------------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_tasks_where_these_are_few_and_clusters_elsewhere():
+    read = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    read[20:] += 8
+    assert groups_of(["b", "a"] * 20, read).tolist() == [1, 0] * 20
+    for tasks in ([""] * 40, [f"t{i}" for i in range(40)], ["a"] * 39 + [""]):
+        labels = groups_of(tasks, read)
+        assert not set(labels[:20]) & set(labels[20:])
+
+
+def test_clusters_are_what_is_near():
+    centres = np.array([[0, 0], [10, 0], [0, 10]], np.float32)
+    points = np.repeat(centres, 15, axis=0) + np.random.default_rng(1).normal(0, 1, (45, 2)).astype(np.float32)
+    labels = k_means(points, 3)
+    assert [len(set(labels[i : i + 15])) for i in (0, 15, 30)] == [1, 1, 1]
+    assert len(set(labels)) == 3
+    assert k_means(np.zeros((5, 2), np.float32), 3).tolist() == [0] * 5
 
 
 # -- the result -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""A budget by prompt: predicted costs against NumPy, the largest level within the tolerance, shares, candidate sets."""
+"""A budget by prompt: predicted costs against NumPy, the level that a tolerance allows, shares, candidate sets."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 
 import numpy as np
@@ -60,21 +61,22 @@ def test_predicted_costs_whatever_the_batches(tiny, load, kind, n_batch, n_ubatc
 
 
 def test_each_prompt_has_its_own_level(tiny, load):
-    """The largest whose cost is within the tolerance: just within, just beyond, for every prompt and level."""
-    llm, plain = load(tiny, routers=budget_routers(tiny, scale=0.1)), load(tiny)
+    """Each layer more costs at most the tolerance: just within, just beyond, for every prompt and pair of levels."""
+    llm, plain = load(tiny, routers=budget_routers(tiny, scale=0.1, tolerance=0.03)), load(tiny)
     chosen = set()
     for seed in range(6):
         prompt = tokens(30, seed=seed)
         levels = expected_levels(plain, prompt, llm.routers.cost)
-        for level, (cost, _) in levels.items():
-            for tolerance in (cost * 1.001, cost * 0.999):
+        prices = {0: 0.0} | {level: cost for level, (cost, _) in levels.items()}
+        for low, high in itertools.combinations(prices, 2):
+            slope = (prices[high] - prices[low]) / (high - low)
+            for tolerance in (slope * 1.001, slope * 0.999) if slope else ():
                 llm.tolerance = tolerance
                 greedy(llm, prompt, 1)
-                fitting = [k for k, (price, _) in levels.items() if price <= tolerance]
-                best = max(fitting, default=0)
-                assert llm.routing.level == best, (seed, level)
+                best = min(prices, key=lambda k: prices[k] - tolerance * k)
+                assert llm.routing.level == best, (seed, low, high)
                 assert llm.routing.skipped == (levels[best][1] if best else ())
-                assert llm.routing.cost == pytest.approx(levels[best][0] if best else 0.0, rel=1e-4)
+                assert llm.routing.cost == pytest.approx(prices[best], rel=1e-4)
         llm.tolerance = None
         greedy(llm, prompt, 1)
         chosen.add(llm.routing.level)
@@ -97,7 +99,8 @@ def test_no_level_is_cheaper_than_a_smaller_one():
     found = predict(probes, np.array([-1.0, 9.0, -3.0, -0.5]))
     assert found.levels == (1, 2, 4)
     assert found.costs == pytest.approx(np.exp([-1.0, -1.0, -0.5]))
-    assert (found.within(np.exp(-1.0) * 1.0001), found.within(0.0)) == (1, None)
+    for part, expected in ((1.001, 2), (0.999, None), (0.0, None)):  # four layers are the cheapest each
+        assert found.within(part * np.exp(-0.5) / 4) == expected
     assert [found.cost_of(level) for level in (0, 3)] == [0.0, None]
 
 
@@ -111,7 +114,7 @@ def test_another_set_only_where_it_is_surely_cheaper():
 
 def test_a_prompt_takes_a_groups_set(tiny, load):
     cost = cost_probes(weight=np.zeros((4, 2, 128), np.float32), bias=np.array([-3, -4, -2.5, -2], np.float32), margin=0.5)
-    llm = load(tiny, routers=dataclasses.replace(budget_routers(tiny), cost=cost), tolerance=0.06)
+    llm = load(tiny, routers=dataclasses.replace(budget_routers(tiny), cost=cost), tolerance=0.02)
     greedy(llm, PROMPT, 1)
     assert (llm.routing.skipped, llm.routing.level) == ((1,), 1)
     assert llm.routing.cost == pytest.approx(np.exp(-4))
