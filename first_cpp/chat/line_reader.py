@@ -92,7 +92,7 @@ def _keys() -> Any:
 def _completer(completions: Completions) -> Any:
     from prompt_toolkit.completion import Completer, Completion
 
-    class Words(Completer):
+    class Words(Completer):  # type: ignore[misc]
         def get_completions(self, document: Any, _: Any) -> Iterator[Any]:
             line = document.text_before_cursor
             last = line.rpartition(" ")[2]

@@ -98,7 +98,7 @@ def command(args: argparse.Namespace) -> None:
     print("\n".join(summary(results, name, machine)))
 
 
-def _setting(skip: Skip, routers: Routers | None) -> object:
+def _setting(skip: Skip, routers: Routers | None) -> SkipSetting:
     """The setting as `Llama` takes it; a share of its own where the routers recommend none."""
     if skip == "auto" and routers is not None and not routers.skip:
         return SKIP_WITHOUT_ADVICE

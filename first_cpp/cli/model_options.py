@@ -30,9 +30,9 @@ _MOST_STRETCH = 16  # times the context that a model was trained for
 class ModelOptions:
     """Which model to load and how; every default is what a command without that option uses.
 
-    model: a name as `find_model` takes them, None for the one of the demo extra. tolerance: what one more
-    skipped layer may cost, None for the file's. ctx: tokens, None for the model's own context, at most 4096. threads: None for the
-    physical cores. offline: take models of the Hugging Face hub from the cache alone.
+    model: a name as `find_model` takes them, None for the one of the demo extra. tolerance: what one more skipped layer may
+    cost, None for the file's. ctx: tokens, None for the model's own context, at most 4096. threads: None for the physical
+    cores. offline: take models of the Hugging Face hub from the cache alone.
 
     >>> llm = ModelOptions("model-first.gguf", skip=0.34).load()
     >>> llm.skip

@@ -251,7 +251,7 @@ class _PromptOnly:
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         tokens_of(self._served, text.decode("utf-8"), param="messages")
-        return self._llm.tokenize(text, add_bos=add_bos, special=special)  # type: ignore[no-any-return]
+        return self._llm.tokenize(text, add_bos=add_bos, special=special)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
