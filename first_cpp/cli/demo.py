@@ -30,7 +30,7 @@ from ..runtime.greedy import answer_tokens
 from ..runtime.interleaved import BUSY, busy_by, decode_times, ratio
 from ..runtime.machine import cpu_name, physical_cores
 from ..runtime.routing import picture
-from ..skip import Skip, skip_from_text
+from ..skip import Skip, SkipSetting, skip_from_text
 from .demo_texts import CALIBRATION, EVERYDAY, TRAINED
 from .execute import add_debug
 from .model_name import HELP, add_offline, find_models
