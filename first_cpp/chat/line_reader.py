@@ -66,7 +66,7 @@ class PromptReader:
 
         self._session: Any = PromptSession(
             history=(_file_history() if history else None) or InMemoryHistory(),
-            key_bindings=_keys(),
+            key_bindings=_keys(completions),
             multiline=True,
             completer=_completer(completions),
             complete_while_typing=False,
@@ -80,13 +80,29 @@ class PromptReader:
         return str(self._question.prompt(question))
 
 
-def _keys() -> Any:
+def _keys(completions: Completions) -> Any:
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
+    keys.add("tab")(lambda event: _complete(event.current_buffer, completions))
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
     return keys
+
+
+def _complete(buffer: Any, completions: Completions) -> None:
+    """Write what all possible words have in common, at once; where that is there already, show them."""
+    if buffer.complete_state:
+        buffer.complete_next()
+        return
+    line = buffer.document.text_before_cursor
+    words, last = completions(line), line.rpartition(" ")[2]
+    common = os.path.commonprefix(words)  # noqa: RUF071 - of words, by characters
+    if common and common != last:
+        buffer.delete_before_cursor(len(last))
+        buffer.insert_text(common)
+    elif len(words) > 1:
+        buffer.start_completion()
 
 
 def _completer(completions: Completions) -> Any:
@@ -132,10 +148,10 @@ class PlainReader:
             self.draws = True
 
     def line(self, prompt: str) -> str:
-        return input(prompt)
+        with typing_shown():
+            return input(prompt)
 
-    def ask(self, question: str) -> str:
-        return input(question)
+    ask = line
 
 
 def _typed(readline: Any) -> str:
@@ -147,23 +163,39 @@ def _at(words: list[str], number: int) -> str | None:
     return words[number] if number < len(words) else None
 
 
-@contextlib.contextmanager
-def typing_kept() -> Iterator[None]:
-    """What is typed while nobody reads is not shown, and waits for the next reader, which draws it; also after Ctrl-C.
+def typing_kept() -> contextlib.AbstractContextManager[None]:
+    """What is typed inside is not shown, and waits for the next reader, which draws it; also after Ctrl-C.
 
     A person who types during an answer neither sees it amid the answer nor loses it.
     """
+    return _terminal_mode(draws=False)
+
+
+def typing_shown() -> contextlib.AbstractContextManager[None]:
+    """The terminal as usual, also inside `typing_kept`: readline draws nothing where a terminal does not."""
+    return _terminal_mode(draws=True)
+
+
+@contextlib.contextmanager
+def _terminal_mode(draws: bool) -> Iterator[None]:
     try:
         import termios
-
-        before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):  # no terminal, or one of Windows, which shows nothing
+    except ImportError:  # Windows, which shows nothing
         yield
         return
-    quiet = list(before)
-    quiet[0] &= ~termios.ICRNL  # Enter stays Enter
-    quiet[3] = (quiet[3] | termios.NOFLSH) & ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (OSError, ValueError, termios.error):  # no terminal
+        yield
+        return
+    asked = list(before)
+    if draws:
+        asked[0] |= termios.ICRNL
+        asked[3] |= termios.ECHO | termios.ICANON
+    else:
+        asked[0] &= ~termios.ICRNL  # Enter stays Enter
+        asked[3] = (asked[3] | termios.NOFLSH) & ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, asked)
     try:
         yield
     finally:

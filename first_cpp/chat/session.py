@@ -68,9 +68,8 @@ class Session:
         """Until the input ends, or Ctrl-C comes twice (then KeyboardInterrupt)."""
         if self._terminal.interactive:
             self._terminal.quiet(f"{self._describe_model()}\n/help lists the commands, Ctrl-D quits.")
-        with self._terminal.typing_kept():
-            while self._turn():
-                pass
+        while self._turn():
+            pass
 
     def _turn(self) -> bool:
         """Read one message and do what it says; False to quit."""
@@ -79,7 +78,7 @@ class Session:
             if not text:
                 return True
             self._interrupted = False
-            with self._reading.interrupted():
+            with self._terminal.typing_kept(), self._reading.interrupted():
                 return self._do(text)
         except EOFError:
             return False

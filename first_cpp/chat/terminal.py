@@ -44,7 +44,7 @@ class Terminal:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def typing_kept(self) -> contextlib.AbstractContextManager[None]:
-        """What is typed while nobody reads waits for the next line."""
+        """What is typed inside waits for the next line."""
         return typing_kept() if self._reader is not None and self._reader.draws else contextlib.nullcontext()
 
     def read(self) -> str:

@@ -63,6 +63,11 @@ def chat(routed, tmp_path):
         screen.close()
 
 
+def answer_on(screen):
+    """What stands between the first message and the line under its answer."""
+    return re.split(r"\n\d+ tokens", screen.text.partition("> Hello")[2])[0]
+
+
 def words_of(text):
     return re.findall(r"[\w'-]+", text)
 
@@ -78,7 +83,7 @@ def test_words_wrap_at_the_edge_also_while_they_come(chat, width):
     seen = 0
     while "tokens/s" not in screen.text:
         screen.read(0.1)
-        shown = screen.text.partition("> Hello")[2].partition("8 tokens")[0]
+        shown = answer_on(screen)
         if "reading" in shown or not shown.strip():
             continue
         seen += 1
@@ -99,7 +104,7 @@ def test_header_status_line_and_help_fit_80_columns(chat):
     assert lines[0].endswith("skip 0.34")
     assert re.match("/help lists the commands", lines[1])
     (status,) = (line for line in lines if "tokens/s" in line)
-    assert re.fullmatch(r"8 tokens · [\d.]+ tokens/s · TTFT [\d.]+ s · 4 of 6 layers.* · 1.\d\dx expected.*", status)
+    assert re.fullmatch(r"\d+ tokens · [\d.]+ tokens/s · TTFT [\d.]+ s · 4 of 6 layers.* · 1.\d\dx expected.*", status)
     for name in (
         "/skip",
         "/tolerance",
@@ -123,7 +128,7 @@ def test_markdown_is_drawn(chat):
     screen = chat(MARKDOWN)
     screen.send("Hello\r")
     screen.wait("tokens/s")
-    shown = screen.text.partition("> Hello")[2]
+    shown = answer_on(screen)
     for mark in ("**", "```", "# ", "`code`"):
         assert mark not in shown
     assert "• first point" in shown
@@ -131,7 +136,7 @@ def test_markdown_is_drawn(chat):
     assert re.search(r"^ *def add\(a, b\):\s*$", shown, re.MULTILINE)
     assert re.search(r"^One line$\n^and another\.$", shown, re.MULTILINE)  # a new line is a new line
     assert shown.count("Adding two numbers") == shown.count("def add") == 1  # drawn again, not twice
-    assert words_of(shown)[: len(words_of(MARKDOWN))] == [word for word in words_of(MARKDOWN) if word != "python"] + ["8"]
+    assert words_of(shown) == [word for word in words_of(MARKDOWN) if word not in ("python", "-")]
 
 
 def test_an_answer_longer_than_the_screen_stands_there_whole(chat):
@@ -213,7 +218,9 @@ def test_tab_completes(chat, tmp_path, without):
     screen.send("/tol\t\r")
     screen.wait("no tolerance|tolerance is")
     screen.send("/set temp\t 0.2\r")
-    screen.wait("^temperature 0.2$|\ntemperature 0.2\n")
+    screen.wait("temperature 0.2\ntemperature 0.2")  # as it was typed, and as it holds
+    screen.send("/set to\tk 7\r")  # what top_k and top_p have in common
+    screen.wait("\ntop_k 7")
     screen.send("/skip no\t\r")
     screen.wait("skip is none")
     (tmp_path / "conversation.json").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}))

@@ -54,7 +54,7 @@ class Screen:
         self._stream.feed(part)
         return True
 
-    def wait(self, pattern: str, seconds: float = 40, after: int = 0) -> None:
+    def wait(self, pattern: str, seconds: float = 20, after: int = 0) -> None:
         """Until the screen shows `pattern`, a regular expression, at least `after` + 1 times. Raises AssertionError."""
         end = time.monotonic() + seconds
         while len(re.findall(pattern, self.text)) <= after:
