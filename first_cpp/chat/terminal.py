@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..gguf.new_file import check_regular
+from ..gguf.printable import printable
 
 FENCE = '"""'
 
@@ -67,7 +68,7 @@ class Terminal:
         self.console.print(what)
 
     def error(self, text: str) -> None:
-        self.console.print(text, style="red", markup=False)
+        self.console.print(printable(text), style="red", markup=False)
 
 
 def _prompt_session(history: bool) -> Any:
