@@ -24,7 +24,6 @@ from first_cpp.runtime.chat_prompt import chat_prompt
 from first_cpp.runtime.held import HeldFidelity
 from first_cpp.runtime.predicted_cost import dial_of, tolerance_of
 
-NO_LIMIT = 1e9
 Layers = tuple[int, ...]
 
 
@@ -56,27 +55,22 @@ class Answers:
     def _tokens(self, number: int) -> list[int]:
         return chat_prompt(self._llm, self._prompts[number]["prompt"])
 
-    def choices(self, number: int) -> list[tuple[float, Layers]]:
-        """The sets that the prompt chooses, each with the tolerance from which on it does, dearest first."""
-        key = str(number)
-        if key not in self._kept["choices"]:
-            found: list[tuple[float, Layers]] = []
-            self._llm.skip, tolerance = "auto", NO_LIMIT
-            while tolerance > 0:
-                self._llm.tolerance = tolerance
-                answer = self._llm.generate(self._tokens(number), temp=0.0)
-                next(answer)
-                answer.close()
-                routing = self._llm.routing
-                if not routing.skipped:
-                    break
-                found.append((routing.cost, routing.skipped))
-                tolerance = routing.cost * (1 - 1e-9)
-            self._kept["choices"][key] = found
-        return [(cost, tuple(layers)) for cost, layers in self._kept["choices"][key]]
-
     def skipped(self, number: int, tolerance: float) -> Layers:
-        return next((layers for cost, layers in self.choices(number) if cost <= tolerance), ())
+        """The set that the prompt chooses at a tolerance; between two that choose the same, it is that one too."""
+        known = self._kept["choices"].setdefault(str(number), [])
+        below = [entry for entry in known if entry[0] <= tolerance]
+        above = [entry for entry in known if entry[0] >= tolerance]
+        if below and above and below[-1][1] == above[0][1]:
+            return tuple(below[-1][1])
+        llm = self._llm
+        llm.skip, llm.tolerance = "auto", tolerance
+        answer = llm.generate(self._tokens(number), temp=0.0)
+        next(answer)
+        answer.close()
+        found = llm.routing.skipped
+        known.append([tolerance, list(found)])
+        known.sort(key=lambda entry: entry[0])
+        return tuple(found)
 
     def answer(self, number: int, layers: Layers) -> dict[str, float]:
         """fidelity and seconds per token of the greedy answer that skips `layers`."""

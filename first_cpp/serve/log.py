@@ -6,6 +6,8 @@ import logging
 import traceback
 from typing import Any
 
+from ..gguf.printable import printable
+
 LOG = logging.getLogger("first_cpp.serve")
 _MOST_CHARACTERS = 2000
 
@@ -16,8 +18,7 @@ def one_line(text: str) -> str:
     >>> print(one_line("a\nGET /forged \x1b[2J"))
     a\nGET /forged \x1b[2J
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MOST_CHARACTERS])
-    return shown if len(text) <= _MOST_CHARACTERS else shown + "..."
+    return printable(text, _MOST_CHARACTERS)
 
 
 def exception_lines(error: BaseException) -> str:

@@ -162,7 +162,7 @@ def check_random_schema(tokenizer, schema, seed) -> None:
     check_valid(schema, text)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, seed=st.integers(0, 2**20))
 def test_what_a_mask_allows_is_valid(byte_tokenizer, schema, seed):
     check_random_schema(byte_tokenizer, schema, seed)
@@ -331,10 +331,11 @@ PROMPTS = [
 
 
 @pytest.mark.smollm2
-def test_ordinary_answers_are_json(smollm2, load):
+@pytest.mark.parametrize("prompts", [PROMPTS[:3], pytest.param(PROMPTS[3:], marks=pytest.mark.slow)], ids=["three", "more"])
+def test_ordinary_answers_are_json(smollm2, load, prompts):
     llm = load(smollm2, n_ctx=2048)
     schema = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 150}}, "required": ["text"]}
-    for prompt in PROMPTS:
+    for prompt in prompts:
         found = llm.create_chat_completion(
             [{"role": "user", "content": prompt}],
             response_format={"type": "json_object", "schema": schema},

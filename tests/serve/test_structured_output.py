@@ -18,7 +18,12 @@ PLAIN = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 @pytest.fixture(scope="module")
 def server(tiny):
-    with serving(tiny, "--chat-format", "chatml") as started:
+    """With a shorter time limit for grammars than the product has."""
+    code = (
+        "import sys; from first_cpp.runtime import grammar; grammar.SECONDS = 1.0; "
+        "from first_cpp.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    with serving(tiny, "--chat-format", "chatml", code=code) as started:
         yield started
 
 
