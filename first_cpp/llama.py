@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import CacheTensor
-from .errors import SettingError, SkipError
+from .errors import SkipError
 from .gguf.demo_model import demo_model_with_routers
 from .gguf.lora_file import find_lora
 from .gguf.model_file import ModelFile
@@ -28,14 +28,13 @@ from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
 from .runtime.context import ReadContext
 from .runtime.conversations import Conversations
 from .runtime.fidelity import AnswerMeasure, ComparedToken, Fidelity
-from .runtime.held import MOST_SHARE, HeldFidelity
+from .runtime.held import HeldFidelity
 from .runtime.hidden_states import read_hidden_states
 from .runtime.idle_pass import IdlePass
 from .runtime.layers import Layers
 from .runtime.one_thread import exclusive
 from .runtime.per_call import PerCallLlama
-from .runtime.policy import RoutingPolicy, check_predicting
-from .runtime.predicted_cost import dial_of
+from .runtime.policy import RoutingPolicy, check_predicting, hold
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
 from .runtime.state import LlamaState, restore
@@ -104,7 +103,7 @@ class Llama(PerCallLlama):
         file = ModelFile.open(model_path)
         self._spelling = file.spelling()
         self._routers = self._find_routers(file)
-        held = self._hold(file)
+        held = hold(own, self._routers, file.path)
         kwargs["lora_path"] = find_lora(own.routers_path, kwargs.get("lora_path"))
         self._offload = wants_gpu(own, self._routers, kwargs)
         self._layers = Layers(keep_kv=kv == "keep")
@@ -147,17 +146,6 @@ class Llama(PerCallLlama):
                 "make some with `python -m convert --routers`"
             )
         return found
-
-    def _hold(self, file: ModelFile) -> HeldFidelity | None:
-        """What holds the fidelity, where one is asked for. Raises SettingError where it cannot be held."""
-        own, routers = self._arguments, self._routers
-        if own.fidelity is None:
-            return None
-        if routers is None:
-            raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {file.path}")
-        path = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
-        dial = min(1.0, routers.skip / MOST_SHARE) if routers.cost is None else dial_of(routers.cost)
-        return HeldFidelity(own.fidelity, dial=dial, path=path)
 
     # -- settings and facts -----------------------------------------------------------------------------------------
 

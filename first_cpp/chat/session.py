@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cli.answer_record import AnswerRecorder
 from ..errors import ContextFull, FirstCppError, OptionError, SkipError
-from ..gguf.model_name import readable_name
+from ..gguf.readable_name import readable_name
 from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture

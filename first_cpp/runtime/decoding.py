@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp
 
 from ..errors import ContextFull
-from ..gguf.model_name import readable_name
+from ..gguf.readable_name import readable_name
 from .answer import Answer, ContextEnd, CurrentAnswer, Timing
 from .context import ReadContext
 from .conversations import Conversations

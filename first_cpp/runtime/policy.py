@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from .fidelity import Fidelity
 from .held import MOST_SHARE, HeldFidelity
 from .kv_record import NOTHING
 from .layers import Layers
-from .predicted_cost import tolerance_of
+from .predicted_cost import dial_of, tolerance_of
 from .routing import Routing
 
 
@@ -30,6 +31,17 @@ def check_predicting(tolerance: float | None, routers: Routers | None, path: str
         raise SettingError(
             f"tolerance={tolerance:g} needs cost probes, and there are none for {path}; `first-cpp calibrate` makes some"
         )
+
+
+def hold(own: Arguments, routers: Routers | None, path: str) -> HeldFidelity | None:
+    """What holds the fidelity, where one is asked for. Raises SettingError where it cannot be held."""
+    if own.fidelity is None:
+        return None
+    if routers is None:
+        raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {path}")
+    state = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
+    dial = min(1.0, routers.skip / MOST_SHARE) if routers.cost is None else dial_of(routers.cost)
+    return HeldFidelity(own.fidelity, dial=dial, path=state)
 
 
 class RoutingPolicy:

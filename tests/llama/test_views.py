@@ -13,7 +13,7 @@ from routers_files import budget_routers, routed_model
 from first_cpp import Llama, MissingFileError, Routing, Timing
 from first_cpp.errors import MissingExtraError
 from first_cpp.gguf import bundled, demo_model
-from first_cpp.gguf.model_name import readable_name
+from first_cpp.gguf.readable_name import readable_name
 
 ASK = {"max_tokens": 8, "temperature": 0, "logit_bias": {2: -100}}
 

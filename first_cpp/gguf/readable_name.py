@@ -21,8 +21,9 @@ def readable_name(metadata: Mapping[str, str], path: str) -> str:
     >>> readable_name({}, "models/SmolLM2-135M-Instruct.Q4_1.gguf")
     'SmolLM2-135M-Instruct.Q4_1'
     """
-    name = _one_line(os.path.basename(metadata.get("general.name", "").rstrip("/\\").replace("\\", "/")))
-    label = re.split(r"[\s-]+", _one_line(metadata.get("general.finetune", "")))
+    given = metadata.get("general.name", "").replace("_", " ")
+    name = _one_line(os.path.basename(given.rstrip("/\\").replace("\\", "/")))
+    label = re.split(r"[\s-]+", _one_line(metadata.get("general.finetune", "").replace("_", " ")))
     if len(label) >= _LABEL_WORDS:
         name = re.sub(r"[\s-]+" + r"[\s-]+".join(map(re.escape, label)) + "$", "", name, flags=re.IGNORECASE)
     name = name or _one_line(os.path.splitext(os.path.basename(path))[0])
@@ -32,4 +33,4 @@ def readable_name(metadata: Mapping[str, str], path: str) -> str:
 def _one_line(text: str) -> str:
     """Printable signs alone: a file may hold any, and terminals obey some."""
     printable = "".join(sign if sign.isprintable() else " " for sign in text)
-    return " ".join(printable.replace("_", " ").split())
+    return " ".join(printable.split())
