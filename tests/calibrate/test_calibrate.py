@@ -59,6 +59,8 @@ def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_pat
     assert found.share == pytest.approx(2 / 6)
     assert found.sets[0].layers == (found.order[0],)
     assert found.weight.shape == (len(found.sets), len(found.read), 128)
+    assert found.origin["seconds"] < 60
+    assert found.origin["evaluated_tokens"] > 60 * 8  # each level on each answer, if it is not shorter
     routers = load_routers(str(out))
     assert (routers.kind, routers.skip, routers.cost.order) == ("sets", pytest.approx(2 / 6), found.order)
     assert (routers.cost.read, routers.cost.tolerance) == (found.read, pytest.approx(found.tolerance))
