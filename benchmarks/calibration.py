@@ -9,6 +9,7 @@ answer with each set of layers), linear between the levels measured. Stopped wit
 from __future__ import annotations
 
 import glob
+import math
 import os
 import random
 from collections import defaultdict
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from common import parser, save
 
+from first_cpp.calibrate.answer_costs import NOTHING
 from first_cpp.calibrate.budget import Outcomes, at_mean
 from first_cpp.calibrate.calibration import Calibration
 from first_cpp.calibrate.cost_store import CostStore
@@ -33,19 +35,42 @@ from first_cpp.runtime.machine import physical_cores
 N_SEEDS = 3
 MOST_TOKENS = 700
 """Of a prompt; longer ones are left aside."""
+UNIFORM = ("influence", "even")
 DRAWS = 2000
 """Of the bootstrap."""
 SYSTEMS = ("influence", "even", "single set", "sets by prompt", "budget", "budget and sets", "oracle")
 
 
 class AllKeptOut(Procedure):
-    """None of these prompts was seen by the calibration."""
+    """None of these prompts was seen by the calibration.
+
+    uniform: the measured levels that block influence and evenly spaced layers are asked for.
+    """
+
+    uniform: frozenset[int] = frozenset()
 
     def kept_out(self) -> dict[int, bool]:
         return dict.fromkeys(self.usable(), True)
 
     def searched(self) -> list[int]:
         return []
+
+    def sets(self, orders: Sequence[Sequence[int]], levels: Sequence[int]) -> dict[str, list[frozenset[int]]]:
+        found = super().sets(orders, levels)
+        for kind in UNIFORM:  # a level that is not asked for costs nothing to measure, and is none below
+            found[kind] = [one if k in self.uniform else NOTHING for k, one in zip(levels, found[kind], strict=True)]
+        return found
+
+
+def asked_for(levels: Sequence[int], means: Sequence[float]) -> frozenset[int]:
+    """The measured levels between which the levels around `means` lie.
+
+    >>> sorted(asked_for([1, 2, 3, 5, 8, 13], [3.0, 7.5]))
+    [3, 5, 8]
+    """
+    around = {k for mean in means for k in (math.floor(mean), math.ceil(mean))}
+    below = {max((k for k in levels if k <= one), default=levels[0]) for one in around}
+    return frozenset(below | {min((k for k in levels if k >= one), default=levels[-1]) for one in around})
 
 
 def read_kinds(folder: str, split: str) -> dict[str, list[Prompt]]:
@@ -87,7 +112,7 @@ def predicted_log_cost(calibration: Calibration, orders: Sequence[Sequence[int]]
 
 def at_share(calibration: Calibration, measured: Measured, which: np.ndarray, share: float) -> dict[str, np.ndarray]:
     """Layers, KL and fidelity of each prompt, [n, 3], by system, at a mean share over the prompts `which`."""
-    mean = share * calibration.base.n_layer
+    mean = round(share * calibration.base.n_layer, 6)
     kinds = [name for name in SEARCHED if name in measured.costs]
     predicted = Predicted(
         predicted_log_cost(calibration, measured.orders, measured.hidden[which]),
@@ -110,9 +135,7 @@ def at_share(calibration: Calibration, measured: Measured, which: np.ndarray, sh
 def _uniform(real: Outcomes, mean: float) -> np.ndarray:
     """Every prompt alike; where `mean` is no whole number, the mean of the levels around it."""
     low, part = int(mean), mean - int(mean)
-    kl, fidelity = (
-        (1 - part) * one[:, low] + part * one[:, min(low + 1, one.shape[1] - 1)] for one in (real.kl, real.fidelity)
-    )
+    kl, fidelity = ((1 - part) * one[:, low] + part * one[:, low + bool(part)] for one in (real.kl, real.fidelity))
     return np.stack([np.full(len(kl), mean), kl, fidelity], axis=1)
 
 
@@ -178,8 +201,10 @@ def measure(args, calibration: Calibration) -> tuple[Measured, np.ndarray]:
         raise SystemExit(f"{args.state} is of other prompts or another model; remove it")
     store.influence = calibration.origin["influence"]
     procedure = AllKeptOut(engine, prompts, tokens, model.norm_eps, store, Plan(), Show(bar=_bar))
+    means = [round(share * calibration.base.n_layer, 6) for share in args.shares]
     orders = [tuple(order) for order in calibration.origin["orders"]]
     levels = calibration.origin["levels_measured"]
+    procedure.uniform = asked_for(levels, means)
     try:
         procedure.answer()
         measured = procedure.measure_levels(orders, levels)
@@ -188,6 +213,8 @@ def measure(args, calibration: Calibration) -> tuple[Measured, np.ndarray]:
     engine.close()
     if len(measured.numbers) < len(procedure.usable()):
         raise SystemExit(f"stopped; what was measured is in {args.state}")
+    for kind in UNIFORM:
+        measured.costs[kind][:, [k not in procedure.uniform for k in levels]] = np.nan
     return measured, np.array(seeds)[list(measured.numbers)]
 
 

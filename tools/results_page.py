@@ -68,6 +68,39 @@ def _pm(row: dict, key: str) -> str:
     return f"{row[key]:.3f} ± {row[f'{key}_stderr']:.3f}"
 
 
+def calibration() -> str:
+    """KL and fidelity of every way to skip, at equal mean share, on all kinds of prompts."""
+    rows = [
+        [
+            f"{row['share']:.2f}",
+            row["system"],
+            _with_interval(row, "kl"),
+            _with_interval(row, "fidelity"),
+            _with_interval(row, "kl_over_influence", 2),
+            _with_interval(row, "kl_over_single set", 2),
+        ]
+        for row in bench("calibration", kind="all")
+    ]
+    return table(["mean share", "layers by", "KL", "fidelity", "KL / block influence", "KL / single set"], rows)
+
+
+def calibration_kinds() -> str:
+    """The budget beside the single set, by kind of prompt."""
+    rows = []
+    for row in bench("calibration", system="budget and sets"):
+        if row["kind"] != "all":
+            (single,) = bench("calibration", system="single set", kind=row["kind"], share=row["share"])
+            parts = [_with_interval(one, key) for one in (single, row) for key in ("kl", "fidelity")]
+            rows.append([f"{row['share']:.2f}", row["kind"], str(row["n"]), *parts, f"{row['layers']:.1f}"])
+    columns = ["mean share", "kind", "prompts", "single set: KL", "fidelity", "budget: KL", "fidelity", "layers skipped"]
+    return table(columns, rows)
+
+
+def _with_interval(row: dict, key: str, digits: int = 3) -> str:
+    low, high = row[f"{key}_interval"]
+    return f"{row[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def picture() -> str:
     """Speed and quality against the share, as SVG."""
     rows = adapter_rows()
@@ -124,6 +157,8 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py kept", kept())
     fill(PAGE, "tools/results_page.py ways", ways())
     fill(PAGE, "tools/results_page.py speed", speed())
+    fill(PAGE, "tools/results_page.py calibration", calibration())
+    fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
     with open(PICTURE, "w", encoding="utf-8") as file:
         file.write(picture())
     with open(HELD, "w", encoding="utf-8") as file:

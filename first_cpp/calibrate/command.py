@@ -34,6 +34,7 @@ from .prompts import Prompt, in_turns, read_prompts
 
 if TYPE_CHECKING:
     from .calibration import Calibration
+    from .cost_store import CostStore
     from .engine import Engine
     from .findings import Findings, Speed
     from .procedure import Measured, Show
@@ -172,9 +173,7 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
     with contextlib.closing(Engine(model.path, longest, threads, streams=1)) as engine:
         until = time.monotonic() + SPEED_PART * 60 * args.minutes
         speed = _speed(engine, prompt, answer, measured, model, until)
-    return conclude(
-        measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured, store.influence)
-    )
+    return conclude(measured, speed, model.base, model.norm_eps, skippable, args.fidelity, _origin(args, measured, store))
 
 
 def _tokens(
@@ -248,14 +247,16 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
     return Speed(np.interp(wanted, levels, times), np.interp(wanted, levels, n_bytes))
 
 
-def _origin(args: argparse.Namespace, measured: Measured, influence: list[float]) -> dict[str, object]:
+def _origin(args: argparse.Namespace, measured: Measured, store: CostStore) -> dict[str, object]:
     return {
         "source": os.path.basename(args.prompts) if args.prompts else "the built-in prompts of first_cpp",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "answers": measured.n_answers,
         "levels_measured": list(measured.levels),
         "orders": [list(order) for order in measured.orders],
-        "influence": influence,
+        "influence": store.influence,
+        "seconds": round(store.elapsed),
+        "evaluated_tokens": store.evaluated_tokens(),
     }
 
 

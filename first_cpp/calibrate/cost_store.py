@@ -66,6 +66,13 @@ class CostStore:
         """Seconds spent, earlier runs included."""
         return self.seconds + time.monotonic() - self._started
 
+    def evaluated_tokens(self) -> int:
+        """Of answers, over all sets of layers that were tried on them."""
+        lengths = np.zeros(self._n_prompts, np.int64)
+        for number, one in self.answered.items():
+            lengths[number] = len(one.answer)
+        return sum(int(np.minimum(lengths, n)[~np.isnan(costs[:, KL])].sum()) for (n, _), costs in self.costs.items())
+
     def save(self) -> None:
         """Write everything to `path`."""
         numbers = sorted(self.answered)

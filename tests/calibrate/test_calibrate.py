@@ -12,9 +12,11 @@ from first_cpp import Llama, load_routers
 from first_cpp.calibrate.calibration import Calibration
 from first_cpp.calibrate.cost_store import CostStore
 from first_cpp.calibrate.engine import Engine
-from first_cpp.calibrate.procedure import Plan, Procedure, Show
+from first_cpp.calibrate.findings import Speed, conclude
+from first_cpp.calibrate.procedure import SEARCHED, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.cli.main import main
+from first_cpp.gguf.routers import Base
 from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model, write_random
 
 IDLE = {1, 4}
@@ -59,6 +61,8 @@ def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_pat
     assert found.share == pytest.approx(2 / 6)
     assert found.sets[0].layers == (found.order[0],)
     assert found.weight.shape == (len(found.sets), len(found.read), 128)
+    assert found.origin["seconds"] < 60
+    assert found.origin["evaluated_tokens"] > 60 * 8  # each level on each answer, if it is not shorter
     routers = load_routers(str(out))
     assert (routers.kind, routers.skip, routers.cost.order) == ("sets", pytest.approx(2 / 6), found.order)
     assert (routers.cost.read, routers.cost.tolerance) == (found.read, pytest.approx(found.tolerance))
@@ -154,6 +158,27 @@ def test_a_stopped_run_goes_on_to_the_same_result(engine, tmp_path, when, monkey
     third = make(engine, tmp_path)
     monkeypatch.setattr(engine, "rows", None)  # all is known
     carry_out(third)
+
+
+def test_groups_have_orders_of_their_own_where_these_are_cheaper(engine, tmp_path, monkeypatch):
+    """Whatever is surely cheaper is taken: everything, if nothing has to be shown, and nothing, if too much has."""
+    made = make(engine, tmp_path)
+    made.prompts = [Prompt(one.text, "ab"[i % 2]) for i, one in enumerate(made.prompts)]
+    for sure, n_orders in ((-1e9, 3), (1e9, 1)):
+        monkeypatch.setattr("first_cpp.calibrate.procedure.SURE", sure)
+        found = carry_out(made)
+        assert len(found.orders) == n_orders
+        assert all(sorted(order) == list(range(6)) for order in found.orders)
+        kinds = [kind for kind in SEARCHED if kind in found.costs]
+        assert len(kinds) == n_orders
+        for kind, order in zip(kinds, found.orders, strict=True):
+            known = made.store.costs[6, frozenset(order[:2])][list(found.numbers)]
+            np.testing.assert_array_equal(found.costs[kind][:, found.levels.index(2)], known)
+        speed = Speed(np.ones(7), np.ones(7))
+        result = conclude(found, speed, Base("llama", 6, 128, "f" * 64), 1e-5, [True] * 6, 0.95, {})
+        assert {one.layers for one in result.calibration.sets} <= {
+            tuple(sorted(order[:k])) for order in found.orders for k in range(1, 7)
+        }
 
 
 def test_an_interrupt_among_the_levels_keeps_what_there_is(engine, tmp_path):
