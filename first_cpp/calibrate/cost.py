@@ -62,6 +62,7 @@ class Targets:
             log_sum = np.log(np.exp(shifted).sum(dtype=np.float64))
             expected = float(self.scaled[i].astype(np.float32) @ shifted) / self.total[i]
             choice = self.choice[i]
-            found[i] = log_sum - expected - self.entropy[i], row.argmax() == choice, log_sum - shifted[choice]
+            kl = max(0.0, log_sum - expected - self.entropy[i])  # rounded probabilities may leave a little less
+            found[i] = kl, row.argmax() == choice, log_sum - shifted[choice]
         mean: Floats = found.mean(axis=0)
         return mean

@@ -165,6 +165,8 @@ def test_cost_by_the_formulas():
     found = Targets.of(dense).cost(other)
     np.testing.assert_allclose(found, expected_cost(p, q), rtol=1e-3)
     assert Targets.of(dense).cost(dense)[[KL, AGREE]].tolist() == pytest.approx([0, 1], abs=1e-5)
+    rows = np.random.default_rng(1).normal(scale=4, size=(200, 500)).astype(np.float32)
+    assert all(Targets.of(row[None]).cost(row[None])[KL] >= 0 for row in rows)  # whatever rounding leaves
     assert found[SURPRISE] > found[KL] > 1
 
 
