@@ -12,7 +12,7 @@ from typing import Any
 class DeferredSignals:
     """While it is entered, SIGINT and SIGTERM are noted; their handlers run when it is left.
 
-    Python runs a handler amid whatever Python code comes next: where that is a callback of llama.cpp's, its log's for one, ctypes
+    Python runs a handler amid whatever Python code comes next: where that is a callback of llama.cpp's, as of its log, ctypes
     prints the exception and goes on. arrived: the signals noted.
 
     >>> with DeferredSignals() as signals:

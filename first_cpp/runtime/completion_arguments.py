@@ -1,4 +1,4 @@
-"""The arguments of a completion, checked before anything is computed: others would be stumbled over, or quietly mean something else."""
+"""The arguments of a completion, checked before anything is computed: llama_cpp stumbles over others, or takes them for more."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_arguments_of_another_type(tiny, load, name, value, said):
 
 @pytest.mark.parametrize("prompt", [5, None, b"Hi", ["a"], [1.5], {"a": 1}], ids=repr)
 def test_a_prompt_of_another_type(tiny, load, prompt):
-    with pytest.raises(SettingError, match="prompt=.* is not a text, or a list of tokens"):
+    with pytest.raises(SettingError, match=r"prompt=.* is not a text, or a list of tokens"):
         load(tiny).create_completion(prompt)
 
 
