@@ -11,6 +11,7 @@ from typing import Any
 
 import llama_cpp
 
+from ..gguf.deferred_signals import DeferredSignals
 from ..gguf.model_file import ModelFile
 from ..gguf.pruned import write_pruned
 from ..gguf.router_format import read_routers
@@ -59,7 +60,8 @@ class Row:
             settings = {**settings, "draft_model": LlamaPromptLookupDecoding(num_pred_tokens=self.draft)}
         if self.engine == OURS:
             return Llama(self.file, routers=self.routers, skip=list(self.skipped), **own, **settings)
-        return llama_cpp.Llama(self.file, **settings)
+        with DeferredSignals():  # Llama has them by itself
+            return llama_cpp.Llama(self.file, **settings)
 
 
 def skip_text(skip: SkipSetting) -> str:

@@ -38,7 +38,7 @@ _COUNTS = {
     "attention.head_count_kv": (0, (1 << 16) - 1),
     "attention.key_length": (1, 1 << 16),
     "attention.value_length": (1, 1 << 16),
-    "attention.sliding_window": (0, (1 << 32) - 1),
+    "attention.sliding_window": (0, MOST_CONTEXT),
     "rope.dimension_count": (0, 1 << 16),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import llama_cpp
 
 from ..errors import FirstCppError, OptionError
+from .deferred_signals import DeferredSignals
 from .new_file import new_path
 
 
@@ -69,7 +70,7 @@ def quantise(model: str | os.PathLike[str], out: str | os.PathLike[str], type_na
 def run_quantizer(model: str | os.PathLike[str], out: str | os.PathLike[str], params: Any, what: str) -> None:
     """Let llama.cpp write `out` from `model`; params: llama_model_quantize_params. Raises QuantizeError: could not `what`."""
     with new_path(out) as part:
-        with quiet_llama_cpp():
+        with DeferredSignals(), quiet_llama_cpp():
             failed = llama_cpp.llama_model_quantize(os.fsencode(model), os.fsencode(part), ctypes.byref(params))
         if failed:
             raise QuantizeError(f"llama.cpp could not {what}")

@@ -129,8 +129,14 @@ def check_messages(messages: object) -> None:
             raise SettingError(f"message {number} is {_short(message)}, not an object; {shape}")
         if not isinstance(message.get("role"), str):
             raise SettingError(f"message {number} has the role {_short(message.get('role'))}, which is not a text; {shape}")
-        if not isinstance(message.get("content"), (str, list, type(None))):
-            raise SettingError(f"message {number} has content of type {type(message['content']).__name__}; {shape}")
+        if "content" not in message and message["role"] != "assistant":
+            raise SettingError(f"message {number} ({_short(message['role'])}) has no content; {shape}")
+        content = message.get("content")
+        if not isinstance(content, (str, list, type(None))):
+            raise SettingError(f"message {number} has content of type {type(content).__name__}; {shape}")
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                raise SettingError(f"message {number} has the content part {_short(part)}, which is no object with a type")
 
 
 def _short(value: object) -> str:
@@ -170,6 +176,9 @@ def check_fidelity(fidelity: object, state: object, skip: object, measure: str |
         raise SettingError(f"fidelity={fidelity!r} is held by measuring; measure=None turns that off")
 
 
+_CALLED = {"temp": "temperature"}
+
+
 def check_sampling(given: Mapping[str, Any]) -> None:
     """Raise SettingError for sampling settings that leave no token a logit: a NaN, or a penalty of 0 to divide by.
 
@@ -178,8 +187,10 @@ def check_sampling(given: Mapping[str, Any]) -> None:
     first_cpp.errors.SettingError: repeat_penalty=0 is divided by; above 0 is allowed, 1 changes nothing
     """
     for name, value in given.items():
+        if name not in ("grammar", "logits_processor") and not isinstance(value, (bool, numbers.Real)):
+            raise SettingError(f"{_CALLED.get(name, name)}={_short(value)} is not a number")
         if isinstance(value, float) and math.isnan(value):
-            raise SettingError(f"{name}=nan is not a number to sample with")
+            raise SettingError(f"{_CALLED.get(name, name)}=nan is not a number to sample with")
     if given.get("repeat_penalty", 1.0) == 0:
         raise SettingError("repeat_penalty=0 is divided by; above 0 is allowed, 1 changes nothing")
 

@@ -16,6 +16,7 @@ from ..errors import ContextFull, SettingError
 from ..gguf.model_limits import Spelling
 from .answer import ContextEnd
 from .arguments import check_messages, check_sampling, why_no_context, with_default_threads
+from .completion_arguments import check_completion, check_tools
 from .loading import Loading, without_broken_templates
 from .long_text import least_tokens
 from .one_thread import CLOSED, OneThread, exclusive
@@ -147,6 +148,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         # One step of a whole answer is the whole answer: no other thread comes between its tokens.
         given = _BASE_COMPLETION.bind(self, *args, **kwargs)
         given.apply_defaults()
+        check_completion(given.arguments, self.n_vocab())
         if isinstance(prompt := given.arguments["prompt"], str):
             self._check_length(prompt.encode("utf-8"))
         end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
@@ -179,6 +181,8 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         given = _BASE_CHAT.bind(self, *args, **kwargs).arguments
         given.pop("self")
         check_messages(given["messages"])
+        check_tools(given.get("tools"))
+        check_completion(given, self.n_vocab())
         given["response_format"] = plain_format(given.get("response_format"))
         check_forced_tool(given)
         self._in_chat = True

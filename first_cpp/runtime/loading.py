@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import jinja2
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from ..gguf.deferred_signals import DeferredSignals
+
 TEMPLATE = "tokenizer.chat_template"
 
 
-class Loading:
+class Loading(DeferredSignals):
     """While it is entered, SIGINT and SIGTERM stop llama.cpp's loading; their handlers run when it has stopped.
 
-    Python runs a handler amid whatever Python code comes next: here a callback of llama.cpp's, where ctypes prints an exception
-    and goes on. on_progress: is called with the share that is loaded, 0 to 1.
+    on_progress: is called with the share that is loaded, 0 to 1.
     """
 
     def __init__(self, on_progress: Callable[[float], None] | None = None) -> None:
+        super().__init__()
         self._on_progress = on_progress
-        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-        self._arrived: list[int] = []
         self.callback = llama_cpp.llama_progress_callback(self._progress)  # llama.cpp holds on to it
 
     def _progress(self, share: float, _: Any) -> bool:
         if self._on_progress is not None:
             self._on_progress(share)
-        return not self._arrived
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._arrived.append(number)
-
-    def __enter__(self) -> Loading:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-                    signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        handlers, self._handlers = self._handlers, {}
-        for number in self._arrived:
-            handlers[number](number, None)
+        return not self.arrived
 
 
 def without_broken_templates(metadata: dict[str, str]) -> dict[str, str]:

@@ -144,8 +144,10 @@ def test_a_vocabulary_that_cannot_spell_every_text(parts, tmp_path, load, tiny):
     """llama.cpp ends the process for a text that it cannot spell; the others are answered as by the whole vocabulary."""
     path = tmp_path / "m.gguf"
     good = parts.pairs["tokenizer.ggml.tokens"].value
-    fewer = [b"no" if token == b"<0x7E>" else token for token in good]
-    path.write_bytes(vocabulary(parts, tokens=Value(ARR, fewer, STR)))
+    at = good.index(b"<0x7E>")
+    types = parts.pairs["tokenizer.ggml.token_type"]
+    fewer, kinds = [*good[:at], b"no", *good[at + 1 :]], [*types.value[:at], 1, *types.value[at + 1 :]]
+    path.write_bytes(vocabulary(parts, tokens=Value(ARR, fewer, STR), token_type=Value(ARR, kinds, types.of)))
     llm, whole = load(path), load(tiny)
     for ask in (lambda text: llm.tokenize(text.encode()), llm.create_completion, llm.embed):
         with pytest.raises(SettingError, match="cannot spell '~'"):

@@ -59,9 +59,10 @@ def test_a_state_that_cannot_be_restored_resets_the_model(routed, models, load, 
 def test_a_state_of_another_context_length(routed, load):
     """llama_cpp takes the state's array of tokens for its own, of another length."""
     small, large = load(routed, skip=[1], n_ctx=256), load(routed, skip=[1], n_ctx=512)
-    expected = greedy(small, PROMPT, 6)
+    longer = PROMPT + greedy(small, PROMPT, 6)
     large.load_state(small.save_state())
-    assert greedy(large, PROMPT + expected[:5], 1) == expected[5:]
+    assert large.n_tokens == small.n_tokens
+    assert greedy(large, longer, 4) == greedy(load(routed, skip=[1]), longer, 4)
     long = tokens(300, seed=4)
     assert greedy(large, long, 4) == greedy(load(routed, skip=[1]), long, 4)
 
