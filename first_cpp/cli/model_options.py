@@ -11,12 +11,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import OptionError, SkipError
 from ..gguf.model_file import ModelFile, context_length
+from ..gguf.router_format import router_keys
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
-from ..skip import Skip, skip_from_text
+from ..skip import Skip, check_layers, skip_from_text
 from .model_name import HELP, add_offline, check_name, find_model
 from .options import check_chat_format, not_empty, number, whole_number
 from .plain_chat import PlainChat, has_template
@@ -97,6 +98,15 @@ class ModelOptions:
             logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
         return llm
 
+    def check_file(self) -> None:
+        """Raise FirstCppError where it is known without loading that the file cannot be loaded as these options say."""
+        file = ModelFile.open(self.path)
+        if isinstance(self.skip, tuple):
+            check_layers(self.skip, file.n_layer)
+        if isinstance(self.skip, float) and self.skip > 0 and not (self.routers or router_keys(file.first)):
+            raise SkipError(f"skip={self.skip:g} needs routers and there are none in {file.path}")
+        self._check_context()
+
     def _check_context(self) -> None:
         """Raise OptionError for a context that no model of this kind has, before llama.cpp reserves memory for it."""
         if self.ctx is None or self.ctx <= _ALWAYS_FINE or not os.path.exists(self.path):
@@ -106,10 +116,11 @@ class ModelOptions:
             raise OptionError(f"-c {self.ctx}: the model was trained for {trained} tokens of context; at most {most} are taken")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a model to a verb's parser; `model_options` reads them."""
+def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the options of a model to a verb's parser; `model_options` reads them. several: -m can be repeated, so is a list."""
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="MODEL", help=f"{HELP} (default: the one of the demo extra)")
+    told = f"{HELP} (default: the one of the demo extra)" + ("; can be repeated" if several else "")
+    model.add_argument("-m", "--model", metavar="MODEL", action="append" if several else "store", help=told)
     add_offline(model.add_argument)
     model.add_argument("--routers", metavar="FILE", help="a GGUF file to take routers from")
     model.add_argument("--lora", metavar="FILE", help="a LoRA to apply")

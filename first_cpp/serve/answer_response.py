@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import AnswerCancelled, SkipError
 from .api_errors import ApiError, stopping
 from .log import LOG
-from .prepare import Job
+from .prepare import Order
 from .request_queue import QueueClosed
 from .worker import RunningJob, Worker
 
@@ -27,10 +27,10 @@ class ClientGone(Exception):
 class AnswerResponse(Response):
     """Answers one request: as JSON, or as a stream of server-sent events."""
 
-    def __init__(self, worker: Worker, job: Job) -> None:
+    def __init__(self, worker: Worker, order: Order) -> None:
         super().__init__()
         self._worker = worker
-        self._job = job
+        self._order = order
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,9 +53,9 @@ class AnswerResponse(Response):
             self._worker.queue.leave(turn)
             raise
         self._worker.metrics.waited(time.monotonic() - asked)
-        running = self._worker.start(self._job, turn)
+        running = self._worker.start(self._order, turn)
         try:
-            if self._job.stream:
+            if self._order.stream:
                 await self._stream(running, gone, send)
             else:
                 answer = await self._wait(asyncio.ensure_future(running.part()), gone, send)
@@ -78,7 +78,7 @@ class AnswerResponse(Response):
             if done:
                 awaited.cancel()
                 raise ClientGone
-            if self._job.stream:
+            if self._order.stream:
                 await self._event(send, ": still at work\n\n")
 
     async def _event(self, send: Send, text: str, more: bool = True) -> None:

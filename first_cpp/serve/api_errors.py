@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -38,8 +39,13 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def unknown_model(given: str, known: str) -> ApiError:
-    return ApiError(404, f"the model {given[:100]!r} does not exist; this server has {known!r}", "model_not_found", "model")
+def unknown_model(given: str, known: Collection[str]) -> ApiError:
+    names = ", ".join(map(repr, known))
+    return ApiError(404, f"the model {given[:100]!r} does not exist; this server has {names}", "model_not_found", "model")
+
+
+def not_loadable(name: str) -> ApiError:
+    return ApiError(500, f"the model {name!r} cannot be loaded; the server's log says why", "model_not_loaded", "model")
 
 
 def too_long(n_tokens: int | str, most: int, n_ctx: int, param: str = "messages") -> ApiError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import mimetypes
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from .._version import __version__
 from .access import AccessControl, AccessRules
 from .answer_response import AnswerResponse
 from .api_errors import ApiError
-from .prepare import Job, prepare_chat, prepare_completion, prepare_embedding, tokens_of
+from .hosted_models import HostedModels
+from .prepare import Job, Order, prepare_chat, prepare_completion, prepare_embedding, tokens_of
 from .requests import (
     ChatRequest,
     CompletionRequest,
@@ -42,14 +43,15 @@ PAGE_HEADERS = {
 }
 
 
-def build(served: ServedModel, worker: Worker, rules: AccessRules) -> ASGIApp:
+def build(worker: Worker, rules: AccessRules) -> ASGIApp:
     """The whole server as one ASGI application."""
     # docs_url: FastAPI's own pages load scripts from another host
     app = FastAPI(title="first_cpp", version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
-    _add_answers(app, served, worker)
-    _add_vocabulary(app, served, worker)
-    _add_state(app, served, worker, rules)
+    _add_answers(app, worker)
+    _add_models(app, worker)
+    _add_vocabulary(app, worker)
+    _add_state(app, worker, rules)
     _add_page(app)
     routes = {route.path for route in app.routes if hasattr(route, "path")}
     guarded: ASGIApp = AccessControl(app, rules, worker.metrics, routes, open_routes={"/health", *PAGE_ROUTES})
@@ -64,19 +66,19 @@ def build(served: ServedModel, worker: Worker, rules: AccessRules) -> ASGIApp:
     return guarded
 
 
-def _add_answers(app: FastAPI, served: ServedModel, worker: Worker) -> None:
+def _add_answers(app: FastAPI, worker: Worker) -> None:
     """The routes that compute. llama_cpp.server's own would start a stream before they know whether it can be answered,
     and notice only between two tokens that a client has gone."""
 
     def add(path: str, kind: type[Any], prepare: Callable[[ServedModel, Any], Job], listed: bool = True) -> None:
-        def parse(body: bytes) -> Job:
+        def order(body: bytes) -> Order:
             request = parse_request(kind, body)
             if not listed:
                 request.model = None
-            return prepare(served, request)
+            return order_of(worker.models, request, prepare)
 
         async def answer(request: Request) -> Response:
-            return AnswerResponse(worker, await worker.prepare(parse, await request.body()))
+            return AnswerResponse(worker, await worker.prepare(order, await request.body()))
 
         schema = {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}}}
         app.post(path, response_model=None, include_in_schema=listed, openapi_extra=schema, name=kind.__name__)(answer)
@@ -87,65 +89,90 @@ def _add_answers(app: FastAPI, served: ServedModel, worker: Worker) -> None:
     add("/v1/embeddings", EmbeddingRequest, prepare_embedding)
 
 
-def _add_vocabulary(app: FastAPI, served: ServedModel, worker: Worker) -> None:
-    """The routes that only need names and the vocabulary, so no turn: the models, and llama_cpp.server's /extras."""
-    model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "me", "permissions": []}
+def order_of(models: HostedModels, request: Any, prepare: Callable[[ServedModel, Any], Job]) -> Order:
+    """The order of a request, with its job where its model is loaded. Raises ApiError for what is known to be wrong by now."""
+    name = models.name_of(request.model)
+    made = functools.partial(_named, prepare, request)
+    stream = bool(getattr(request, "stream", False))
+    with models.using(name) as loaded:
+        if loaded is None:
+            return Order(name, stream, made)
+        return Order(name, stream, made, loaded.served, made(loaded.served))
+
+
+def _named(prepare: Callable[[ServedModel, Any], Job], request: Any, served: ServedModel) -> Job:
+    return prepare(served, request)
+
+
+def _add_models(app: FastAPI, worker: Worker) -> None:
+    models = worker.models
+
+    def about(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": models.created, "owned_by": "me", "permissions": []}
 
     @app.get("/v1/models", response_model=None)
-    async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [model]})
+    async def every_model() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [about(name) for name in models.names]})
 
     @app.get("/v1/models/{name:path}", response_model=None)
     async def one_model(name: str) -> JSONResponse:
-        served(name)
-        return JSONResponse(model)
+        return JSONResponse(about(models.name_of(name)))
 
-    def tokens(body: bytes) -> list[int]:
-        request = parse_request(TokenizeRequest, body)
-        served(request.model)
+
+def _add_vocabulary(app: FastAPI, worker: Worker) -> None:
+    """llama_cpp.server's /extras, which only need the vocabulary: no turn where their model is loaded."""
+
+    def add(path: str, kind: type[Any], find: Callable[[ServedModel, Any], dict[str, Any]]) -> None:
+        def prepare(served: ServedModel, request: Any) -> Job:
+            found = find(served, request)
+            return Job(lambda: found, stream=False, routed=False)
+
+        def order(body: bytes) -> Order:
+            return order_of(worker.models, parse_request(kind, body), prepare)
+
+        async def answer(request: Request) -> Response:
+            asked = await worker.prepare(order, await request.body())
+            return AnswerResponse(worker, asked) if asked.job is None else JSONResponse(asked.job.make())
+
+        app.post(path, response_model=None, name=path)(answer)
+
+    def tokens(served: ServedModel, request: TokenizeRequest) -> list[int]:
         return tokens_of(served, request.input, max(MOST_TOKENS, 4 * served.longest), "input")
 
-    def text(body: bytes) -> str:
-        request = parse_request(DetokenizeRequest, body)
-        llm = served(request.model)
+    def text(served: ServedModel, request: DetokenizeRequest) -> str:
+        llm = served.llm
         for token in request.tokens:
             if not 0 <= token < llm.n_vocab():  # llama.cpp ends the process for others
                 raise ApiError(400, f"{token} is not a token of this model: 0 to {llm.n_vocab() - 1}", param="tokens")
         return llm.detokenize(request.tokens).decode("utf-8", "replace")
 
-    @app.post("/extras/tokenize", response_model=None)
-    async def tokenize(request: Request) -> JSONResponse:
-        return JSONResponse({"tokens": await worker.prepare(tokens, await request.body())})
-
-    @app.post("/extras/tokenize/count", response_model=None)
-    async def count(request: Request) -> JSONResponse:
-        return JSONResponse({"count": len(await worker.prepare(tokens, await request.body()))})
-
-    @app.post("/extras/detokenize", response_model=None)
-    async def detokenize(request: Request) -> JSONResponse:
-        return JSONResponse({"text": await worker.prepare(text, await request.body())})
+    add("/extras/tokenize", TokenizeRequest, lambda served, request: {"tokens": tokens(served, request)})
+    add("/extras/tokenize/count", TokenizeRequest, lambda served, request: {"count": len(tokens(served, request))})
+    add("/extras/detokenize", DetokenizeRequest, lambda served, request: {"text": text(served, request)})
 
 
-def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessRules) -> None:
+def _add_state(app: FastAPI, worker: Worker, rules: AccessRules) -> None:
+    models = worker.models
+
     @app.get("/health", response_model=None)
     async def health() -> JSONResponse:
         closed = worker.queue.closed
+        loaded = models.loaded
         state: dict[str, Any] = {
             "status": "stopping" if closed else "ok",
-            "model": served.name,
+            "model": models.names[0],
+            "models": models.names,
+            "loaded": None if loaded is None else loaded.served.name,
             "answering": worker.queue.busy,
             "queue": worker.queue.waiting,
-            "n_layer": served.n_layer,
-            "skip": served.skip,
-            "max_skip": served.dial,
-            "tolerance": served.default_tolerance,
+            **models.facts,
             "key": rules.key is not None,
         }
         return JSONResponse(state, 503 if closed else 200)
 
     @app.get("/v1/fidelity", response_model=None)
     async def fidelity() -> JSONResponse:
-        return JSONResponse(worker.idle.as_json())
+        return JSONResponse(models.measured.as_json())
 
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:

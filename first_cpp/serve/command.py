@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -13,11 +15,13 @@ from ..cli.extras import need_extra
 from ..cli.held_options import add_held_arguments, held_settings
 from ..cli.model_options import ModelOptions, add_model_arguments, model_options
 from ..cli.options import is_local, number, whole_number
-from ..errors import OptionError
+from ..errors import OptionError, SkipError
 from ..runtime.held import MOST_SHARE
 
 if TYPE_CHECKING:
-    from ..llama import Llama
+    from .hosted_models import LoadedModel
+    from .idle import MeasuredAnswers
+    from .prometheus import Metrics
     from .served_model import ServedModel
 
 KEY_VARIABLE = "FIRST_CPP_API_KEY"
@@ -25,6 +29,7 @@ MOST_PORT = 65535
 EPILOG = """examples:
   first-cpp serve
   first-cpp serve -m model-first.gguf --skip 0.25 --max-skip 0.4
+  first-cpp serve -m model.gguf -m model-first.gguf --keep-alive 300
 
 Then open http://127.0.0.1:8080 in a browser, or give an OpenAI client
 base_url=http://127.0.0.1:8080/v1. --skip is for requests that have no `skip`.
@@ -35,7 +40,7 @@ docs/guide/server.md lists routes, metrics and limits.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options to its parser."""
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=True)
     _add_serving(parser)
     add_held_arguments(parser)
     _add_network(parser)
@@ -45,7 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_serving(parser: argparse.ArgumentParser) -> None:
     serving = parser.add_argument_group("serving")
-    serving.add_argument("--alias", metavar="NAME", help="the model's name in requests and answers (default: its file's)")
+    serving.add_argument(
+        "--alias",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="the model's name in requests and answers (default: its file's); with several models one for each",
+    )
+    serving.add_argument(
+        "--keep-alive",
+        metavar="SECONDS",
+        type=number(0),
+        help="free the model's memory after so long without a request; the next one loads it (default: never)",
+    )
     serving.add_argument(
         "--max-skip",
         metavar="SHARE",
@@ -101,39 +118,56 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Check the options, listen, load the model, serve until a signal."""
     need_extra("serve", "server", "fastapi", "uvicorn", "prometheus_client", "starlette_context", "sse_starlette")
-    options = model_options(args)
+    options = each_model(args)
     held_settings(args)
     key = _key(args)
     _check(args, options)
+    named = named_models(options, args.alias)
     listener = listen_on(args.host, args.port)
-    serve(listener, options, key, args)
+    serve(listener, named, key, args)
 
 
-def serve(listener: socket.socket, options: ModelOptions, key: str | None, args: argparse.Namespace) -> None:
-    """Load the model and serve it. Raises KeyboardInterrupt when SIGINT ended it."""
-    from ..cli.answer_record import AnswerRecorder
+def each_model(args: argparse.Namespace) -> list[ModelOptions]:
+    """The options of each model that a command line names. Raises as `model_options`."""
+    return [model_options(argparse.Namespace(**{**vars(args), "model": name})) for name in args.model or [None]]
+
+
+def named_models(options: list[ModelOptions], aliases: list[str]) -> dict[str, ModelOptions]:
+    """The models by the names that requests call them. Raises OptionError for names that do not fit, FirstCppError for the file
+    of a further model that cannot be served."""
+    if aliases and len(aliases) != len(options):
+        raise OptionError(f"--alias: {len(aliases)} names for {len(options)} models; give one for each, in their order")
+    named: dict[str, ModelOptions] = {}
+    for position, one in enumerate(options):
+        name = aliases[position] if aliases else one.name
+        if name in named:
+            raise OptionError(f"two models are called {name!r}; give each an --alias")
+        named[name] = one
+        if position > 0:  # the first is loaded at once, the others perhaps in an hour
+            one.check_file()
+    return named
+
+
+def serve(listener: socket.socket, named: dict[str, ModelOptions], key: str | None, args: argparse.Namespace) -> None:
+    """Load the first model and serve them all. Raises KeyboardInterrupt when SIGINT ended it."""
     from .access import AccessRules
     from .app import build
-    from .idle import IdleReader
+    from .hosted_models import HostedModels
+    from .idle import MeasuredAnswers
     from .process import ServerProcess
     from .prometheus import Metrics
     from .request_queue import RequestQueue
-    from .served_model import ServedModel
     from .worker import Worker
 
-    llm = load(options, args)
-    name, max_prompt = args.alias or options.name, args.max_prompt or llm.n_ctx()
-    served = ServedModel(
-        llm, name, options.skip, args.max_skip, max_prompt, args.logits_all, args.embeddings, options.tolerance
-    )
-    served.check_skip(options.skip)
     queue = RequestQueue(args.queue)
-    metrics = Metrics(lambda: queue.waiting, served.n_layer)
-    if llm.conversations is not None:
-        metrics.conversations(llm.conversations)
-    worker = Worker(llm, queue, metrics, AnswerRecorder(llm), IdleReader(llm, metrics, not args.no_catch_up))
+    metrics, measured = Metrics(lambda: queue.waiting), MeasuredAnswers()
+    loaders = {name: functools.partial(load, one, name, args, metrics, measured) for name, one in named.items()}
+    models = HostedModels(loaders, metrics, measured)
+    first = models.load_first().served
+    worker = Worker(models, queue, metrics, args.keep_alive)
     rules = AccessRules(key, args.max_body, tuple(args.cors), local_only=is_local(args.host))
-    process = ServerProcess(build(served, worker, rules), worker, args.grace, args.verbose, lambda: _greet(listener, served))
+    greet = functools.partial(_greet, listener, first, models.names[1:])
+    process = ServerProcess(build(worker, rules), worker, args.grace, args.verbose, greet)
     try:
         process.run([listener])
     finally:
@@ -142,12 +176,19 @@ def serve(listener: socket.socket, options: ModelOptions, key: str | None, args:
         raise KeyboardInterrupt
 
 
-def load(options: ModelOptions, args: argparse.Namespace) -> Llama:
-    """The model, with what embeddings and logprobs need."""
+def load(
+    options: ModelOptions, name: str, args: argparse.Namespace, metrics: Metrics, measured: MeasuredAnswers
+) -> LoadedModel:
+    """The model, with what embeddings and logprobs need. Raises what loading raises, SkipError for a --skip that it cannot."""
     import llama_cpp
 
+    from ..cli.answer_record import AnswerRecorder
+    from .hosted_models import LoadedModel
+    from .idle import IdleReader
+    from .served_model import ServedModel
+
     pooling = llama_cpp.LLAMA_POOLING_TYPE_MEAN if args.embeddings else llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
-    return options.load(
+    llm = options.load(
         logits_all=args.logits_all,
         embedding=args.embeddings,
         pooling_type=pooling,
@@ -155,6 +196,16 @@ def load(options: ModelOptions, args: argparse.Namespace) -> Llama:
         measure=None if args.no_catch_up else "choice",
         **held_settings(args),
     )
+    max_prompt = args.max_prompt or llm.n_ctx()
+    served = ServedModel(
+        llm, name, options.skip, args.max_skip, max_prompt, args.logits_all, args.embeddings, options.tolerance
+    )
+    try:
+        served.check_skip(options.skip)
+    except SkipError:
+        llm.close()
+        raise
+    return LoadedModel(served, IdleReader(llm, metrics, not args.no_catch_up, measured), AnswerRecorder(llm))
 
 
 def listen_on(host: str, port: int) -> socket.socket:
@@ -173,14 +224,15 @@ def listen_on(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _greet(listener: socket.socket, served: ServedModel) -> None:
+def _greet(listener: socket.socket, served: ServedModel, further: Sequence[str]) -> None:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     skip = list(served.skip) if isinstance(served.skip, tuple) else served.skip
     routers = "" if served.llm.routers else ", no routers"
     url = f"http://{host}:{port}"
     print(
-        f"{url} serves {served.name} ({served.n_layer} layers, skip {skip}{routers}): open it in a browser, "
+        f"{url} serves {', '.join([f'{served.name} ({served.n_layer} layers, skip {skip}{routers})', *further])}: "
+        "open it in a browser, "
         f"or give an OpenAI client base_url={url}/v1",
         flush=True,
     )
@@ -200,9 +252,13 @@ def _key(args: argparse.Namespace) -> str | None:
     return given
 
 
-def _check(args: argparse.Namespace, options: ModelOptions) -> None:
-    if isinstance(options.skip, float) and options.skip > args.max_skip:
-        raise OptionError(f"--skip {options.skip:g} is above --max-skip {args.max_skip:g}")
+def _check(args: argparse.Namespace, options: list[ModelOptions]) -> None:
+    skip = options[0].skip
+    if isinstance(skip, float) and skip > args.max_skip:
+        raise OptionError(f"--skip {skip:g} is above --max-skip {args.max_skip:g}")
+    for name in ("routers", "lora", "fidelity", "fidelity_state") if len(options) > 1 else ():
+        if getattr(args, name) is not None:
+            raise OptionError(f"--{name.replace('_', '-')} is of one model, and there are {len(options)}")
     if args.fidelity is not None and args.max_skip < MOST_SHARE:
         raise OptionError(f"--fidelity moves the skip share up to {MOST_SHARE:g}, above --max-skip {args.max_skip:g}")
     if args.max_prompt and args.ctx and args.max_prompt > args.ctx:

@@ -39,15 +39,29 @@ class MeasuredAnswer:
     kl: float | None
 
 
+class MeasuredAnswers:
+    """The last MOST_KEPT answers measured, of all models of a server."""
+
+    def __init__(self) -> None:
+        self._answers: deque[MeasuredAnswer] = deque(maxlen=MOST_KEPT)
+
+    def append(self, one: MeasuredAnswer) -> None:
+        self._answers.append(one)
+
+    def as_json(self) -> dict[str, Any]:
+        """The answers, the newest first, as OpenAI's lists are."""
+        return {"object": "list", "data": [asdict(one) for one in reversed(self._answers.copy())]}
+
+
 class IdleReader:
     """Runs the idle pass once an answer; `pause` ends it within a graph node. enabled: whether it runs at all."""
 
-    def __init__(self, llm: Llama, metrics: Metrics, enabled: bool = True) -> None:
+    def __init__(self, llm: Llama, metrics: Metrics, enabled: bool = True, measured: MeasuredAnswers | None = None) -> None:
         self._llm, self._metrics, self._enabled = llm, metrics, enabled
         self._idle = IdleThread(llm, self._take)
         self._answer: str | None = None
         self._warned = False
-        self._measured: deque[MeasuredAnswer] = deque(maxlen=MOST_KEPT)
+        self.measured = measured or MeasuredAnswers()
 
     def begin(self, answer: str) -> None:
         """The answer of this id has ended, and no request waits."""
@@ -59,10 +73,6 @@ class IdleReader:
         """A request is to be answered, or the model freed: end the pass, and wait until it has ended."""
         self._idle.pause()
 
-    def as_json(self) -> dict[str, Any]:
-        """The answers measured, the newest first, as OpenAI's lists are."""
-        return {"object": "list", "data": [asdict(one) for one in reversed(self._measured.copy())]}
-
     def _take(self) -> None:
         """In the idle thread: a pass has ended, whole or not."""
         answer, self._answer = self._answer, None
@@ -73,7 +83,7 @@ class IdleReader:
         if answer is None or fidelity is None or routing is None or timing is None:
             return
         self._metrics.fidelity(fidelity.share)
-        self._measured.append(
+        self.measured.append(
             MeasuredAnswer(
                 id=answer,
                 created=int(time.time()),

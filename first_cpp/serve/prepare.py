@@ -46,6 +46,25 @@ class Job:
     routed: bool = True
 
 
+@dataclass(frozen=True)
+class Order:
+    """A request on its way to its model. job: made when it came, where its model was loaded then, to be refused at once if it
+    must be; else, and where that model has been freed meanwhile, it is made when its turn has come.
+
+    prepare: makes the job for the model of the name `model`; raises ApiError. stream: whether an answer is streamed.
+    """
+
+    model: str
+    stream: bool
+    prepare: Callable[[ServedModel], Job]
+    served: ServedModel | None = None
+    job: Job | None = None
+
+    def job_for(self, served: ServedModel) -> Job:
+        """Raises ApiError for a request that cannot be answered."""
+        return self.job if self.job is not None and self.served is served else self.prepare(served)
+
+
 def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     """Raises ApiError for a request that cannot be answered."""
     if len(body.messages) > served.max_prompt:  # each has a token at least

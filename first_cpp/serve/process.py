@@ -48,6 +48,7 @@ class ServerProcess(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)  # the system's queue may be longer
+        self._worker.free_later()
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -12,20 +12,23 @@ from prometheus_client.registry import Collector
 from ..runtime.answer import Timing
 from ..runtime.conversations import Conversations
 from ..runtime.routing import Routing
+from .served_model import ServedModel
 
 _TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 _TPOT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+_LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
 _FIDELITY = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1)
 
 
 class CacheCollector(Collector):
-    """What the cache of conversations counts, read when it is asked for."""
+    """What the cache of conversations counts, read when it is asked for; nothing without one."""
 
-    def __init__(self, kept: Conversations) -> None:
-        self._kept = kept
+    kept: Conversations | None = None
 
     def collect(self) -> Iterator[Metric]:
-        kept = self._kept
+        kept = self.kept
+        if kept is None:
+            return
         yield CounterMetricFamily("first_cpp_cache_hits", "Prompts whose conversation was found in the cache", kept.hits)
         yield CounterMetricFamily("first_cpp_cache_hit_tokens", "Tokens that were not read again for that", kept.hit_tokens)
         yield GaugeMetricFamily("first_cpp_cache_bytes", "Bytes of conversations in the cache", kept.n_bytes)
@@ -37,7 +40,7 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, waiting: Callable[[], int], n_layer: int) -> None:
+    def __init__(self, waiting: Callable[[], int]) -> None:
         self._registry = r = CollectorRegistry()
         self._requests = Counter("first_cpp_requests", "Requests by route and HTTP status", ["route", "status"], registry=r)
         self._cancelled = Counter("first_cpp_answers_cancelled", "Answers whose client went away", registry=r)
@@ -50,12 +53,25 @@ class Metrics:
         self._fidelity = Histogram(
             "first_cpp_fidelity", "Share of an answer's first choices that are the dense model's", buckets=_FIDELITY, registry=r
         )
-        Gauge("first_cpp_layers", "Layers of the model", registry=r).set(n_layer)
+        self._layers = Gauge("first_cpp_layers", "Layers of the model loaded last", registry=r)
+        self._loads = Histogram("first_cpp_load_seconds", "Time to load a model", ["model"], buckets=_LOAD, registry=r)
+        self._models = Gauge("first_cpp_models_loaded", "Models that are loaded", registry=r)
         Gauge("first_cpp_queue_length", "Requests waiting in the queue", registry=r).set_function(waiting)
 
-    def conversations(self, kept: Conversations) -> None:
-        """Show the cache of conversations."""
-        self._registry.register(CacheCollector(kept))
+        self._cache = CacheCollector()
+        r.register(self._cache)
+
+    def loaded(self, served: ServedModel, seconds: float) -> None:
+        """A model was loaded, and is the one that the metrics of layers and of conversations are about."""
+        self._loads.labels(served.name).observe(seconds)
+        self._layers.set(served.n_layer)
+        self._models.set(1)
+        self._cache.kept = served.llm.conversations
+
+    def freed(self) -> None:
+        """The model that was loaded is not any longer."""
+        self._models.set(0)
+        self._cache.kept = None
 
     def request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()

@@ -36,7 +36,7 @@ class ServedModel:
     def __call__(self, model: str | None = None) -> Llama:
         """The model by its name; no name means the only one. Raises ApiError for another."""
         if model not in (None, self.name):
-            raise unknown_model(str(model), self.name)
+            raise unknown_model(str(model), [self.name])
         return self.llm
 
     def __iter__(self) -> Iterator[str]:
@@ -61,6 +61,10 @@ class ServedModel:
         """The tolerance of requests without one; None where nothing predicts costs."""
         cost = self.llm.routers.cost if self.llm.routers else None
         return cost.tolerance if cost is not None and self.tolerance is None else self.tolerance
+
+    def facts(self) -> dict[str, Any]:
+        """What stays the same while it is loaded, as /health says it."""
+        return {"n_layer": self.n_layer, "skip": self.skip, "max_skip": self.dial, "tolerance": self.default_tolerance}
 
     def check_skip(self, value: Any) -> Skip:
         """A request's skip setting. Raises SkipError with what is wrong and what is allowed."""

@@ -1,4 +1,4 @@
-"""The model with its one worker thread and the queue in front of it."""
+"""The models with their one worker thread and the queue in front of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from ..cli.answer_record import AnswerRecorder
 from ..errors import AnswerCancelled
-from ..llama import Llama
 from ..runtime.answer import Timing
 from ..runtime.routing import Routing
 from .api_errors import queue_full, stopping
-from .idle import IdleReader
-from .prepare import Job
+from .hosted_models import HostedModels, LoadedModel
+from .prepare import Job, Order
 from .prometheus import Metrics
 from .request_queue import QueueClosed, QueueFull, RequestQueue
 
@@ -25,21 +23,22 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Runs one job at a time in its thread; further requests wait in `queue`.
+    """Runs one job at a time in its thread, which also loads and frees models; further requests wait in `queue`.
 
-    Requests are prepared in another thread: the event loop reads no text and renders no template.
+    Requests are prepared in another thread: the event loop reads no text and renders no template. keep_alive: seconds without a
+    request after which the loaded model is freed; None: never.
     """
 
-    def __init__(self, llm: Llama, queue: RequestQueue, metrics: Metrics, recorder: AnswerRecorder, idle: IdleReader) -> None:
-        self.llm = llm
-        self.idle = idle
+    def __init__(self, models: HostedModels, queue: RequestQueue, metrics: Metrics, keep_alive: float | None = None) -> None:
+        self.models = models
         self.queue = queue
         self.metrics = metrics
-        self._recorder = recorder
+        self._keep_alive = keep_alive
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answer")
         self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._current: RunningJob | None = None
         self._last_seconds = 1.0
+        self._freeing: asyncio.TimerHandle | None = None
 
     async def prepare(self, function: Callable[[bytes], T], body: bytes) -> T:
         """What `function` makes of a request's body. Raises what it raises, and ApiError once the server is stopping."""
@@ -56,17 +55,19 @@ class Worker:
         except QueueClosed:
             raise stopping() from None
 
-    def start(self, job: Job, turn: asyncio.Future[None]) -> RunningJob:
-        """Start a job whose turn it is. The next turn comes when the thread is free again."""
+    def start(self, order: Order, turn: asyncio.Future[None]) -> RunningJob:
+        """Start an order whose turn it is. The next turn comes when the thread is free again."""
         began = time.monotonic()
-        running = self._current = RunningJob(self, job, self._thread, self._recorder)
+        self._stay_loaded()
+        running = self._current = RunningJob(self, order, self._thread)
 
         def free(_: object) -> None:
             self._last_seconds = time.monotonic() - began
             self._current = None
             self.queue.leave(turn)
-            if running.answer_id is not None and not self.queue.busy and not self.queue.closed:
-                self.idle.begin(running.answer_id)
+            if not self.queue.busy and not self.queue.closed:
+                running.begin_idle_pass()
+                self.free_later()
 
         running.done.add_done_callback(free)
         return running
@@ -75,6 +76,17 @@ class Worker:
         """Seconds after which a place is likely to be free: what the last job took."""
         return min(60, max(1, math.ceil(self._last_seconds)))
 
+    def free_later(self) -> None:
+        """Nobody asks any more: free the model after a while, where it is to be freed."""
+        if self._keep_alive is not None:
+            self._stay_loaded()
+            self._freeing = asyncio.get_running_loop().call_later(self._keep_alive, self._thread.submit, self.models.free)
+
+    def _stay_loaded(self) -> None:
+        if self._freeing is not None:
+            self._freeing.cancel()
+            self._freeing = None
+
     def stop_current(self) -> None:
         """End the running job; its client gets the error that the server is stopping."""
         if self._current is not None:
@@ -82,25 +94,25 @@ class Worker:
 
     def close(self) -> None:
         """End the running job, wait for all threads, free the model: nothing is freed that a thread may still use."""
+        self._stay_loaded()
         self._preparing.shutdown(cancel_futures=True)
         if self._current is not None:
             self._current.cancelled = True
-        self.llm.cancel()
+        self.models.cancel()
         self._thread.shutdown()
-        self.idle.pause()
-        self.llm.close()
+        self.models.free()
 
 
 class RunningJob:
     """A job in the worker thread; the event loop takes the parts of its answer with `part`."""
 
-    def __init__(self, worker: Worker, job: Job, thread: ThreadPoolExecutor, recorder: AnswerRecorder) -> None:
+    def __init__(self, worker: Worker, order: Order, thread: ThreadPoolExecutor) -> None:
         self.cancelled = False
-        self.answer_id: str | None = None
+        self._answer_id: str | None = None
         """Of the answer, once there is a part of it; None for what the routers did not decide."""
-        self._worker, self._llm, self._metrics = worker, worker.llm, worker.metrics
-        self._job = job
-        self._recorder = recorder
+        self._models, self._metrics = worker.models, worker.metrics
+        self._model: LoadedModel | None = None
+        self._order = order
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Any] = asyncio.Queue()
         self._ending: asyncio.Task[None] | None = None
@@ -113,6 +125,11 @@ class RunningJob:
             raise part
         return part
 
+    def begin_idle_pass(self) -> None:
+        """The job is done and no request waits: read its answer again, where there is one."""
+        if self._answer_id is not None and self._model is not None:
+            self._model.idle.begin(self._answer_id)
+
     def stop(self) -> None:
         """End the job as soon as it can be."""
         if self._ending is None:
@@ -122,59 +139,68 @@ class RunningJob:
         """Cancel the job, if it still runs, and return when the thread is free."""
         while not self.done.done():
             self.cancelled = True
-            self._llm.cancel()  # repeatedly: the answer may not have started
+            if self._model is not None:
+                self._model.llm.cancel()  # repeatedly: the answer may not have started
             await asyncio.wait({self.done}, timeout=0.01)
 
     # -- in the worker thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._worker.idle.pause()
-        before = self._llm.routing
-        last: Exception | None
+        last: Exception | None = None
         try:
-            for part in self._produce(before):
-                if part is not None:
-                    self._hand_over(part)
-                if self.cancelled:
-                    raise AnswerCancelled("the answer was cancelled")
-            last = None
+            self._check_cancelled()
+            model = self._model = self._models.take(self._order.model)
+            model.idle.pause()
+            self._answer(model, self._order.job_for(model.served))
         except Exception as error:
             last = error
             if isinstance(error, AnswerCancelled):
                 self._metrics.cancelled()
-        if self._job.routed and self._llm.routing is not before and self._llm.routing is not None:
-            self._metrics.answer(self._llm.routing, self._llm.timing or Timing())
         self._hand_over(last)
+
+    def _answer(self, model: LoadedModel, job: Job) -> None:
+        llm, before = model.llm, model.llm.routing
+        try:
+            for part in self._produce(model, job, before):
+                if part is not None:
+                    self._hand_over(part)
+                self._check_cancelled()
+        finally:
+            if job.routed and llm.routing is not before and llm.routing is not None:
+                self._metrics.answer(llm.routing, llm.timing or Timing())
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled:
+            raise AnswerCancelled("the answer was cancelled")
 
     def _hand_over(self, part: Any) -> None:
         self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
-    def _produce(self, before: Routing | None) -> Iterator[Any]:
-        if self.cancelled:
-            raise AnswerCancelled("the answer was cancelled")
-        if self._job.routed:
-            self._llm.skip = self._job.skip
-            self._llm.tolerance = self._job.tolerance
-        made = self._job.make()
+    def _produce(self, model: LoadedModel, job: Job, before: Routing | None) -> Iterator[Any]:
+        self._check_cancelled()
+        if job.routed:
+            model.llm.skip = job.skip
+            model.llm.tolerance = job.tolerance
+        made = job.make()
         if isinstance(made, dict):
-            self._note(made)
-            yield self._with_record(made, before)
+            self._note(made, job)
+            yield self._with_record(made, model, before)
             return
         with contextlib.closing(made):
             for chunk in made:
                 if chunk is None:  # work goes on, and nothing is to be sent yet
                     yield None
                     continue
-                self._note(chunk)
+                self._note(chunk, job)
                 last = chunk.get("choices") and chunk["choices"][0].get("finish_reason") is not None
-                yield self._with_record(chunk, before) if last else chunk
+                yield self._with_record(chunk, model, before) if last else chunk
 
-    def _note(self, part: dict[str, Any]) -> None:
-        if self._job.routed:
-            self.answer_id = str(part.get("id", ""))
+    def _note(self, part: dict[str, Any], job: Job) -> None:
+        if job.routed:
+            self._answer_id = str(part.get("id", ""))
 
-    def _with_record(self, answer: dict[str, Any], before: Routing | None) -> dict[str, Any]:
-        record = self._recorder.record()
-        if record is None or self._llm.routing is before:
+    def _with_record(self, answer: dict[str, Any], model: LoadedModel, before: Routing | None) -> dict[str, Any]:
+        record = model.recorder.record()
+        if record is None or model.llm.routing is before:
             return answer
         return {**answer, "first_cpp": record.as_json()}

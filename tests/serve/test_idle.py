@@ -8,19 +8,16 @@ import time
 
 import httpx
 import pytest
+from hosting import hosting, order
 from routers_files import routed_model
 from server import NO_END, chat, serving
 
-from first_cpp.cli.answer_record import AnswerRecorder
 from first_cpp.runtime import idle_pass
 from first_cpp.serve.access import AccessRules
 from first_cpp.serve.app import build
-from first_cpp.serve.idle import IdleReader
 from first_cpp.serve.prepare import Job
-from first_cpp.serve.prometheus import Metrics
 from first_cpp.serve.request_queue import RequestQueue
 from first_cpp.serve.served_model import ServedModel
-from first_cpp.serve.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +75,12 @@ def test_a_request_amid_the_pass_is_not_delayed(routed, load, monkeypatch):
     begun = threading.Event()
     step = llm._idle._step
     monkeypatch.setattr(llm._idle, "_step", lambda: (begun.set(), step())[1])
-    queue, metrics = RequestQueue(1), Metrics(lambda: 0, 6)
-    worker = Worker(llm, queue, metrics, AnswerRecorder(llm), IdleReader(llm, metrics))
+    worker = hosting(ServedModel(llm, "tiny", 0.34, 1.0, 512), RequestQueue(1))
 
     async def answer(prompt: str, n: int) -> dict:
         ask = {"max_tokens": n, "temperature": 0, "logit_bias": {2: -100.0}} if n > 8 else {"max_tokens": n, "temperature": 0}
         turn = worker.enter_queue()
-        running = worker.start(Job(lambda: llm.create_completion(prompt, **ask), False, 0.34), turn)
+        running = worker.start(order(Job(lambda: llm.create_completion(prompt, **ask), False, 0.34), "tiny"), turn)
         found = await running.part()
         assert await running.part() is None
         await running.end()
@@ -97,7 +93,7 @@ def test_a_request_amid_the_pass_is_not_delayed(routed, load, monkeypatch):
         found = await answer("Hello", 8)
         assert time.monotonic() - start < 0.5
         assert found["choices"][0]["text"] == expected[0]["text"]
-        cut_short = worker.idle.as_json()["data"]
+        cut_short = worker.models.measured.as_json()["data"]
         assert not cut_short or cut_short[0]["positions"] < 999
 
     asyncio.run(scene())
@@ -107,10 +103,8 @@ def test_a_request_amid_the_pass_is_not_delayed(routed, load, monkeypatch):
 def test_alternating_clients_find_their_conversation(routed, load):
     """By --cache-bytes: the third request goes on from the first one's state, and /metrics says so."""
     llm = load(routed, skip=0.34, chat_format="chatml", cache_bytes=10_000_000)
-    metrics = Metrics(lambda: 0, 6)
-    metrics.conversations(llm.conversations)
-    worker = Worker(llm, RequestQueue(1), metrics, AnswerRecorder(llm), IdleReader(llm, metrics))
-    app = build(ServedModel(llm, "tiny", 0.34, 1.0, 512), worker, AccessRules(None, 1 << 20))
+    worker = hosting(ServedModel(llm, "tiny", 0.34, 1.0, 512), RequestQueue(1))
+    app = build(worker, AccessRules(None, 1 << 20))
     texts = ["Secret words that are long enough", "Another talk of someone else altogether"]
 
     async def scene() -> str:

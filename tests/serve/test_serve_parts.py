@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import time
+import types
 
 import pytest
+from hosting import hosting, order
 from server import serving
 
 from first_cpp import SkipError, Timing
@@ -17,7 +19,6 @@ from first_cpp.runtime.machine import physical_cores
 from first_cpp.serve import answer_response
 from first_cpp.serve.access import AccessControl, AccessRules
 from first_cpp.serve.answer_response import AnswerResponse
-from first_cpp.serve.idle import IdleReader
 from first_cpp.serve.prepare import Job
 from first_cpp.serve.prometheus import Metrics
 from first_cpp.serve.request_queue import QueueClosed, QueueFull, RequestQueue
@@ -102,8 +103,7 @@ class NoRecords:
 
 
 def make_worker(llm, queue: RequestQueue) -> Worker:
-    metrics = Metrics(lambda: 0, 6)
-    return Worker(llm, queue, metrics, NoRecords(), IdleReader(llm, metrics, enabled=False))
+    return hosting(types.SimpleNamespace(name="slow", llm=llm), queue, NoRecords(), idle=False)
 
 
 def answer(job: Job, receive) -> list[dict]:
@@ -116,7 +116,7 @@ def answer(job: Job, receive) -> list[dict]:
     async def scene():
         queue = RequestQueue(1)
         worker = make_worker(SlowModel(), queue)
-        await AnswerResponse(worker, job)({"type": "http"}, receive, send)
+        await AnswerResponse(worker, order(job))({"type": "http"}, receive, send)
         await asyncio.sleep(0.05)
         assert not queue.busy
         worker.close()
@@ -169,7 +169,7 @@ def test_reader_that_does_not_read_holds_up_nobody():
             await stays()
 
         chunks = Job(lambda: ({"choices": []} for _ in range(9)), stream=True)
-        lazy = asyncio.create_task(AnswerResponse(worker, chunks)({"type": "http"}, stays, send))
+        lazy = asyncio.create_task(AnswerResponse(worker, order(chunks))({"type": "http"}, stays, send))
         await reached.wait()
         for _ in range(100):
             await asyncio.sleep(0.01)
@@ -262,7 +262,7 @@ def test_a_body_that_does_not_come():
 
     rules = AccessRules(key=None, max_body=1000, local_only=False, body_seconds=0.05)
     scope = {"type": "http", "path": "/v1/completions", "headers": []}
-    asyncio.run(AccessControl(never, rules, Metrics(lambda: 0, 6), [], [])(scope, receive, send))
+    asyncio.run(AccessControl(never, rules, Metrics(lambda: 0), [], [])(scope, receive, send))
     start, body = sent[1:]
     assert start["status"] == 408
     assert json.loads(body["body"])["error"]["code"] == "body_too_slow"
