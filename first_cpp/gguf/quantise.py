@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
 
 from ..errors import FirstCppError, OptionError
+from .model_file import ModelFile
 from .new_file import new_path
 
 
@@ -25,16 +27,42 @@ def file_type(name: str) -> int:
     >>> file_type("Q4_0"), file_type("q8_0")
     (2, 7)
     """
+    known = _file_types()
+    if name.upper() not in known:
+        raise OptionError(f"--quantize {name} is not a type of llama.cpp; known: {', '.join(sorted(known))}")
+    return known[name.upper()]
+
+
+def _file_types() -> dict[str, int]:
+    """llama.cpp's file types by name."""
     prefixes = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
-    known = {
+    return {
         key.removeprefix(prefix): value
         for key, value in vars(llama_cpp).items()
         for prefix in prefixes
         if key.startswith(prefix) and isinstance(value, int)
     }
-    if name.upper() not in known:
-        raise OptionError(f"--quantize {name} is not a type of llama.cpp; known: {', '.join(sorted(known))}")
-    return known[name.upper()]
+
+
+NEED_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "Q2_K_S")
+"""File types that llama.cpp writes with an importance matrix alone, which we have not."""
+
+
+def stored_type(model: ModelFile) -> str | None:
+    """llama.cpp's name of the file type that a model is stored in: as it says, or by the type of most of its bytes; None for
+    one that we do not know.
+
+    >>> stored_type(ModelFile.open("model.gguf"))
+    'F32'
+    """
+    key, known = "general.file_type", _file_types()
+    number = int(model.first.get(key)) if model.first.kind(key) == "u32" else -1
+    said = next((name for name, value in known.items() if value == number), None)
+    n_bytes = Counter[str]()
+    for _, tensor in model.tensors():
+        n_bytes[tensor.type.upper()] += tensor.n_bytes
+    most = n_bytes.most_common(1)[0][0] if n_bytes else ""
+    return said or next((name for name in (most, f"{most}_M") if name in known), None)
 
 
 def quantise(model: str | os.PathLike[str], out: str | os.PathLike[str], type_name: str) -> None:
