@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from first_cpp.cli.execute import add_debug, run
 from first_cpp.cli.model_name import HELP, add_offline, find_models
@@ -15,7 +15,8 @@ from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
 from first_cpp.gguf.merge import merge
 from first_cpp.gguf.model_file import ModelFile, normal_path
 from first_cpp.gguf.new_file import check_output
-from first_cpp.gguf.router_format import write_safetensors
+from first_cpp.gguf.quantise import stored_type
+from first_cpp.gguf.router_format import load_routers, write_safetensors
 from first_cpp.runtime.block_influence import DEFAULT_SKIP, MAX_TOKENS, TextError, influence_routers
 from first_cpp.skip import parse_skip
 
@@ -61,7 +62,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--replace", action="store_true", help="replace routers that the base model already carries")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     add_debug(parser)
     return parser
 
@@ -69,6 +70,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     check(args)
     find_models(args, "model")
+    write(args)
+    if not args.quiet:
+        print("\n".join(said(args)))
+
+
+def write(args: argparse.Namespace) -> None:
+    """Write --out, of the kind that the options name."""
     if args.block_influence:
         write_influence(args.model, args.text, args.out, skip=args.skip, force=args.force, quiet=args.quiet)
         return
@@ -82,6 +90,45 @@ def command(args: argparse.Namespace) -> None:
         write_sidecar(routers, args.model, args.out, **settings)
     else:
         embed(routers, args.model, args.out, replace=args.replace, quiet=args.quiet, **settings)
+
+
+def said(args: argparse.Namespace) -> Iterator[str]:
+    """What was written, how large it is, and the next commands."""
+    out = normal_path(args.out)
+    size = f"{out}: {in_bytes(os.path.getsize(out))}"
+    if args.block_influence:
+        yield f"{size}, input-blind routers by block influence"
+        yield "next:"
+        stem = os.path.basename(args.model).removesuffix(".gguf")
+        yield f"  python -m convert --routers {args.out} --model {args.model} --out {stem}-first.gguf"
+        return
+    routers = load_routers(out)
+    kind = "" if args.sidecar else f", {stored_type(ModelFile.open(out)) or 'of an unknown type'}"
+    whole = f"{size}{kind}" + ("" if args.sidecar else f" (the base has {in_bytes(os.path.getsize(args.model))})")
+    share = routers.skip if routers.cost is None else routers.cost.mean_share(routers.cost.tolerance)
+    says = f'skip="auto" skips {share:.0%} of them' if share else "they recommend no skipping by themselves: give --skip"
+    yield whole
+    yield f"routers for {routers.base.n_layer} layers; {says}"
+    yield "next:"
+    yield f"  first-cpp inspect {args.out}"
+    skip = "" if share else " --skip 0.25"
+    yield (
+        f"  first-cpp chat -m {args.model} --routers {args.out}{skip}"
+        if args.sidecar
+        else f"  first-cpp chat -m {args.out}{skip}"
+    )
+
+
+def in_bytes(n: int) -> str:
+    """A file's size, as people say it.
+
+    >>> in_bytes(91_700_000), in_bytes(4_100)
+    ('91.7 MB', '4.1 kB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} bytes"
 
 
 def check(args: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ def make_trainer(folder: str) -> Trainer:
     bank = RouterBank(len(layers), model.config.hidden_size, 1e-5)
     torch.nn.init.normal_(bank.bias, std=0.3)
     routed = RoutedModel(lora, layers, bank)
-    settings = Settings(batch_size=8, checkpoint=1000)
+    settings = Settings(batch_size=8)
     return Trainer(routed, lora, random_examples(8 * (STEPS + 1), len(tokenizer)), settings, folder)
 
 

@@ -18,6 +18,7 @@ from first_cpp.train.losses import AnswerLoss, answer_cross_entropy
 from first_cpp.train.model import decoder_layers
 from first_cpp.train.objective import Objective
 from first_cpp.train.order_search import skip_order
+from first_cpp.train.routed_model import RoutedModel
 from first_cpp.train.router_bank import RouterBank, lowest
 from first_cpp.train.settings import Settings
 from first_cpp.train.trainer import Trainer
@@ -198,3 +199,18 @@ def test_tails_are_taught_by_the_dense_output_alone(monkeypatch):
     torch.testing.assert_close(
         try_ideas.objective.answer_cross_entropy(found, batch), answer_cross_entropy(found[:, tail:], after)
     )
+
+
+def test_a_curriculum_lets_shares_grow():
+    shares = try_ideas.objective.skip_shares
+    for step, part in ((0, 0.02), (24, 0.5), (49, 1.0), (90, 1.0)):
+        found = try_ideas._growing_shares(shares, step, 100, Settings())
+        assert found == pytest.approx([part * share for share in shares(step, 100, Settings())])
+
+
+def test_all_weights_learn_from_prompts(monkeypatch):
+    monkeypatch.setattr(try_ideas.run_setup, "RoutedModel", RoutedModel)
+    try_ideas.apply("all-weights")
+    hf = reference.make_model(SHAPES["tiny"], seed=2)
+    routed = try_ideas.run_setup.RoutedModel(hf, decoder_layers(hf), RouterBank(6, 128, 1e-5), 0.05)
+    assert routed.prompt_gradient == "all"

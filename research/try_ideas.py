@@ -16,6 +16,8 @@ The options are those of `first-cpp train`. IDEA is one of
     borrow        half of the answers skip the layers that another prompt chose
     tails         the last tokens of a prompt are read as its answer is, to predict what the dense model does
     feed-forward  feed-forward blocks alone are skipped, as many as weigh what a share of the layers weighs
+    curriculum    the largest share grows from 0 over the first half of the run
+    all-weights   prompts pass gradients to every weight, not to their keys and values alone
 """
 
 from __future__ import annotations
@@ -59,8 +61,12 @@ IDEAS = [
     "borrow",
     "tails",
     "feed-forward",
+    "curriculum",
+    "all-weights",
 ]
 RANK = 16
+GROWN = 0.5
+"""Part of a run over which a curriculum lets the shares grow."""
 WINDOWS, LAST = 4, 32
 LENT, TAIL = 64, 16
 
@@ -275,7 +281,15 @@ def teach_anew(trainer: Trainer) -> None:
 
 def apply(idea: str, runs: Sequence[str] = ()) -> None:
     """Put an idea in the place of what `first-cpp train` does. runs: that found orders, for `known` and `given`."""
-    if idea == "alone":
+    replaced = {
+        "windows": (run_setup, "RouterBank", Windows),
+        "one-step": (training_loop, "Objective", OneStep),
+        "curriculum": (objective, "skip_shares", functools.partial(_growing_shares, objective.skip_shares)),
+        "all-weights": (run_setup, "RoutedModel", functools.partial(RoutedModel, prompt_gradient="all")),
+    }
+    if idea in replaced:
+        setattr(*replaced[idea])
+    elif idea == "alone":
         layer_orders.skip_order = functools.partial(_order_alone, layer_orders.skip_order)
     elif idea == "more":
         layer_orders.N_TOKENS, layer_orders.MOST_EXAMPLES = 2 * layer_orders.N_TOKENS, 2 * layer_orders.MOST_EXAMPLES
@@ -288,13 +302,9 @@ def apply(idea: str, runs: Sequence[str] = ()) -> None:
     elif idea == "last-tokens":
         run_setup.RouterBank = LastTokens
         after_start(teach_anew)
-    elif idea == "windows":
-        run_setup.RouterBank = Windows
     elif idea == "stand-ins":
         run_setup.RoutedModel = StandIns
         after_start(lambda trainer: fit_stand_ins(trainer, draw(trainer.examples, 96, trainer.settings.seed)))
-    elif idea == "one-step":
-        training_loop.Objective = OneStep
     elif idea == "borrow":
         training_loop.Objective, run_setup.RoutedModel = Borrow, OwnChoice  # type: ignore[misc]
     elif idea == "tails":
@@ -302,6 +312,11 @@ def apply(idea: str, runs: Sequence[str] = ()) -> None:
     elif idea == "feed-forward":
         run_setup.RoutedModel = FeedForward
         after_start(lambda trainer: weigh_alike(decoder_layers(trainer.lora)[0]))
+
+
+def _growing_shares(shares: Any, step: int, n_steps: int, settings: Any) -> list[float]:
+    grown = min(1.0, (step + 1) / (GROWN * n_steps))
+    return [grown * share for share in shares(step, n_steps, settings)]
 
 
 def _order_alone(search: Any, routed: RoutedModel, batches: Any, _most: int, *rest: Any) -> list[int]:

@@ -23,6 +23,7 @@ VERBS = {  # help, and the module with add_arguments and command
     "run": ("answer one prompt", "cli.run"),
     "serve": ("an OpenAI-compatible server, with a page to chat on", "serve.command"),
     "train": ("train routers and LoRA in PyTorch", "train.command"),
+    "tune": ("from your examples to a tuned model that skips layers", "tune.command"),
 }
 
 

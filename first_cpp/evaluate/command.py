@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
 from ..cli.model_name import HELP, add_offline, find_models
@@ -102,6 +103,7 @@ def command(args: argparse.Namespace) -> None:
     from .metrics import kinds_of_tasks
     from .questions import read_questions
     from .report import FILES, draw, markdown, summarise, write
+    from .rows import BASE
 
     check_folder(args.out, FILES)
     questions = read_questions(args.data, args.limit)
@@ -118,6 +120,10 @@ def command(args: argparse.Namespace) -> None:
     pictures = draw(record, args.out)
     print(markdown(record))
     print(f"written to {args.out}: {', '.join(['report.md', 'report.json', *pictures, 'answers.jsonl'])}")
+    if rows[0].name != BASE:
+        print("no row is the model as it came: --base FILE adds it, and the answers above are kept")
+    routers = f" --routers {args.routers}" if args.routers else ""
+    print(f"next:\n  first-cpp chat -m {args.model}{routers}\n  first-cpp serve -m {args.model}{routers}")
 
 
 def _origin() -> dict[str, str]:
@@ -219,7 +225,7 @@ def _plan(args: argparse.Namespace, llm: Any, rows: list[Row], questions: list[Q
     """What is about to happen, and how long it takes at most."""
     from ..runtime.chat_prompt import chat_prompt
     from .asking import first_of_each_task
-    from .estimate import Pace, in_words, longest_seconds
+    from .estimate import Pace, longest_seconds
 
     pace = Pace.of(llm, questions[0])
     missing = answers.missing(rows, len(questions))

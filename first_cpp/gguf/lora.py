@@ -63,10 +63,7 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
     import gguf
 
     config = _config(folder)
-    if architecture not in PERMUTED | AS_IS:
-        raise LoraError(
-            f"the order of q and k rows in {architecture} models is not known; supported: {sorted(PERMUTED | AS_IS)}"
-        )
+    check_architecture(architecture)
     rank, alpha = _number(config, "r", folder), _number(config, "lora_alpha", folder)
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     keys = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
@@ -88,6 +85,14 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
     if not pairs:
         raise LoraError(f"{folder}: no LoRA weights")
     return pairs
+
+
+def check_architecture(architecture: str) -> None:
+    """Raise LoraError for an architecture whose weights a LoRA of peft cannot be folded into."""
+    if architecture not in PERMUTED | AS_IS:
+        raise LoraError(
+            f"the order of q and k rows in {architecture} models is not known; supported: {sorted(PERMUTED | AS_IS)}"
+        )
 
 
 def _pair(name: str, a: Array, b: Array, scale: float, heads: int | None, where: str) -> LoraPair:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import llama_cpp
 
 from ..errors import FirstCppError, OptionError
 from .deferred_signals import DeferredSignals
+from .model_file import ModelFile
 from .new_file import new_path
 
 
@@ -41,6 +43,27 @@ def file_type(name: str) -> int:
     if name.upper() not in known:
         raise OptionError(f"--quantize {name} is not a type of llama.cpp; known: {', '.join(sorted(known))}")
     return known[name.upper()]
+
+
+NEED_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "Q2_K_S")
+"""File types that llama.cpp writes with an importance matrix alone, which we have not."""
+
+
+def stored_type(model: ModelFile) -> str | None:
+    """llama.cpp's name of the file type that a model is stored in: as it says, or by the type of most of its bytes; None for
+    one that we do not know.
+
+    >>> stored_type(ModelFile.open("model.gguf"))
+    'F32'
+    """
+    key, known = "general.file_type", _file_types()
+    number = int(model.first.get(key)) if model.first.kind(key) == "u32" else -1
+    said = file_type_name(number)
+    n_bytes = Counter[str]()
+    for _, tensor in model.tensors():
+        n_bytes[tensor.type.upper()] += tensor.n_bytes
+    most = n_bytes.most_common(1)[0][0] if n_bytes else ""
+    return said or next((name for name in (most, f"{most}_M") if name in known), None)
 
 
 def file_type_name(number: int) -> str | None:

@@ -18,12 +18,31 @@ def chat_prompt(llm: llama_cpp.Llama, text: str) -> list[int]:
     True
     >>> llm.close()
     """
-    template = llm.metadata.get("tokenizer.chat_template")
-    if template is None:
+    if "tokenizer.chat_template" not in llm.metadata:
         return llm.tokenize(text.encode("utf-8"))  # type: ignore[no-any-return]
+    return llm.tokenize(_rendered(llm, text).encode("utf-8"), add_bos=False, special=True)  # type: ignore[no-any-return]
+
+
+def user_turn(llm: llama_cpp.Llama) -> list[int]:
+    """The tokens of the model's chat template up to where the user speaks: what it says next is a user's turn.
+
+    Raises ValueError for a model without a template.
+    """
+    if "tokenizer.chat_template" not in llm.metadata:
+        raise ValueError("the model has no chat template")
+    before = _rendered(llm, _MARK).partition(_MARK)[0]
+    return llm.tokenize(before.encode("utf-8"), add_bos=False, special=True)  # type: ignore[no-any-return]
+
+
+_MARK = "what the user says"
+
+
+def _rendered(llm: llama_cpp.Llama, text: str) -> str:
+    """A user's turn in the model's template."""
+    template = llm.metadata["tokenizer.chat_template"]
     formatter = _formatter(template, _token_text(llm, llm.token_eos()), _token_text(llm, llm.token_bos()))
-    prompt = formatter(messages=[{"role": "user", "content": text}]).prompt
-    return llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=True)  # type: ignore[no-any-return]
+    prompt: str = formatter(messages=[{"role": "user", "content": text}]).prompt
+    return prompt
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""The arguments of a completion, checked before anything is computed: llama_cpp stumbles over others, or takes them for more."""
+"""The arguments of a completion, checked before anything is computed: llama_cpp stumbles over wrong ones."""
 
 from __future__ import annotations
 

@@ -5,13 +5,20 @@ routers.safetensors, the peft adapter, train.json, log.csv and layers.png."""
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
+from typing import TYPE_CHECKING
 
 from ..cli.extras import need_extra
 from ..cli.model_name import find_models
 from .option_checks import check_options
 from .training_options import add_arguments
+
+if TYPE_CHECKING:
+    from .examples import Example
+    from .trainer import Trainer
+    from .validation import Losses
 
 __all__ = ["add_arguments", "command"]
 
@@ -33,28 +40,39 @@ def command(args: argparse.Namespace) -> None:
     find_models(args, "model")
     from .layer_orders import start_orders  # with PyTorch, which takes seconds
     from .result import run_record, save_result
+    from .run_plan import ending, plan
     from .run_setup import set_up
 
-    _quiet_libraries(args.quiet)
+    _quiet_libraries()
     started = time.time()
     trainer, valid = set_up(args)
     if args.resume:
         trainer.resume()
-    else:
+    first = trainer.accelerator.is_main_process
+    if first and not args.quiet:
+        print(plan(args, trainer, valid), file=sys.stderr, flush=True)
+    if not args.resume:
         trainer.log.start()
         start_orders(trainer, args.start, args.init is not None, args.quiet)
-    losses = trainer.run(valid, args.validate, args.quiet, args.stop_after)
-    if not trainer.accelerator.is_main_process:
-        return
-    save_result(trainer, run_record(args, trainer, losses), args.skip)
-    print(f"{args.out}: routers.safetensors, adapter/, train.json, log.csv, layers.png ({time.time() - started:.0f} s)")
+    losses = _run(args, trainer, valid)
+    if first:
+        save_result(trainer, run_record(args, trainer, losses), args.skip)
+        print(ending(args, trainer, losses, time.time() - started))
 
 
-def _quiet_libraries(quiet: bool) -> None:
-    """No warnings that transformers and peft have for their own users; quiet: no progress bars of theirs either."""
+def _run(args: argparse.Namespace, trainer: Trainer, valid: list[Example]) -> Losses:
+    try:
+        return trainer.run(valid, args.validate, args.quiet, args.stop_after)
+    except KeyboardInterrupt:
+        where = f"stopped at step {trainer.step} of {trainer.n_steps}"
+        print(f"{where}; the same command with --resume goes on from the last checkpoint in {args.out}", file=sys.stderr)
+        raise
+
+
+def _quiet_libraries() -> None:
+    """None of the progress bars and warnings that transformers and peft have for their own users."""
     from transformers.utils import logging
 
-    if quiet:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of their own next releases
     warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)  # peft, of a base that is a GGUF

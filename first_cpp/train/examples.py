@@ -6,14 +6,17 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..cli.jsonl import DataError, field, lines
+from ..runtime.predicted_cost import Prediction
 
 
 @dataclass(frozen=True)
 class Example:
     """The tokens of one prompt, in the model's chat template, and of its answer, the end token included.
+
+    prediction: what a file's sets of layers are predicted to cost it, where a run trains for those.
 
     >>> Example("qa", prompt=[1, 15, 27], response=[42, 2]).task
     'qa'
@@ -22,6 +25,7 @@ class Example:
     task: str
     prompt: list[int]
     response: list[int]
+    prediction: Prediction | None = None
 
 
 def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
@@ -52,7 +56,17 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
 
 
-def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+class OfTask(Protocol):
+    """What belongs to a task."""
+
+    @property
+    def task(self) -> str: ...
+
+
+Drawn = TypeVar("Drawn", bound=OfTask)
+
+
+def draw(examples: Sequence[Drawn], limit: int | None, seed: int) -> list[Drawn]:
     """At most `limit` examples drawn at random, equally many of each task as far as it has them; None draws all.
 
     >>> found = draw([Example("a", [i], [2]) for i in range(9)] + [Example("b", [9], [2])], 4, seed=0)

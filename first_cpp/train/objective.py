@@ -13,6 +13,7 @@ from .batch import Batch
 from .losses import AnswerLoss, answer_cross_entropy
 from .routed_model import Prefilled, RoutedModel
 from .router_bank import lowest
+from .set_budget import SetBudget
 from .settings import Settings
 
 
@@ -27,19 +28,18 @@ def skip_shares(step: int, n_steps: int, settings: Settings) -> list[float]:
     if settings.max_share == 0:
         return [0.0]
     rng = random.Random(f"share-{settings.seed}-{step}")
-    grown = 1.0 if settings.curriculum <= 0 else min(1.0, (step + 1) / (settings.curriculum * n_steps))
-    top = settings.max_share * grown
     if settings.passes == 1:
-        return [top * rng.random()]
+        return [settings.max_share * rng.random()]
     parts = settings.passes - 1
-    return [0.0, *(top * (i + rng.random()) / parts for i in range(parts))]
+    return [0.0, *(settings.max_share * (i + rng.random()) / parts for i in range(parts))]
 
 
 class Objective:
     """The losses of a batch's passes.
 
     order: all layers in the order of skipping, for the fixed sets that need one. teacher: computes the logits that all passes
-    are to match, in place of the answers, [b, t - split, n_vocab].
+    are to match, in place of the answers, [b, t - split, n_vocab]. budget: chooses each prompt's set, where a run trains
+    for those of a file.
     """
 
     def __init__(self, routed: RoutedModel, settings: Settings, n_steps: int, order: Sequence[int] = ()) -> None:
@@ -47,6 +47,7 @@ class Objective:
         self.n_layer = routed.bank.bias.shape[0]
         self.order = order
         self.teacher: Callable[[Batch], Tensor] | None = None
+        self.budget: SetBudget | None = None
 
     def learns(self, step: int) -> tuple[bool, bool]:
         """Whether the routers and whether the LoRA learn at a step."""
@@ -72,6 +73,12 @@ class Objective:
             loss, share = self._soft(prefilled) if self.learns(step)[0] else self._decided(prefilled)
             yield weight * loss, weight * share
 
+    def chosen_layers(self, prefilled: Prefilled, share: float) -> Tensor:
+        """The layers that a share skips of a batch: bool [b, n_layer]. With a budget it is the mean share of all examples."""
+        if self.budget is not None:
+            return self.budget.skipped_layers(prefilled.batch.predictions, share).to(prefilled.keep.device)
+        return self.skipped_layers(prefilled.keep.detach(), share)
+
     def skipped_layers(self, keep: Tensor, share: float) -> Tensor:
         """The layers that a share skips, for keep scores [b, n_layer]: bool [b, n_layer]."""
         s = self.settings
@@ -92,7 +99,7 @@ class Objective:
         keep = prefilled.keep if self.settings.layers == "routers" else prefilled.keep.detach()  # [b, n_layer]
         scores, last = keep.detach().requires_grad_(keep.requires_grad), len(shares) - 1
         for i, share in enumerate(shares):
-            skipped = self.skipped_layers(keep.detach(), share)  # [b, n_layer]
+            skipped = self.chosen_layers(prefilled, share)  # [b, n_layer]
             if not bool(skipped.any()):
                 logits = dense if share == 0 and dense is not None else self.routed.answer_logits(prefilled)
                 loss = weight * (answer_loss(logits) if taught else answer_cross_entropy(logits, prefilled.batch)).mean()

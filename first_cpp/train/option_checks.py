@@ -22,26 +22,44 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def _contradictions(args: argparse.Namespace) -> Iterator[str]:
+    yield from _of_data(args)
     yield from _of_layers(args)
     yield from _of_lora(args)
     if args.teacher and (args.recipe == "two-step" or args.distill == 0):
         yield "--teacher is matched by KL: --recipe must be exact and --distill above 0"
-    if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers"):
+    if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers" or args.sets):
         yield "--recipe two-step trains routers, then LoRA: --rank must be 1 or more and --layers routers"
     taken = any(os.path.exists(os.path.join(args.out, name)) for name in ("train.json", "checkpoint.pt"))
     if taken and not args.resume:
         yield f"--out {args.out} holds a run already; choose another folder, or go on with --resume"
 
 
+def _of_data(args: argparse.Namespace) -> Iterator[str]:
+    if bool(args.data) == bool(args.prompts):
+        yield "give --data with prompts and responses, or --prompts to be answered by the dense model: one of the two"
+    if args.prompts and os.path.isdir(args.model):
+        yield f"--prompts are answered through llama.cpp: --model must be a GGUF file, {args.model} is a folder"
+    if args.prompts and (args.recipe == "two-step" or args.distill == 0):
+        yield "--prompts are learned by KL: --recipe must be exact and --distill above 0"
+    if "self" in args.prompts and len(args.prompts) > 1:
+        yield "--prompts self stands alone: the model writes all of them"
+    if args.samples and not args.prompts:
+        yield "--samples draws answers to --prompts; --data brings its own"
+
+
 def _of_layers(args: argparse.Namespace) -> Iterator[str]:
     if args.start and (args.layers != "routers" or args.max_share == 0):
         yield "--start is where routers start: --layers must be routers and --max-share above 0"
-    layers = args.layers if isinstance(args.layers, str) else "given"
+    if args.sets and (args.layers != "routers" or args.start or args.max_share == 0):
+        yield "--sets says which layers are skipped: it goes with neither --layers nor --start, and --max-share is above 0"
+    layers = "sets" if args.sets else args.layers if isinstance(args.layers, str) else "given"
     if args.search_data and order_to_find(layers, args.start, args.init is not None, args.max_share) is None:
         yield "--search-data is to order layers on, and this run orders none: with --init it needs --start"
 
 
 def _of_lora(args: argparse.Namespace) -> Iterator[str]:
+    if args.sets and args.rank == 0:
+        yield "--sets trains the LoRA that makes up for them: --rank must be 1 or more"
     if args.init and args.rank == 0:
         yield "--init starts from an earlier LoRA: --rank must be that LoRA's, not 0"
     if args.quantize and args.rank == 0:

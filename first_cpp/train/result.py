@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..gguf.new_file import new_file
 from ..gguf.router_format import WRITER, set_record, write_safetensors
 from ..gguf.routers import Base, Routers
 from ..runtime.machine import describe_machine
+from ..runtime.predicted_cost import Prediction
 from .objective import below_half
 from .trainer import Trainer
 from .validation import Losses, Scores
@@ -25,7 +27,7 @@ def run_record(args: argparse.Namespace, trainer: Trainer, losses: Losses) -> di
     gpus = [torch.cuda.get_device_name(trainer.accelerator.device)] if trainer.accelerator.device.type == "cuda" else []
     return {
         "method": method_of(args),
-        "data": f"{', '.join(os.path.basename(path) for path in args.data)} ({len(trainer.examples)} examples)",
+        "data": f"{', '.join(map(os.path.basename, args.data or args.prompts))} ({len(trainer.examples)} examples)",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
         "seconds": round(trainer.seconds),
         "steps": trainer.step,
@@ -41,7 +43,9 @@ def run_record(args: argparse.Namespace, trainer: Trainer, losses: Losses) -> di
 def method_of(args: argparse.Namespace) -> str:
     """What was trained, in words."""
     layers = args.layers if isinstance(args.layers, str) else ",".join(map(str, args.layers))
-    who = "routers" if layers == "routers" else f"the layers {layers!r} for all prompts"
+    if args.sets:
+        layers = f"sets of {os.path.basename(args.sets)}"
+    who = layers if layers == "routers" or args.sets else f"the layers {layers!r} for all prompts"
     how = "dense" if args.recipe == "exact" and args.max_share == 0 else f"{args.recipe}, {who}"
     return f"{how}, LoRA rank {args.rank}"
 
@@ -60,13 +64,22 @@ def save_result(trainer: Trainer, record: dict[str, Any], skip: float | None) ->
         config = trainer.lora.peft_config["default"]
         config.target_modules = sorted(config.target_modules)  # peft keeps a set: the file would differ from run to run
         trainer.lora.save_pretrained(os.path.join(out, "adapter"))
-    chosen = {
-        task: trainer.objective.skipped_layers(keep, skip).float().mean(0).tolist()  # [n, n_layer] -> [n_layer]
-        for task, keep in sorted(scores.items())
-    }
-    plot_layers(os.path.join(out, "layers.png"), chosen, skip)
+    plotted = skip if trainer.objective.budget is None else skip or 0.25
+    plot_layers(os.path.join(out, "layers.png"), chosen_by_task(trainer, scores, plotted), plotted)
     with new_file(os.path.join(out, "train.json"), "w") as file:
         file.write(json.dumps(record | {"skip": skip}, indent=1) + "\n")
+
+
+def chosen_by_task(trainer: Trainer, scores: Scores, share: float) -> dict[str, list[float]]:
+    """How often each layer is skipped at a share, by task: of prompts validated on, or with a budget, of those trained on."""
+    if (budget := trainer.objective.budget) is None:
+        found = {task: trainer.objective.skipped_layers(keep, share) for task, keep in scores.items()}  # [n, n_layer]
+    else:
+        by_task = defaultdict[str, list[Prediction]](list)
+        for one in trainer.examples:
+            by_task[one.task] += [one.prediction] if one.prediction else []
+        found = {task: budget.skipped_layers(of, share) for task, of in by_task.items()}
+    return {task: skipped.float().mean(0).tolist() for task, skipped in sorted(found.items())}
 
 
 def recommended_share(trainer: Trainer, scores: Scores) -> float:
@@ -74,6 +87,8 @@ def recommended_share(trainer: Trainer, scores: Scores) -> float:
     s = trainer.settings
     if s.recipe == "two-step":
         return share_below_half(scores)
+    if trainer.objective.budget is not None:
+        return trainer.objective.budget.routers.skip  # until the trained weights are calibrated
     return 0.25 if s.layers == "routers" and s.max_share > 0 else 0.0
 
 
@@ -81,6 +96,10 @@ def save_routers(trainer: Trainer, record: dict[str, Any], skip: float) -> None:
     """Write routers.safetensors. A fixed set of layers is named in its metadata, for `first-cpp eval`."""
     bank, s = trainer.routed.bank, trainer.settings
     train: dict[str, Any] = {key: record[key] for key in ("method", "data", "command", "seconds") if key in record}
+    if trainer.objective.budget is not None:
+        of_file = trainer.objective.budget.routers
+        write_safetensors(trainer.out, dataclasses.replace(of_file, skip=skip, train=of_file.train | train))
+        return
     if s.layers != "routers":
         train |= set_record(s.layers, trainer.objective.order, s.seed)
     weight, bias = (getattr(bank, name).detach().float().cpu().numpy() for name in ("weight", "bias"))

@@ -41,7 +41,8 @@ class RoutedModel:
     Hooks on the decoder layers do it, so any architecture whose layers transformers exposes as a list works.
 
     model: with or without LoRA; layers: its decoder layers. temperature: width of the straight-through gradient.
-    prompt_gradient: as in `Settings`.
+    prompt_gradient: where prompt positions pass gradients to: "keys", the keys and values that answers read; "all", every
+    weight below, which costs time and gained nothing.
     """
 
     def __init__(

@@ -36,17 +36,17 @@ class Settings:
     recipe: str = "exact"
     """"exact" trains routers and LoRA together, by the rule of inference; "two-step" the routers first, then the LoRA."""
     layers: str = "routers"
-    """Who chooses the skipped layers: the routers, or a set that is the same for all prompts (`skip.fixed_layers`)."""
+    """Who chooses the skipped layers: the routers, a file's sets (sets), or a set that is the same for all prompts
+    (`skip.fixed_layers`)."""
     max_share: float = 0.5
     """Largest skip share in training; 0 trains dense."""
     passes: int = 3
     """Forward passes over a batch's answers, an optimizer step each: one dense, one in each equal part of 0..max_share."""
-    curriculum: float = 0.0
-    """Part of the run over which the largest share grows from 0."""
     distill: float = 1.0
     """Weight of KL to the model's own dense output, beside cross entropy, or to the teacher's, in place of it."""
     teacher: str = ""
-    """Run whose dense output, not rounded, all passes are to match. Empty: the answers and the model's own dense output."""
+    """Run whose dense output, not rounded, all passes are to match, or base, the model without LoRA. Empty: the answers and the
+    model's own dense output."""
     router_part: float = 0.3
     """two-step: part of the run in which the routers learn."""
     alpha: float = 0.1
@@ -57,12 +57,18 @@ class Settings:
     """Of the base's arithmetic: "float32" or "bf16"; routers, LoRA weights and losses are float32 in both."""
     quantize: str = ""
     """Type that base + LoRA will be quantised to; empty: the weights are not rounded."""
-    prompt_gradient: str = "keys"
-    """Where prompt positions pass gradients to: "keys", the keys and values that answers read; "all", every weight below."""
     seed: int = 0
     """Of the LoRA's start, the order of examples, the shares and random sets."""
-    checkpoint: int = 200
-    """Steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How answers are drawn. n: of each prompt, 0 for the greedy one alone. temperature: of drawn ones. max_tokens: of each."""
+
+    n: int = 0
+    temperature: float = 0.8
+    max_tokens: int = 128
+    seed: int = 0
 
 
 def order_to_find(layers: str, start: str | None, initialised: bool, max_share: float) -> str | None:
@@ -75,7 +81,7 @@ def order_to_find(layers: str, start: str | None, initialised: bool, max_share: 
     'search'
     >>> order_to_find("even", None, False, 0.5)
     """
-    if max_share == 0 or layers == "given":
+    if max_share == 0 or layers in ("given", "sets"):
         return None
     if layers == "routers":
         return start or (None if initialised else "search")

@@ -1,4 +1,4 @@
-"""A teacher: an earlier run, dense and not rounded, whose output the answers of this one are to match."""
+"""A teacher: an earlier run or the base, dense and not rounded, whose output the answers of this run are to match."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from .router_bank import RouterBank
 
 
 class Teacher:
-    """A base model, which is changed, with the LoRA of a run's folder folded in.
+    """A base model, which is changed, with the LoRA of a run's folder folded in; without one where `run` is None.
 
     Raises MissingFileError, or ModelFileError where the LoRA is of another model.
     """
 
-    def __init__(self, base: Any, run: str) -> None:
+    def __init__(self, base: Any, run: str | None) -> None:
+        merged = base.requires_grad_(False) if run is None else self._merged(base, run)
+        layers = decoder_layers(merged)
+        bank = RouterBank(len(layers), merged.config.get_text_config().hidden_size, 1e-5)  # its scores are not used
+        self._routed = RoutedModel(merged, layers, bank)
+
+    @staticmethod
+    def _merged(base: Any, run: str) -> Any:
         from peft import PeftModel
 
         adapter = os.path.join(run, "adapter")
         if not os.path.exists(os.path.join(adapter, "adapter_config.json")):
             raise MissingFileError(f"--teacher {run}: there is no peft adapter in {adapter}")
         try:
-            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload().requires_grad_(False)
+            return PeftModel.from_pretrained(base, adapter).merge_and_unload().requires_grad_(False)
         except (RuntimeError, ValueError) as error:  # torch's and peft's, for shapes and names
             raise ModelFileError(f"--teacher {run} is of another model: {error}") from error
-        layers = decoder_layers(merged)
-        bank = RouterBank(len(layers), merged.config.get_text_config().hidden_size, 1e-5)  # its scores are not used
-        self._routed = RoutedModel(merged, layers, bank)
 
     def to(self, device: Any) -> Teacher:
         """Move the weights to a device."""

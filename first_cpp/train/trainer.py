@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,22 +15,27 @@ from torch import Tensor
 from .batch import Batch, collate
 from .checkpoint import TrainingError, digest, load_checkpoint, save_checkpoint
 from .examples import Example, batches, micro_batches
+from .interrupts import held_interrupts
 from .objective import Objective
 from .rounding import Rounding
 from .routed_model import RoutedModel
 from .run_log import RunLog
 from .settings import Settings
-from .validation import Losses, Scores, prompt_scores, validate
+from .validation import Losses, Scores, by_share, prompt_scores, validate
 from .weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+CHECKPOINT_SECONDS = 300.0
+"""Between two checkpoints, where nothing else is asked for."""
 
 
 class Trainer:
     """Runs the loop under Accelerate: on one CPU, one GPU, or many by `accelerate launch`.
 
     parameters: all that learn, LoRA weights first, then the routers'. orders: of layers, that routers started from, by task.
+    checkpoint_seconds: after which the next step is followed by a checkpoint.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Trainer:
         self.lora_weights = [p for p in lora.parameters() if p.requires_grad]
         self._make_optimizer()
         self.step, self.seconds = 0, 0.0
+        self.checkpoint_seconds, self._saved = CHECKPOINT_SECONDS, time.monotonic()
         self.orders: dict[str, list[int]] = {}
         self._scores: Scores = {}  # of the validation data, as last validated
         self._epoch, self._batches = -1, list[list[Example]]()
@@ -97,7 +103,7 @@ class Trainer:
     def to_device(self, batch: Batch) -> Batch:
         """The batch on the device that trains."""
         device = self.accelerator.device
-        return Batch(batch.ids.to(device), batch.mask.to(device), batch.split)
+        return dataclasses.replace(batch, ids=batch.ids.to(device), mask=batch.mask.to(device))
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 
@@ -108,7 +114,7 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "settings": asdict(self.settings),
+            "settings": dataclasses.asdict(self.settings),
             "of": self._depends_on,
             "order": list(self.objective.order),
             "orders": self.orders,
@@ -119,11 +125,16 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
         }
         save_checkpoint(self.out, state)
+        self._saved = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved >= self.checkpoint_seconds
 
     def resume(self) -> None:
         """Go on from the last checkpoint. Raises TrainingError if there is none, or it is of another run: other settings,
         examples, temperature or weights to train."""
-        state = load_checkpoint(self.out, asdict(self.settings), self._depends_on, self.accelerator.device)
+        state = load_checkpoint(self.out, dataclasses.asdict(self.settings), self._depends_on, self.accelerator.device)
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
         self.average.load(state["means"], state["n_averaged"])
@@ -141,6 +152,7 @@ class Trainer:
             "examples": digest(self.examples),
             "examples to order layers on": digest(self.search_examples),
             "temperature": repr(self.routed.temperature),
+            "sets": "" if self.objective.budget is None else repr(self.objective.budget.probes.sets),
             "rank or model": repr([tuple(weight.shape) for weight in self.parameters]),
         }
 
@@ -158,21 +170,24 @@ class Trainer:
     def run(
         self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
     ) -> Losses:
-        """Train to the end, or to the step `stop_after`, on the same schedule.
+        """Train to the end, or to the step `stop_after`, on the same schedule. Ctrl-C ends it after a step, with a checkpoint.
 
         Returns the validation loss by task and share (empty without validation data).
         """
-        with self.progress(quiet) as progress:
+        with self.progress(quiet) as progress, held_interrupts() as interrupted:
             end = min(self.n_steps, stop_after or self.n_steps)
             bar = progress.add_task("training", total=end, completed=self.step)
             while self.step < end:
                 progress.update(bar, description=self._timed_step())
                 progress.advance(bar)
-                if self.step % self.settings.checkpoint == 0:
+                if interrupted():
+                    self.save()
+                    raise KeyboardInterrupt
+                if self.is_due():
                     self.save()
                 if valid and validate_every and self.step % validate_every == 0:
                     found = self._validate(valid)
-                    progress.console.print(f"step {self.step}: validation loss by share {_short(found['mean'])}")
+                    progress.console.print(f"step {self.step}: validation loss by share {by_share(found['mean'])}")
         self.save()
         if self.step == self.n_steps and self.average.count:  # after the checkpoint, which holds the last weights
             self.average.apply()
@@ -270,7 +285,3 @@ class Trainer:
         if self.schedule.last_epoch > (1 - self.settings.average) * self.n_updates:
             self.average.add()
         self.rounding.apply()
-
-
-def _short(losses: dict[float, float]) -> str:
-    return ", ".join(f"{share:g}: {loss:.3f}" for share, loss in losses.items())

@@ -10,17 +10,19 @@ from ..cli.execute import add_debug
 from ..cli.model_name import HELP, add_offline
 from ..cli.options import number, whole_number
 from ..skip import FIXED
-from .settings import Settings
+from .settings import Ask, Settings
 
 EPILOG = """examples:
   first-cpp train --model model.gguf --data data.jsonl --out run
   first-cpp train --model model.gguf --data data.jsonl --out set --layers search
+  first-cpp train --model model.gguf --prompts self --limit 8 --out own
 
 Each line of data is an object with prompt, response and, of several, task.
 Then write the model that skips layers:
   python -m convert --model model.gguf --routers run --merge --out first.gguf
 """
-USAGE = "%(prog)s --model MODEL --data JSONL ... --out DIR [OPTION ...]"
+USAGE = """%(prog)s --model MODEL --data JSONL ... --out DIR [OPTION ...]
+       %(prog)s --model GGUF --prompts JSONL ... --out DIR [OPTION ...]"""
 DEFAULT = " (default: %(default)s)"
 
 
@@ -56,8 +58,15 @@ def _model(add: Add) -> None:
 
 
 def _data(add: Add) -> None:
-    add("--data", required=True, nargs="+", metavar="JSONL", help="training data: lines with prompt and response")
-    add("--valid", nargs="*", default=[], metavar="JSONL", help="validation data")
+    add("--data", nargs="+", default=[], metavar="JSONL", help="training data: lines with prompt and response")
+    asked = "prompts alone, of a GGUF: its own dense answers are matched by KL; self: it writes the prompts, too"
+    add("--prompts", nargs="+", default=[], metavar="JSONL", help=asked)
+    add("--samples", type=whole_number(0), default=0, metavar="N", help="answers drawn of each; 0: the greedy one" + DEFAULT)
+    heat = "of drawn answers" + DEFAULT
+    add("--sample-temperature", type=above_zero, default=Ask.temperature, metavar="X", help=heat)
+    longest = "longest dense answer, in tokens" + DEFAULT
+    add("-n", "--max-tokens", type=whole_number(1), default=Ask.max_tokens, metavar="N", help=longest)
+    add("--valid", nargs="*", default=[], metavar="JSONL", help="validation data, as --data or --prompts")
     add("--search-data", nargs="+", default=[], metavar="JSONL", help="data to order layers on (default: --data)")
     add("--limit", type=whole_number(1), metavar="N", help="train on N examples, equally many of each task")
     add("--valid-limit", type=whole_number(0), default=200, metavar="N", help="validate on N" + DEFAULT)
@@ -77,6 +86,8 @@ def _lora(add: Add) -> None:
 def _layers(add: Add) -> None:
     who = f"who chooses: routers, or one set for all prompts: search, {', '.join(FIXED)}, or layers as a list like 14,13,5"
     add("--layers", type=who_chooses, default="routers", metavar="WHO", help=who + DEFAULT)
+    sets = "train for the sets of this calibrated file, as its budget draws them"
+    add("--sets", metavar="FILE", help=sets)
     add("--max-share", type=share, default=Settings.max_share, metavar="SHARE", help="largest skip share, 0: dense" + DEFAULT)
     recommended = 'share that skip="auto" takes (default: 0.25; two-step: the scores below 0.5; without routers: 0)'
     add("--skip", type=share, metavar="SHARE", help=recommended)
@@ -94,17 +105,13 @@ def _schedule(add: Add) -> None:
     add("--part-tokens", type=whole_number(1), default=Settings.part_tokens, metavar="N", help=tokens)
     passes = "updates a batch, the first dense" + DEFAULT
     add("--passes", type=whole_number(1), default=Settings.passes, metavar="N", help=passes)
-    grown = "part of the run over which shares grow from 0"
-    add("--curriculum", type=number(0, 1), default=Settings.curriculum, metavar="PART", help=grown)
     average = "last part of the run, whose mean weights are kept"
     add("--average", type=number(0, 1), default=Settings.average, metavar="PART", help=average)
 
 
 def _loss(add: Add) -> None:
     add("--distill", type=number(0), default=Settings.distill, metavar="X", help="weight of KL to the dense output" + DEFAULT)
-    add("--teacher", default="", metavar="RUN", help="match an earlier run's dense output, not answers")
-    gradient = "what prompts teach: keys and values (keys), or all weights below too (all, slower)" + DEFAULT
-    add("--prompt-gradient", default=Settings.prompt_gradient, choices=["keys", "all"], metavar="WHAT", help=gradient)
+    add("--teacher", default="", metavar="RUN", help="match the dense output of an earlier run, or base, not answers")
 
 
 def _two_step(add: Add) -> None:
@@ -120,11 +127,11 @@ def _two_step(add: Add) -> None:
 def _run(add: Add) -> None:
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--stop-after", type=whole_number(1), metavar="STEP", help="end early, to --resume later on the same schedule")
-    steps = "steps between checkpoints" + DEFAULT
-    add("--checkpoint", type=whole_number(1), default=Settings.checkpoint, metavar="STEPS", help=steps)
+    minutes = "minutes between checkpoints; 0: every step" + DEFAULT
+    add("--checkpoint", type=number(0), default=5.0, metavar="MINUTES", help=minutes)
     add("--validate", type=whole_number(0), default=0, metavar="STEPS", help="steps between validations; 0: at the end")
     add("--seed", type=int, default=Settings.seed, metavar="N", help="same seed, same weights" + DEFAULT)
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no plan and no progress bar")
 
 
 _GROUPS: dict[str, Callable[[Add], None]] = {

@@ -28,8 +28,10 @@ Scores: TypeAlias = dict[str, Tensor]
 def validate(
     objective: Objective, examples: Sequence[Example], batch_size: int, to_device: Callable[[Batch], Batch]
 ) -> tuple[Losses, Scores]:
-    """Of each task, the mean answer cross entropy at each of SHARES, for a dense run at 0 alone, and the keep scores."""
-    shares = SHARES if objective.settings.max_share > 0 else (0.0,)
+    """Of each task, the mean answer cross entropy at each of SHARES, for a dense run at 0 alone, for a budget up to its largest
+    level, and the keep scores."""
+    most = 0.0 if objective.settings.max_share == 0 else 1.0 if objective.budget is None else objective.budget.most
+    shares = tuple(share for share in SHARES if share <= most)
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in shares})
     scores: dict[str, list[Tensor]] = defaultdict(list)
     for group in batches(examples, batch_size, 0, 0):
@@ -37,7 +39,7 @@ def validate(
         for example, keep in zip(group, prefilled.keep.cpu(), strict=True):
             scores[example.task].append(keep)  # [n_layer]
         for share in shares:
-            gate = (~objective.skipped_layers(prefilled.keep, share)).float() if share else None  # [b, n_layer]
+            gate = (~objective.chosen_layers(prefilled, share)).float() if share else None  # [b, n_layer]
             losses = answer_cross_entropy(objective.routed.answer_logits(prefilled, gate), prefilled.batch).tolist()
             for example, loss in zip(group, losses, strict=True):
                 found[example.task][share].append(loss)
@@ -48,6 +50,15 @@ def _means(found: dict[str, dict[float, list[float]]], shares: Sequence[float]) 
     means = {task: {share: sum(one) / len(one) for share, one in by_share.items()} for task, by_share in sorted(found.items())}
     mean = {share: sum(task[share] for task in means.values()) / len(means) for share in shares}
     return {"mean": mean, **means}
+
+
+def by_share(losses: dict[float, float]) -> str:
+    """Losses by share, in one line.
+
+    >>> by_share({0.0: 1.5, 0.25: 1.75})
+    '0: 1.500, 0.25: 1.750'
+    """
+    return ", ".join(f"{share:g}: {loss:.3f}" for share, loss in losses.items())
 
 
 @torch.no_grad()

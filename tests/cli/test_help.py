@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -78,6 +79,10 @@ def test_examples_run(example, smollm2, tmp_path, monkeypatch):
         (tmp_path / "mine.txt").write_text("".join(f"What is {n} times seven?\n" for n in range(40)))
         os.remove(tmp_path / "model-first.gguf")  # the example makes it
         command = command.replace(" --minutes 20", "") + " --minutes 0.1 -n 8"
+    if "first_cpp tune" in command:  # a line each, and one pass over them
+        lines = (json.dumps({"prompt": f"How long is bridge {n}?", "response": f"{n} metres"}) + "\n" for n in range(30))
+        (tmp_path / "data.jsonl").write_text("".join(lines))
+        command = command.replace(" --epochs 3 --minutes 5", "") + " --epochs 0.1 --minutes 0.1"
     if "first_cpp serve" in command:
         command = f"timeout --preserve-status --signal=TERM 6 {command} --port 0"
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

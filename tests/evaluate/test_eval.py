@@ -397,6 +397,14 @@ def test_the_model_as_it_came_is_the_first_row(routed, tiny, data, tmp_path):
     assert rows[1]["kl"] is None
 
 
+def test_it_ends_with_the_next_commands_and_asks_for_the_base(routed, tiny, data, tmp_path, capsys):
+    for out, base in (("one", []), ("two", ["--base", tiny])):
+        assert evaluate(routed, data, tmp_path / out, "--skip", "0", *base) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-3:] == ["next:", f"  first-cpp chat -m {routed}", f"  first-cpp serve -m {routed}"]
+        assert any("--base FILE adds it" in line for line in lines) == (not base)
+
+
 def test_blocks_that_predict_further_tokens_are_not_layers(tmp_path):
     """Of 7 blocks one predicts further tokens: the last layers that an answer runs are 4 and 5."""
     import gguf

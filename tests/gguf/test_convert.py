@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,33 @@ def test_embeds_and_leaves_tensors_untouched(base, routers, tmp_path, request, l
     assert greedy(load(out, llama_cpp.Llama), prompt, 5) == greedy(load(base, llama_cpp.Llama), prompt, 5)
     fields = gguf.GGUFReader(out).fields
     np.testing.assert_array_equal(fields["first.router.bias"].contents(), found.bias)
+
+
+def test_it_says_what_it_wrote_and_what_comes_next(tiny, routers, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny, "model.gguf")
+    words = ["--routers", routers, "--model", "model.gguf"]
+    size = os.path.getsize(tiny) / 1e6
+    assert main([*words, "--out", "out.gguf"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"out.gguf: {size:.1f} MB, F32 (the base has {size:.1f} MB)",
+        'routers for 6 layers; skip="auto" skips 34% of them',
+        "next:",
+        "  first-cpp inspect out.gguf",
+        "  first-cpp chat -m out.gguf",
+    ]
+    assert main([*words, "--sidecar", "--out", "side.gguf", "--skip", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"side.gguf: {os.path.getsize('side.gguf') / 1e3:.1f} kB"
+    assert "they recommend no skipping by themselves" in lines[1]
+    assert lines[-1] == "  first-cpp chat -m model.gguf --routers side.gguf --skip 0.25"
+    (tmp_path / "texts.txt").write_text("Once upon a time\n" * 2)
+    words = ["--block-influence", "--model", "model.gguf", "--text", "texts.txt", "--out", "influence.safetensors"]
+    assert main(words) == 0
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert main([*shlex.split(following)[3:], "--quiet"]) == 0  # the command that it says is next
+    assert load_routers("model-first.gguf").base.n_layer == 6
+    assert capsys.readouterr().out == ""
 
 
 def test_base_with_empty_array_and_other_alignment(tmp_path, routers, load):

@@ -20,7 +20,7 @@ ROOMS = (
     {"runtime"},
     {"llama", "aio", "__init__"},
     {"cli", "llm_plugin"},
-    {"chat", "serve", "bench", "evaluate", "train", "calibrate"},
+    {"chat", "serve", "bench", "evaluate", "train", "calibrate", "tune"},
     {"__main__"},
 )
 VERBS = ROOMS[5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import subprocess
@@ -130,3 +131,14 @@ def test_an_idea_stands_in_the_place_of_the_program(tmp_path):
     assert "| `python research/try_ideas.py given`, `--orders a b` | 1.000 |" in document.read_text()
     assert compare(document, runs[2], runs[0]).returncode == 0
     assert "| `first-cpp train` | 1.000 |" in document.read_text()
+
+
+def test_what_a_tuning_gained_is_said_from_its_report():
+    import tune_transcript
+
+    result = doctest.testmod(tune_transcript)
+    assert result.attempted
+    assert not result.failed
+    found = tune_transcript.toy_examples()
+    assert len(found) == 60
+    assert [one["prompt"] for one in found] == [one["prompt"] for one in tune_transcript.toy_examples()]

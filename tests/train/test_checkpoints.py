@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 
 import pytest
 import torch
 from training import examples, trainer
 
+from first_cpp.train import trainer as training_loop
 from first_cpp.train.checkpoint import TrainingError
+from first_cpp.train.interrupts import held_interrupts
 from first_cpp.train.layer_orders import start_orders
 from first_cpp.train.objective import Objective
 from first_cpp.train.trainer import Trainer
@@ -117,3 +120,49 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="loss is nan at step 6"):
         run.run([], quiet=True)
     assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, monkeypatch):
+    whole, stopped = trainer(tmp_path, "whole"), trainer(tmp_path, "stopped")
+    whole.run([], quiet=True)
+    update = Trainer._update
+
+    def interrupts(self):
+        if self.step == 4:
+            signal.raise_signal(signal.SIGINT)  # amid the step
+            monkeypatch.undo()
+        update(self)
+
+    monkeypatch.setattr(Trainer, "_update", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run([], quiet=True)
+    again = trainer(tmp_path, "stopped")
+    again.resume()
+    assert again.step == 5
+    again.run([], quiet=True)
+    for one, two in zip(whole.parameters, again.parameters, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_second_ctrl_c_ends_at_once():
+    with held_interrupts() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_checkpoints_come_by_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training_loop.time, "monotonic", lambda: now[0])
+    run = trainer(tmp_path, "run", epochs=0.1)
+    del run.is_due  # the helper's, by steps
+    run.checkpoint_seconds = 60.0
+    for seconds, due in ((59.0, False), (61.0, True)):
+        now[0] = seconds
+        assert run.is_due() is due
+    run.save()
+    assert not run.is_due()

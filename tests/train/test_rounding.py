@@ -52,7 +52,7 @@ def lora_trainer(out, rank=4, **settings):
     hf = reference.make_model(SHAPES["tiny"], seed=2)
     torch.manual_seed(1)
     lora = add_lora(hf, decoder_layers(hf), rank, 2 * rank)
-    values = {"batch_size": 4, "checkpoint": 3, "epochs": 1.0, "lr": 1e-2, **settings}
+    values = {"batch_size": 4, "epochs": 1.0, "lr": 1e-2, **settings}
     return Trainer(make_routed(hf), lora, examples(40), Settings(**values), str(out))
 
 

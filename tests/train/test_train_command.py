@@ -7,6 +7,8 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 
 import pytest
@@ -17,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training import Words, examples, lora_trainer, trainer
 
-from first_cpp.cli.main import main
+from convert.__main__ import setup_arg_parser as convert_parser
+from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train import command
@@ -158,6 +161,39 @@ def test_a_run_without_lora_leaves_no_adapter(tmp_path):
     assert sorted(os.listdir(run.out)) == ["layers.png", "routers.safetensors", "train.json"]
 
 
+@pytest.mark.usefixtures("tiny_hf")
+def test_a_plan_before_and_the_next_commands_after(tmp_path, capsys):
+    data, out = tmp_path / "data.jsonl", str(tmp_path / "run")
+    data.write_text("".join(f'{{"task": "{task}", "prompt": "a b c", "response": "b c"}}\n' for task in "xxxxyy"))
+    words = ["train", "--model", "m.gguf", "--data", str(data), "--valid", str(data), "--out", out, "--rank", "2"]
+    words += ["--batch-size", "2", "--quantize", "Q4_0"]
+    assert main([*words, "--stop-after", "2"]) == 0
+    part = capsys.readouterr()
+    plan = [line for line in part.err.splitlines() if line.startswith(("plan:", "      "))]
+    assert plan[:3] == [
+        "plan: 6 examples (x 4, y 2)",
+        "      3 steps of 2, 3 updates each",
+        "      first a search for 3 orders of the layers",
+    ]
+    assert re.fullmatch(r"      about \d+ seconds?; a checkpoint every 5 minutes", plan[3])
+    assert max(map(len, plan)) <= 80
+    assert "step 2 of 3; the same command with --resume goes on" in part.out
+    assert main([*words, "--resume"]) == 0
+    whole = capsys.readouterr()
+    assert "1 step of 2, 3 updates each, from step 2" in whole.err
+    assert "search" not in whole.err
+    first, losses, *following = whole.out.splitlines()
+    assert first.startswith(f"{out}: routers.safetensors, adapter/")
+    assert re.fullmatch(r"validation loss by skip share: 0: \d+\.\d+, 0\.1: .*", losses)
+    assert following == [
+        "next:",
+        f"  python -m convert --routers {out} --model m.gguf --merge --quantize Q4_0 --out m-first.gguf",
+        "  first-cpp eval --model m-first.gguf --base m.gguf --data test.jsonl --out report",
+    ]
+    convert_parser().parse_args(shlex.split(following[1])[3:])
+    setup_arg_parser().parse_args(shlex.split(following[2])[1:])
+
+
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_command_from_gguf_to_an_answer(smollm2, tmp_path, load, capsys):
@@ -239,7 +275,6 @@ OTHER_VALUES = {
     "layers": "even",
     "max_share": 0.375,
     "passes": 4,
-    "curriculum": 0.75,
     "distill": 0.5,
     "teacher": "some",
     "router_part": 0.625,
@@ -247,9 +282,7 @@ OTHER_VALUES = {
     "regulariser": 0.0625,
     "precision": "bf16",
     "quantize": "Q5_0",
-    "prompt_gradient": "all",
     "seed": 9,
-    "checkpoint": 11,
 }
 
 

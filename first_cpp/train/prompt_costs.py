@@ -1,0 +1,38 @@
+"""What a file's sets of layers are predicted to cost prompts, from the hidden states of the model in PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..gguf.cost_probes import CostProbes
+from ..runtime.predicted_cost import Prediction, predict
+from .batch import Batch, collate
+from .examples import Example, micro_batches
+from .fit_routers import mean_inputs
+from .routed_model import RoutedModel
+
+
+def with_predictions(
+    routed: RoutedModel, probes: CostProbes, examples: Sequence[Example], part_tokens: int, to_device: Callable[[Batch], Batch]
+) -> list[Example]:
+    """The examples, in their order, each with what every level is predicted to cost its prompt."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    found: dict[int, Prediction] = {}
+    done = 0
+    for group in micro_batches([examples[i] for i in order], part_tokens):
+        inputs = mean_inputs(routed, to_device(collate(group))).numpy()  # [b, n_layer, n_embd]
+        for log_costs in log_cost(probes, inputs):
+            found[order[done]] = predict(probes, log_costs)
+            done += 1
+    return [dataclasses.replace(example, prediction=found[i]) for i, example in enumerate(examples)]
+
+
+def log_cost(probes: CostProbes, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Predicted log costs of each set, float64 [b, n_set], from mean inputs of the layers [b, n_layer, n_embd]."""
+    read = inputs[:, list(probes.read)].astype(np.float64)
+    found: npt.NDArray[np.float64] = np.einsum("bre,sre->bs", read, probes.weight) + probes.bias
+    return found

@@ -1,0 +1,161 @@
+"""One tuning: its settings, its files, and the stages that make them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass
+
+from ..errors import OptionError
+from ..gguf.merge import merge
+from ..gguf.model_file import ModelFile
+from ..gguf.new_file import new_file
+from .examples_split import Split, digest, metrics
+from .pace import Lengths, Pace
+from .stages import Stage, run_verb
+
+ROUNDED_IN_TRAINING = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""File types whose rounding `first-cpp train` trains for."""
+MOST_TOKENS = 256
+"""Of an answer in the report."""
+BATCH = 4
+WANTED_STEPS = 50
+"""Steps of BATCH examples that a small file is read again for; at most MOST_EPOCHS times."""
+MOST_EPOCHS = 4.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the tuned model, beside the model and the examples. quantize: its file type."""
+
+    quantize: str
+    rank: int
+    lr: float = 1e-3
+    minutes: float = 1.0
+    epochs: float = 1.0
+    seed: int = 0
+
+
+def epochs_for(n_train: int) -> float:
+    """How often examples are read: few ones several times.
+
+    >>> epochs_for(42), epochs_for(160), epochs_for(2000)
+    (4.0, 1.25, 1.0)
+    """
+    return min(MOST_EPOCHS, max(1.0, WANTED_STEPS / math.ceil(n_train / BATCH)))
+
+
+def check_same_job(folder: str, model: ModelFile, parts: Split, settings: Settings) -> None:
+    """Note in `folder` what its files are made of. Raises OptionError where another tuning's are there, naming what differs."""
+    mine = {
+        "model": [model.fingerprint, os.path.getsize(model.path)],
+        "examples": digest([*parts.train, *parts.valid, *parts.test]),
+        **dataclasses.asdict(settings),
+    }
+    path = os.path.join(folder, "tune.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        if different := [key for key in mine if before.get(key) != mine[key]]:
+            raise OptionError(f"--out {folder} holds a tuning with other {', '.join(different)}; choose another folder")
+    with new_file(path, "w") as file:
+        json.dump(mine, file)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tuning in the folder `out`, on which all its files depend."""
+
+    model: ModelFile
+    out: str
+    parts: Split
+    settings: Settings
+    lengths: Lengths
+    threads: int
+    quiet: bool = False
+
+    def path(self, name: str) -> str:
+        """A file of this tuning."""
+        return os.path.join(self.out, name)
+
+    @property
+    def tuned(self) -> str:
+        """The model that comes out."""
+        return self.path(f"{os.path.basename(self.model.path).removesuffix('.gguf')}-tuned.gguf")
+
+    @property
+    def merged(self) -> str:
+        """The tuned model before it is calibrated."""
+        return self.path("merged.gguf")
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest answer in the report: twice the longest response there is."""
+        return min(MOST_TOKENS, 2 * self.lengths.longest_response + 8)
+
+    def stages(self, pace: Pace) -> list[Stage]:
+        """All stages, with about how long each takes."""
+        s = self.settings
+        minutes = 60 * s.minutes
+        n_test = f"{len(self.parts.test)} test examples"
+        return [
+            Stage("calibrate", "find the layers that your prompts can spare", minutes, (self.path("sets.gguf"),), self._sets),
+            Stage(
+                "train",
+                f"a LoRA that makes up for them, {s.epochs:.3g} times over the examples",
+                pace.train(self.lengths, s.epochs),
+                (self.path("run/train.json"),),
+                self._train,
+            ),
+            Stage("merge", f"fold it into the weights, as {s.quantize}", pace.merge(), (self.merged, self.tuned), self._merge),
+            Stage("calibrate", "again, on the tuned model", minutes, (self.tuned,), self._fit),
+            Stage(
+                "eval",
+                f"the model as it came and the tuned one answer {n_test}",
+                pace.evaluate(self.lengths, self.max_tokens),
+                (self.path("report/report.json"),),
+                self._eval,
+            ),
+        ]
+
+    @property
+    def _quiet(self) -> list[str]:
+        return ["--quiet"] if self.quiet else []
+
+    def _calibrate(self, *words: str) -> None:
+        prompts, minutes = self.path("prompts.jsonl"), str(self.settings.minutes)
+        given = ["--prompts", prompts, "--minutes", minutes, "--seed", str(self.settings.seed), "-t", str(self.threads)]
+        run_verb("calibrate", *given, *words, *self._quiet)
+
+    def _sets(self) -> None:
+        self._calibrate("-m", self.model.path, "--out", self.path("sets.gguf"), "--sidecar")
+
+    def _train(self) -> None:
+        s, run = self.settings, self.path("run")
+        words = ["--model", self.model.path, "--data", self.path("train.jsonl"), "--valid", self.path("valid.jsonl")]
+        words += ["--out", run, "--sets", self.path("sets.gguf")]
+        words += ["--rank", str(s.rank), "--lr", str(s.lr), "--epochs", str(s.epochs), "--batch-size", str(BATCH)]
+        words += ["--seed", str(s.seed), "--max-prompt", str(max(1024, self.lengths.longest_prompt + 8))]
+        words += ["--max-response", str(max(512, self.lengths.longest_response + 8))]
+        words += ["--quantize", s.quantize] if s.quantize in ROUNDED_IN_TRAINING else []
+        words += ["--resume"] if os.path.exists(os.path.join(run, "checkpoint.pt")) else []
+        run_verb("train", *words, *self._quiet)
+
+    def _merge(self) -> None:
+        quantize = None if self.settings.quantize == "F32" else self.settings.quantize
+        merge(self.path("run"), self.model.path, self.merged, quantize=quantize, force=True, quiet=self.quiet)
+
+    def _fit(self) -> None:
+        self._calibrate("-m", self.merged, "--out", self.tuned, "--replace")
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.merged)
+
+    def _eval(self) -> None:
+        words = ["--model", self.tuned, "--base", self.model.path, "--data", self.path("test.jsonl"), "--skip", "0.25,auto"]
+        words += ["--reference", "base", "--out", self.path("report"), "-n", str(self.max_tokens), "-t", str(self.threads)]
+        for metric in metrics(self.parts):
+            words += ["--metric", metric]
+        run_verb("eval", *words, *self._quiet)

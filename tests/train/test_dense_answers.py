@@ -1,0 +1,213 @@
+"""`train --prompts`: the dense model's own answers, kept and resumed; prompts that a model writes itself."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+
+import llama_cpp
+import pytest
+import reference
+import torch
+from helpers import greedy
+from training import Words
+
+from first_cpp.cli.jsonl import DataError
+from first_cpp.cli.main import main
+from first_cpp.errors import OptionError
+from first_cpp.gguf.synthetic import SHAPES
+from first_cpp.runtime.chat_prompt import chat_prompt, user_turn
+from first_cpp.train import dense_answers as asking
+from first_cpp.train.dense_answers import AskedPrompt, as_examples, dense_answers, own_prompts, read_prompts
+from first_cpp.train.settings import Ask
+
+PROMPTS = [AskedPrompt("Once upon a time", "tale"), AskedPrompt("What is it?")]
+
+
+SIX = Ask(max_tokens=6)
+
+
+def answers(model, folder, ask=SIX, said=None):
+    said = [] if said is None else said
+    return dense_answers(model, PROMPTS, ask, str(folder), 256, 2, lambda *counts: said.append(counts))
+
+
+def test_answers_are_stock_llama_cpps_greedy_ones(tiny, tmp_path, load):
+    stock = load(tiny, llama_cpp.Llama)
+    for one, prompt in zip(answers(tiny, tmp_path), PROMPTS, strict=True):
+        assert one["tokens"] == greedy(stock, chat_prompt(stock, prompt.text), 6)
+        assert (one["task"], one["prompt"], one["ended"]) == (prompt.task, prompt.text, False)
+
+
+def test_a_rerun_asks_for_what_is_missing_alone(tiny, tmp_path, monkeypatch):
+    first = answers(tiny, tmp_path)
+    path = tmp_path / asking.ANSWERS
+    text = path.read_text()
+    path.write_text(text[:-9])  # a kill left the last line unfinished
+    asked = []
+    answer = asking._answer
+    monkeypatch.setattr(asking, "_answer", lambda *words: asked.append(words[1]) or answer(*words))
+    assert answers(tiny, tmp_path) == first
+    assert len(asked) == 1
+    assert path.read_text() == text
+    monkeypatch.setattr(asking, "dense_model", lambda *_: pytest.fail("loaded for nothing"))
+    said = []
+    assert answers(tiny, tmp_path, said=said) == first
+    assert said == [(2, 2)]
+
+
+def test_answers_of_another_model_or_setting_are_not_taken(tiny, tiny_q8, tmp_path):
+    answers(tiny, tmp_path)
+    for model, ask in ((tiny_q8, SIX), (tiny, Ask(max_tokens=5)), (tiny, Ask(n=1, max_tokens=6))):
+        before = len((tmp_path / asking.ANSWERS).read_text().splitlines())
+        answers(model, tmp_path, ask)
+        assert len((tmp_path / asking.ANSWERS).read_text().splitlines()) == before + 2
+
+
+def test_drawn_answers_differ_and_are_the_same_again(tiny, tmp_path):
+    ask = Ask(n=3, temperature=1.0, max_tokens=8, seed=4)
+    drawn = [one["tokens"] for one in answers(tiny, tmp_path / "a", ask) if one["prompt"] == "What is it?"]
+    assert len({tuple(one) for one in drawn}) == 3
+    assert drawn == [one["tokens"] for one in answers(tiny, tmp_path / "b", ask) if one["prompt"] == "What is it?"]
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+
+
+def test_examples_have_the_models_own_tokens_and_its_end():
+    records = [
+        {"task": "t", "prompt": "a b", "tokens": [7, 8], "ended": True},
+        {"task": "t", "prompt": "a b", "tokens": [7], "ended": False},
+        {"task": "t", "prompt": "a b", "tokens": [], "ended": True},
+        {"task": "t", "prompt": "a b c d", "tokens": [7], "ended": True},
+    ]
+    found = as_examples(records, Words(), max_prompt=3)
+    assert [one.response for one in found] == [[7, 8, 2], [7]]
+    with pytest.raises(DataError, match="answered none of 1 prompts"):
+        as_examples(records[2:3], Words(), max_prompt=3)
+
+
+def test_prompts_need_no_response_and_count_once(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "task": "x"}\n{"prompt": "a", "response": "r"}\n')
+    assert read_prompts([str(path)]) == [AskedPrompt("a"), AskedPrompt("b", "x")]
+    path.write_text('{"task": "a"}\n')
+    with pytest.raises(DataError, match=r"prompts.jsonl:1: prompt is missing"):
+        read_prompts([str(path)])
+
+
+# -- prompts that the model writes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writing(monkeypatch):
+    """The tiny model as if it had a chat template, and these texts were what it writes in the user's place."""
+    texts = ["What is rain?", "What  is rain?\n", "Name three birds.", "broken", "a b \ufffd", "<|im_end|> a b c"]
+    texts += ["no no no no no no", "Who was the first king?", "cut off in the"]
+    asked = []
+
+    def drawn(llm, _prompt, _most, _temperature, seed):
+        asked.append(seed)
+        text = texts[seed % len(texts)]
+        return list(text.encode()), text != texts[-1]
+
+    class Spoken:
+        def detokenize(self, tokens):
+            return bytes(tokens)
+
+    opened = argparse.Namespace(first={"tokenizer.chat_template": ""}, fingerprint="f", paths=())
+    monkeypatch.setattr(asking, "_drawn", drawn)
+    monkeypatch.setattr(asking, "user_turn", lambda _llm: [1])
+    monkeypatch.setattr(asking, "dense_model", lambda *_: contextlib.nullcontext(Spoken()))
+    monkeypatch.setattr(asking.ModelFile, "open", lambda _path: opened)
+    return asked
+
+
+def test_duplicates_and_broken_prompts_are_dropped(tmp_path, writing):
+    found = own_prompts("m.gguf", 3, 0, str(tmp_path), 1, lambda *_: None)
+    assert [one.text for one in found] == ["What is rain?", "Name three birds.", "Who was the first king?"]
+    assert writing == list(range(8))
+    writing.clear()
+    assert own_prompts("m.gguf", 3, 0, str(tmp_path), 1, lambda *_: None) == found
+    assert writing == []
+    with pytest.raises(DataError, match="wrote 3 usable prompts in 40 tries, 4 are wanted"):
+        own_prompts("m.gguf", 4, 0, str(tmp_path), 1, lambda *_: None)
+
+
+def test_a_model_without_a_template_writes_none(tiny, tmp_path, load):
+    with pytest.raises(OptionError, match="no chat template"):
+        own_prompts(tiny, 3, 0, str(tmp_path), 1, lambda *_: None)
+    with pytest.raises(ValueError, match="no chat template"):
+        user_turn(load(tiny))
+
+
+@pytest.mark.smollm2
+def test_the_users_turn_is_where_the_template_has_the_user_speak(smollm2, load):
+    llm = load(smollm2, llama_cpp.Llama, vocab_only=True)
+    before, whole = user_turn(llm), chat_prompt(llm, "Name a bird.")
+    assert whole[: len(before)] == before
+    assert llm.detokenize(whole[len(before) :], special=True).decode().startswith("Name a bird.<|im_end|>")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_hf(monkeypatch):
+    monkeypatch.setattr(
+        "first_cpp.train.run_setup.load_model", lambda _path: (reference.make_model(SHAPES["tiny"], seed=2), Words())
+    )
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_a_run_learns_the_dense_models_answers_by_kl(tmp_path, capsys):
+    model, prompts, out = str(tmp_path / "m.gguf"), tmp_path / "p.jsonl", str(tmp_path / "run")
+    reference.write_gguf(model, reference.make_model(SHAPES["tiny"], seed=2), SHAPES["tiny"])
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {'a ' * i}word", "task": f"t{i % 2}"}) + "\n" for i in range(8)))
+    words = ["train", "--model", model, "--prompts", str(prompts), "--valid", str(prompts), "-n", "5", "--out", out]
+    words += ["--rank", "2", "--layers", "3,4", "--max-share", "0.3", "--batch-size", "4", "--precision", "float32", "--quiet"]
+    assert main(words) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert record["settings"]["teacher"] == "base"
+    assert record["data"] == "p.jsonl (8 examples)"
+    lines = (tmp_path / "run" / asking.ANSWERS).read_text().splitlines()
+    assert len(lines) == 8  # those to validate on are the same
+    first = float((tmp_path / "run" / "log.csv").read_text().splitlines()[1].split(",")[1])
+    assert 0 < first < 5
+    torch.manual_seed(0)
+    dense = [*words[:-1], "--max-share", "0"]
+    dense[dense.index("--layers") : dense.index("--layers") + 2] = []
+    dense[dense.index(out)] = out + "2"
+    assert main([*dense, "--quiet"]) == 0, capsys.readouterr().err
+    nothing = float((tmp_path / "run2" / "log.csv").read_text().splitlines()[1].split(",")[1])
+    assert nothing == pytest.approx(0, abs=1e-5)  # what is to be matched is what the model does: KL, and no answers' own loss
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "one of the two"),
+        (["--data", "d", "--prompts", "p"], "one of the two"),
+        (["--prompts", "self", "more.jsonl"], "stands alone"),
+        (["--prompts", "p", "--distill", "0"], "--distill above 0"),
+        (["--prompts", "p", "--recipe", "two-step"], "--recipe must be exact"),
+        (["--data", "d", "--samples", "2"], "--samples draws answers to --prompts"),
+        (["--data", "d", "--sets", "s", "--layers", "even"], "neither --layers nor --start"),
+        (["--data", "d", "--sets", "s", "--rank", "0"], "--rank must be 1 or more"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused_before_anything_is_loaded(tmp_path, capsys, words, said):
+    assert main(["train", "--model", "none.gguf", "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_prompts_need_a_gguf(tmp_path, capsys):
+    assert main(["train", "--model", str(tmp_path), "--prompts", "p", "--out", str(tmp_path / "out")]) == 2
+    assert "must be a GGUF file" in capsys.readouterr().err
