@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--shape", default="llama-3.2-1b")
     arguments.add_argument("--type", default="q4_0")
-    arguments.add_argument("--rounds", type=int, default=6)
+    arguments.add_argument("--rounds", type=int, default=4)
     arguments.add_argument("--prompt", type=int, default=128)
     arguments.add_argument("--tokens", type=int, default=32)
     arguments.add_argument("--cache", default=default_cache(), help="where llama-bench and the model are kept")
@@ -115,6 +115,8 @@ def build(folder: Path, sdist: str | None) -> str:
     program = folder / "build" / "llama-bench" / "llama-bench"
     if program.exists():
         return str(program)
+    if shutil.which("cmake") is None:
+        sys.exit("benchmarks/llama_bench.py needs cmake to build llama-bench")
     folder.mkdir(parents=True, exist_ok=True)
     archive = Path(sdist) if sdist else download(folder)
     with tarfile.open(archive) as file:
@@ -136,6 +138,4 @@ def download(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if shutil.which("cmake") is None:
-        sys.exit("benchmarks/llama_bench.py needs cmake")
     main()

@@ -32,7 +32,8 @@ from .worker import Worker
 
 MOST_TOKENS = 1 << 14  # of a text that is only tokenised; four times the longest prompt, where that is more
 PAGE = Path(__file__).with_name("page")
-PAGE_ROUTES = {"/": "index.html", "/page/app.js": "app.js", "/page/style.css": "style.css", "/page/icon.svg": "icon.svg"}
+_PAGE_FILES = ("app.js", "chats.js", "dial.js", "markdown.js", "server.js", "view.js", "style.css", "icon.svg")
+PAGE_ROUTES = {"/": "index.html", **{f"/page/{name}": name for name in _PAGE_FILES}}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -127,6 +128,8 @@ def _add_vocabulary(app: FastAPI, served: ServedModel, worker: Worker) -> None:
 
 
 def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessRules) -> None:
+    bytes_in_layers = served.bytes_in_layers()
+
     @app.get("/health", response_model=None)
     async def health() -> JSONResponse:
         closed = worker.queue.closed
@@ -139,6 +142,8 @@ def _add_state(app: FastAPI, served: ServedModel, worker: Worker, rules: AccessR
             "skip": served.skip,
             "max_skip": served.dial,
             "tolerance": served.default_tolerance,
+            "routers": served.llm.routers is not None,
+            "bytes_in_layers": bytes_in_layers,
             "key": rules.key is not None,
         }
         return JSONResponse(state, 503 if closed else 200)

@@ -9,6 +9,7 @@ from typing import Any
 import llama_cpp
 
 from ..errors import SettingError, SkipError
+from ..gguf.byte_limit import weight_reads
 from ..llama import Llama
 from ..runtime.arguments import check_tolerance
 from ..runtime.policy import check_predicting
@@ -55,6 +56,11 @@ class ServedModel:
     def dial(self) -> float:
         """The largest share of layers that a request can ask the routers for; 0 without routers."""
         return min(self.max_skip, (self.n_layer - 1) / self.n_layer) if self.llm.routers else 0.0
+
+    def bytes_in_layers(self) -> float:
+        """The share of the bytes of weights that a token reads which lie in layers: what skipping them can save at most."""
+        reads = weight_reads(self.llm.model_path)
+        return round(sum(reads.layers) / reads.weights(), 4)
 
     @property
     def default_tolerance(self) -> float | None:
