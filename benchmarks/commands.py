@@ -1,4 +1,4 @@
-"""The commands of `make bench`: what all.py runs and what docs/reference/benchmarks.md prints, from one list."""
+"""The commands of `make bench`: what all.py runs and what the documents print, from one list."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ COMMANDS = {
     "routed_prefill": "python benchmarks/routed_prefill.py",
     "drafts": "python benchmarks/drafts.py",
     "chat_turns": "python benchmarks/chat_turns.py",
+    "what_else": "python benchmarks/what_else.py",
+    "llama_bench": "python benchmarks/llama_bench.py",
 }
 """The command of each file in benchmarks/results, by its name."""
 

@@ -1,17 +1,20 @@
 // The chat page: conversations kept in the browser, answers streamed from the server.
 
-import { addNode, allChats, chooseBranch, dropNode, newChat, pathTo, readChat, removeChat, saveChat, siblings } from "./chats.js";
-import { readSetting, saveSetting } from "./chats.js";
+import { addNode, chooseBranch, dropNode, newChat, pathTo, siblings } from "./chats.js";
+import { allChats, readChat, readSetting, removeChat, saveChat, saveSetting } from "./chats.js";
 import { chosenSkip, noteSpeed, setUpDial } from "./dial.js";
 import { answer, fidelity, hasKey, health, KeyNeeded, useKey } from "./server.js";
 import { chatList, copy, follow, message, showAbout, showActions, showText } from "./view.js";
 
 const at = (id) => document.getElementById(id);
+const touch = matchMedia("(pointer: coarse)"); // a focused box brings the keyboard up, over the answer
+const narrow = matchMedia("(max-width: 62rem)"); // as in style.css: the conversations lie over the page
 const settings = { system: "", temperature: null, max_tokens: null, ...readSetting("settings", {}) };
 let server = null; // the answer of /health
 let chat = newChat();
 let running = null; // the answer going on: {chat, node, controller}
 let editing = null; // the node that the text in the box takes the place of
+let measuring = new AbortController(); // of the question for an answer's fidelity
 let removed = null; // the conversation deleted last, to be taken back
 
 async function start() {
@@ -115,24 +118,22 @@ async function measure(here, node) {
   }
 }
 
-let measuring = new AbortController();
-
 function fail(error, here, node, question) {
   if (error.name === "AbortError") {
     node.stopped = true;
     report("Stopped.");
-    if (!node.content) takeBack(here, node, question, "");
+    if (!node.content) takeBack(here, node, question);
     return;
   }
   const said = error.name === "TypeError" ? "The server cannot be reached." : error.message;
   if (error instanceof KeyNeeded) askForKey();
   if (node.content) node.wrong = said;
-  else takeBack(here, node, question, said);
+  else takeBack(here, node, question);
   report(said, "wrong");
 }
 
 // Nothing was answered: the question is in the box again, to be changed or sent once more.
-function takeBack(here, node, question, why) {
+function takeBack(here, node, question) {
   const others = siblings(here, node).filter((one) => one !== node);
   dropNode(here, question.id);
   if (others.length) return chooseBranch(here, others.at(-1));
@@ -140,7 +141,7 @@ function takeBack(here, node, question, why) {
   dropNode(here, question.parent);
   const beside = siblings(here, question);
   if (beside.length) chooseBranch(here, beside.at(-1));
-  if (why && here === chat && !at("text").value) at("text").value = question.content;
+  if (here === chat && !at("text").value) at("text").value = question.content;
   fit();
 }
 
@@ -151,7 +152,7 @@ function setRunning(found) {
   if (found) {
     measuring.abort();
     measuring = new AbortController();
-  } else if (!document.querySelector("dialog[open]")) at("text").focus();
+  } else if (!touch.matches && !document.querySelector("dialog[open]")) at("text").focus();
 }
 
 function stop() {
@@ -225,10 +226,11 @@ function open(found) {
   if (location.hash !== hash) history.pushState(null, "", hash || location.pathname);
   draw(true);
   closeSide();
-  at("text").focus();
+  if (!touch.matches) at("text").focus();
 }
 
 function openFromAddress() {
+  endEditing();
   const id = location.hash.slice(1);
   if (running?.chat.id === id) chat = running.chat;
   else chat = (id && readChat(id)) || newChat();
@@ -316,7 +318,7 @@ function openSide() {
 }
 
 function closeSide() {
-  if (document.body.classList.contains("side")) openSide();
+  if (narrow.matches && document.body.classList.contains("side")) openSide();
 }
 
 const SHORTCUTS = {

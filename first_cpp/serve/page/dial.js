@@ -92,7 +92,7 @@ function speeds() {
 
 // Keeps the time per token of an answer, by the number of layers that it skipped.
 export function noteSpeed({ tokens, tpot_ms: tpot, skipped_layers: skipped }) {
-  if (tokens < ENOUGH || !tpot) return;
+  if (!(tokens >= ENOUGH && tpot)) return;
   const all = speeds();
   all[skipped.length] = [...(Array.isArray(all[skipped.length]) ? all[skipped.length] : []), tpot].slice(-KEPT);
   saveSetting(`speed/${server.model}`, all);

@@ -1,7 +1,7 @@
 // Markdown as elements: every text of the model becomes a text node, so that nothing in it can be markup.
 // What is known: headings, lists, quotes, rules, tables, code in fences and in lines, emphasis, links to the web.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)(?:\s+\w+=[^`]*|\s*\{[^`]*)?\s*$/; // a line of other words is no fence
 const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
 const QUOTE = /^ {0,3}>[ \t]?/;

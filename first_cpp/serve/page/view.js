@@ -70,7 +70,7 @@ function action(name, text, title = "", disabled = false) {
 export function showAbout(said, node) {
   const place = said.querySelector(".about");
   place.replaceChildren();
-  if (node.layers) place.append(picture(node.layers), make("p", "figures", figures(node)), ...gained(node));
+  if (node.layers) place.append(picture(node.layers), lineOf(figures(node)), ...gained(node));
   if (node.stopped) place.append(make("p", "figures", "stopped"));
   if (node.wrong) place.append(make("p", "wrong", node.wrong));
 }
@@ -103,7 +103,12 @@ function figures({ layers, tokens }) {
     ...rate,
     `TTFT ${Math.round(layers.ttft_ms)} ms`,
     `${layers.n_layer - layers.skipped_layers.length} of ${layers.n_layer} layers`,
-  ].join(" · ");
+  ];
+}
+
+// Figures in a line that breaks between them.
+function lineOf(parts, kind = "figures") {
+  return make("p", kind, ...parts.flatMap((part, i) => [...(i ? [" · "] : []), make("span", "", part)]));
 }
 
 // What skipping gained, expected and measured, and what it cost.
@@ -112,12 +117,12 @@ function gained({ layers, fidelity }) {
   if (!skipped) return [];
   const measured = measuredSpeedUp(skipped);
   const parts = [
-    ...(layers.expected_speedup ? [`${times(layers.expected_speedup)} expected`] : []),
+    ...(layers.expected_speedup ? [`speed-up ${times(layers.expected_speedup)} expected`] : []),
     ...(measured ? [`${times(measured)} measured`] : []),
     ...change(layers),
     ...(typeof fidelity === "number" ? [`fidelity ${Math.round(100 * fidelity)} %`] : []),
   ];
-  const line = make("p", "figures gained", parts.join(" · "));
+  const line = lineOf(parts, "figures gained");
   line.title =
     "Speed over the full model: expected by the bytes that a token reads, measured by this browser's answers from the full model. " +
     "Fidelity: the share of tokens that are the full model's first choice.";
