@@ -66,8 +66,9 @@ fuzz: .venv/installed-native
 coverage: .venv/installed-native
 	PYTHON=$(BIN)/python tests/instrumented.sh coverage
 
-bench: .venv/installed-test
-	$(BIN)/python benchmarks/all.py
+bench: .venv/installed-native
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/all.py
+	$(BIN)/python tools/what_else_page.py
 
 # The generated parts of documents; the transcript of README.md is `python tools/transcript.py`.
 docs: .venv/installed-test
@@ -75,6 +76,7 @@ docs: .venv/installed-test
 	$(BIN)/python tools/command_line.py
 	$(BIN)/python tools/errors_page.py
 	$(BIN)/python tools/results_page.py
+	$(BIN)/python tools/what_else_page.py
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Runs every benchmark of docs/reference/benchmarks.md into benchmarks/results, then writes that page.
 
-About 20 minutes on two cores, with nothing else running. With names, only those run: python benchmarks/all.py depth drafts
+About 35 minutes on two cores, with nothing else running. With names, only those run: python benchmarks/all.py depth drafts
 """
 
 from __future__ import annotations

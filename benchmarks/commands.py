@@ -1,4 +1,4 @@
-"""The commands of `make bench`: what all.py runs and what docs/reference/benchmarks.md prints, from one list."""
+"""The commands of `make bench`: what all.py runs and what the documents print, from one list."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ COMMANDS = {
     "conversation": "python benchmarks/conversation.py",
     "conversation-1b": "python benchmarks/conversation.py --synthetic llama-3.2-1b --rounds 3",
     "busy": "python benchmarks/busy.py",
+    "what_else": "python benchmarks/what_else.py",
+    "llama_bench": "python benchmarks/llama_bench.py",
 }
 """The command of each file in benchmarks/results, by its name."""
 

@@ -33,7 +33,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def save(path: str | None, rows: Any) -> None:
     """Write figures with what they come from; print them as well."""
-    command = "python benchmarks/" + os.path.basename(sys.argv[0]) + "".join(f" {word}" for word in _without_out(sys.argv[1:]))
+    command = "python benchmarks/" + os.path.basename(sys.argv[0]) + "".join(f" {word}" for word in _figures_of(sys.argv[1:]))
     record = {
         "command": command,
         "machine": describe_machine(),
@@ -48,8 +48,12 @@ def save(path: str | None, rows: Any) -> None:
             file.write("\n")
 
 
-def _without_out(words: list[str]) -> list[str]:
-    return [word for i, word in enumerate(words) if word != "--out" and (i == 0 or words[i - 1] != "--out")]
+WHERE = ("--out", "--cache", "--sdist", "--minutes")
+"""Options that say where files lie and when to stop: they change no figure."""
+
+
+def _figures_of(words: list[str]) -> list[str]:
+    return [word for i, word in enumerate(words) if word not in WHERE and (i == 0 or words[i - 1] not in WHERE)]
 
 
 def smollm2_q4_0(folder: str) -> str:

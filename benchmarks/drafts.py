@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
@@ -100,12 +101,12 @@ def near_tie(llm: llama_cpp.Llama, prompt: list[int], plain: list[int], drafted:
     return float(row[plain[parting]] - row[drafted[parting]])
 
 
-def step_costs(llm: llama_cpp.Llama) -> dict[int, float]:
-    """Seconds of decoding steps of 1 to 8 tokens over those of one token."""
-    seconds: dict[int, list[float]] = {n: [] for n in (1, 2, 3, 4, 5, 8)}
+def step_costs(llm: llama_cpp.Llama, sizes: Sequence[int] = (1, 2, 3, 4, 5, 8), repetitions: int = 9) -> dict[int, float]:
+    """Seconds of decoding steps of so many tokens over those of one token, which is the first size."""
+    seconds: dict[int, list[float]] = {n: [] for n in sizes}
     llm.reset()
     llm.eval(list(range(300, 364)))
-    for _ in range(9):
+    for _ in range(repetitions):
         for n, taken in seconds.items():
             start = time.perf_counter()
             llm.eval(list(range(400, 400 + n)))

@@ -1,7 +1,8 @@
 """llama.cpp's own llama-bench beside `first-cpp bench`, on the same files, in turns: do both measure the same?
 
 llama-bench is built once from the source distribution of the pinned llama-cpp-python and linked against the libraries that it
-has installed: both programs run the same kernels. It does not sample; `first-cpp bench` does, as a user waits for it too.
+has installed: both programs run the same kernels. It does not sample; `first-cpp bench` does, as a user waits for it too: how
+long that takes is measured apart, and compared are the two without it.
 The whole file: llama-bench against the row `stock`. The file without a quarter of the layers: llama-bench against the row
 `first_cpp`, which skips them in the whole file; decoding alone, as a prompt is read by all layers. Needs a C++ compiler and
 cmake; the build takes some minutes.
@@ -11,6 +12,7 @@ python benchmarks/llama_bench.py
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -19,10 +21,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
-from common import THREADS, parser, save
+from common import SETTINGS, THREADS, parser, save
 
 from first_cpp.bench.models import default_cache, synthetic_model
 from first_cpp.gguf.model_file import ModelFile
@@ -36,7 +40,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--shape", default="llama-3.2-1b")
     arguments.add_argument("--type", default="q4_0")
-    arguments.add_argument("--rounds", type=int, default=6)
+    arguments.add_argument("--rounds", type=int, default=4)
     arguments.add_argument("--prompt", type=int, default=128)
     arguments.add_argument("--tokens", type=int, default=32)
     arguments.add_argument("--cache", default=default_cache(), help="where llama-bench and the model are kept")
@@ -63,8 +67,15 @@ def main() -> None:
                     found = rates(commands[who])
                     if number:  # the first round warms the page cache up
                         speeds[name, who].append(found)
-    rows = [compare(name, test, speeds) for name in pairs for test in ("prompt", "decoding") if test in speeds[name, 0][0]]
-    save(args.out, {"shape": args.shape, "type": args.type, "layers": layers, "rounds": args.rounds, "rows": rows})
+    seconds = sampling(model, 2 * args.tokens)
+    rows = [
+        compare(name, test, speeds, seconds if test == "decoding" else 0.0)
+        for name in pairs
+        for test in ("prompt", "decoding")
+        if test in speeds[name, 0][0]
+    ]
+    figures = {"shape": args.shape, "type": args.type, "layers": layers, "rounds": args.rounds, "tolerance": TOLERANCE}
+    save(args.out, {**figures, "sampling_ms": seconds * 1e3, "rows": rows})
     if off := [f"{row['file']}, {row['test']}" for row in rows if abs(row["ratio"] - 1) > TOLERANCE]:
         sys.exit(f"more than {TOLERANCE:.0%} apart: {'; '.join(off)}")
 
@@ -96,10 +107,30 @@ def rates(command: list[str]) -> dict[str, float]:
     return {"decoding" if one["n_gen"] else "prompt": one["avg_ts"] for one in json.loads(done.stdout)}
 
 
-def compare(name: str, test: str, speeds: dict[tuple[str, int], list[dict[str, float]]]) -> dict[str, object]:
-    """Medians over the rounds; ratio: the median of the ratios round by round, ours over theirs."""
+def sampling(model: str, n_tokens: int) -> float:
+    """Median seconds that a decoding step of `first-cpp bench` spends on choosing its token."""
+    llm = llama_cpp.Llama(model, n_ctx=256, **SETTINGS)
+    choose, seconds = llm.sample, []
+
+    def timed(*args: Any, **kwargs: Any) -> int:
+        start = time.perf_counter()
+        token = choose(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return token
+
+    llm.sample = timed
+    for _ in itertools.islice(llm.generate([300], temp=0.0), n_tokens):
+        pass
+    llm.close()
+    return statistics.median(seconds)
+
+
+def compare(name: str, test: str, speeds: dict[tuple[str, int], list[dict[str, float]]], sampled: float) -> dict[str, object]:
+    """Medians over the rounds. ratio: the median of the ratios round by round, ours over theirs, without the `sampled` seconds
+    of each of our tokens; ratio_whole: with them."""
     llama_bench, first_cpp = ([one[test] for one in speeds[name, who]] for who in (0, 1))
-    ratios = [mine / other for mine, other in zip(first_cpp, llama_bench, strict=True)]
+    alone = [1 / (1 / mine - sampled) for mine in first_cpp]
+    ratios = [mine / other for mine, other in zip(alone, llama_bench, strict=True)]
     return {
         "file": name,
         "test": test,
@@ -107,6 +138,7 @@ def compare(name: str, test: str, speeds: dict[tuple[str, int], list[dict[str, f
         "first_cpp_bench_ts": statistics.median(first_cpp),
         "ratio": statistics.median(ratios),
         "ratio_stderr": statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None,
+        "ratio_whole": statistics.median(mine / other for mine, other in zip(first_cpp, llama_bench, strict=True)),
     }
 
 
@@ -115,6 +147,8 @@ def build(folder: Path, sdist: str | None) -> str:
     program = folder / "build" / "llama-bench" / "llama-bench"
     if program.exists():
         return str(program)
+    if shutil.which("cmake") is None:
+        sys.exit("benchmarks/llama_bench.py needs cmake to build llama-bench")
     folder.mkdir(parents=True, exist_ok=True)
     archive = Path(sdist) if sdist else download(folder)
     with tarfile.open(archive) as file:
@@ -136,6 +170,4 @@ def download(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if shutil.which("cmake") is None:
-        sys.exit("benchmarks/llama_bench.py needs cmake")
     main()

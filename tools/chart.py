@@ -9,13 +9,12 @@ from html import escape
 WIDTH, HEIGHT = 900, 380
 TOP, BOTTOM, LEFT, GAP = 62, 268, 58, 66
 PANEL = (WIDTH - LEFT - GAP - 24) // 2
-SHARES = (0.0, 0.55)
 COLOURS = ("#1f5fa8", "#c2571a", "#3b7d3b", "#7a4fa3")
 
 
 @dataclass(frozen=True)
 class Series:
-    """points: (share, value), or (share, value, low, high) with an interval. dots: a mark at each."""
+    """points: (place, value), or (place, value, low, high) with an interval. dots: a mark at each."""
 
     name: str
     points: Sequence[tuple[float, ...]]
@@ -24,15 +23,28 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A horizontal axis. ticks: places and what stands under them. size: of that text, in pixels."""
+
+    name: str
+    ends: tuple[float, float]
+    ticks: Sequence[tuple[float, str]]
+    size: int = 13
+
+
+SHARES = Axis("skip share", (0.0, 0.55), [(share, f"{share:g}") for share in (0.0, 0.1, 0.2, 0.3, 0.4)])
+
+
+@dataclass(frozen=True)
 class Panel:
-    """values: the ends of the vertical axis. across, ticks, label: of the horizontal one."""
+    """values: the ends of the vertical axis. step: between its lines. form: of their values."""
 
     title: str
     values: tuple[float, float]
     series: Sequence[Series]
-    across: tuple[float, float] = SHARES
-    ticks: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4)
-    label: str = "skip share"
+    axis: Axis = SHARES
+    step: float | None = None
+    form: str = ".2f"
 
 
 def draw(title: str, *panels: Panel) -> str:
@@ -50,21 +62,23 @@ def draw(title: str, *panels: Panel) -> str:
 def _panel(panel: Panel, left: int) -> list[str]:
     low, high = panel.values
 
-    def x(share: float) -> float:
-        return left + PANEL * (share - panel.across[0]) / (panel.across[1] - panel.across[0])
+    axis = panel.axis
+
+    def x(place: float) -> float:
+        return left + PANEL * (place - axis.ends[0]) / (axis.ends[1] - axis.ends[0])
 
     def y(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
     parts = [_text(left, TOP - 26, panel.title, weight="bold", size=15)]
-    step = 0.25 if high - low > 0.5 else 0.1 if high - low > 0.3 else 0.05
+    step = panel.step or (0.25 if high - low > 0.5 else 0.1)
     for k in range(round((high - low) / step - 0.49) + 1):
         value = low + k * step
         parts.append(f'<path d="M{left} {y(value):.1f}h{PANEL}" stroke="#ddd"/>')
-        parts.append(_text(left - 8, y(value) + 4, f"{value:.2f}", anchor="end"))
-    for share in panel.ticks:
-        parts.append(_text(x(share), BOTTOM + 18, f"{share:g}", anchor="middle"))
-    parts.append(_text(left + PANEL, BOTTOM + 18, panel.label, anchor="end", colour="#555"))
+        parts.append(_text(left - 8, y(value) + 4, format(value, panel.form), anchor="end"))
+    for place, words in axis.ticks:
+        parts.append(_text(x(place), BOTTOM + 18, words, anchor="middle", size=axis.size))
+    parts.append(_text(left + PANEL, BOTTOM + 18, axis.name, anchor="end", colour="#555"))
     for i, series in enumerate(panel.series):
         parts += _series(series, COLOURS[i], 5 * i, x, y)
         parts.append(f'<circle cx="{left + 5}" cy="{BOTTOM + 38 + 19 * i}" r="4" fill="{COLOURS[i]}"/>')

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from marks import NOTES, ROOT
 
@@ -52,19 +53,18 @@ def four_task_rows() -> dict[str, Cells]:
     return {row["row"]: row for row in markdown_rows(NOTES, "<!-- written by tools/show_report.py four-tasks -->")}
 
 
-def results(name: str) -> dict:
-    """A file of benchmarks/results."""
+def results(name: str) -> dict[str, Any]:
+    """A file of benchmarks/results: command, machine, rows."""
     with open(os.path.join(ROOT, "benchmarks", "results", f"{name}.json"), encoding="utf-8") as file:
-        found: dict = json.load(file)
+        found: dict[str, Any] = json.load(file)
     return found
 
 
-def bench(name: str, **wanted: object) -> list[dict]:
+def bench(name: str, **wanted: object) -> list[dict[str, Any]]:
     """The rows of a file of benchmarks/results that have these values."""
     return [row for row in results(name)["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
 def machine() -> str:
     """The machine of the speed figures."""
-    with open(os.path.join(ROOT, "benchmarks", "results", "limit-smollm2.json"), encoding="utf-8") as file:
-        return str(json.load(file)["machine"])
+    return str(results("limit-smollm2")["machine"])

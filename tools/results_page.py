@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from chart import Panel, Series, draw
+from chart import Axis, Panel, Series, draw
 from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine, results
 from marks import ROOT, fill
 
@@ -139,13 +139,13 @@ def held_picture() -> str:
     """What a held fidelity does prompt by prompt, in the worst order."""
     runs = [run for run in results("held")["rows"]["runs"] if run["order"] == "blocks"]
     n = len(runs[0]["running_mean"])
-    axis = {"across": (0.0, 1.07 * n), "ticks": range(0, n + 1, 50), "label": "prompts"}
+    axis = Axis("prompts", (0.0, 1.1 * n), [(tick, str(tick)) for tick in range(0, n + 1, 50)])
     means = [Series(f"target {run['target']:g}", list(enumerate(run["running_mean"])), dots=False) for run in runs]
     shares = [Series(f"target {run['target']:g}", _smooth(run["shares"]), dots=False) for run in runs]
     return draw(
         "A fidelity that is held, kinds of prompts one after the other",
-        Panel("Mean fidelity as it runs", (0.8, 1.0), means, **axis),
-        Panel("Skip share, mean of 20 prompts", (0.0, 0.5), shares, **axis),
+        Panel("Mean fidelity as it runs", (0.8, 1.0), means, axis, step=0.05),
+        Panel("Skip share, mean of 20 prompts", (0.0, 0.5), shares, axis, step=0.1),
     )
 
 

@@ -52,9 +52,11 @@ def command(args: argparse.Namespace) -> None:
         if form != "md":
             print(write(records, form), end="", file=stream)
     if args.plot:
-        from .plot import draw
+        from .plot import draw, not_drawn
 
         draw(records, args.plot)
+        if rest := not_drawn(records):
+            print(rest, file=sys.stderr)
 
 
 def _check_plot(path: str, tests: Sequence[Test]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..gguf.new_file import new_file
+from .engines import skip_text
 from .records import Record
 
 STYLES = {"first_cpp": "o-", "pruned": "x--", "stock": "s", "other": "D"}
@@ -28,13 +29,10 @@ def draw(records: Sequence[Record], path: str) -> None:
         raise ValueError("a plot needs a decoding test: -n or -pg")
     figure, axes = plt.subplots(len(groups), 2, figsize=(10, 3.8 * len(groups)), squeeze=False)
     for (left, right), (title, of_group) in zip(axes, groups.items(), strict=True):
-        for engine, style in STYLES.items():
-            points = sorted((one for one in of_group if one["engine"] == engine), key=_share)
-            if points:
-                label = engine if engine != "other" else points[0]["model_type"]
-                left.plot([*map(_share, points)], [one["step_p50_ms"] for one in points], style, label=label)
-                if all(one["speedup"] for one in points):
-                    right.plot([*map(_share, points)], [one["speedup"] for one in points], style, label=label)
+        for label, style, points in _lines(of_group):
+            left.plot([*map(_share, points)], [one["step_p50_ms"] for one in points], style, label=label)
+            if all(one["speedup"] for one in points):
+                right.plot([*map(_share, points)], [one["speedup"] for one in points], style, label=label)
         limits = sorted((one for one in of_group if one["byte_limit"] is not None), key=_share)
         if limits:
             right.plot([*map(_share, limits)], [one["byte_limit"] for one in limits], "k:", label="limit by bytes")
@@ -49,6 +47,28 @@ def draw(records: Sequence[Record], path: str) -> None:
     with new_file(path) as file:
         figure.savefig(file, format=os.path.splitext(path)[1][1:] or "png")
     plt.close(figure)
+
+
+def not_drawn(records: Sequence[Record]) -> str:
+    """What of the records has no place in the picture, as a sentence; empty where all of them have."""
+    rest = []
+    if any(one["draft"] for one in records):
+        rest.append("rows with drafts, whose gain depends on the text")
+    if any(not one["n_gen"] for one in records):
+        rest.append("tests that decode nothing")
+    return f"not drawn: {'; '.join(rest)}" if rest else ""
+
+
+def _lines(records: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
+    """Label, style and points of each line: an engine's shares; a set of layers is a point of its own."""
+    for engine, style in STYLES.items():
+        rows = [one for one in records if one["engine"] == engine]
+        shares = sorted((one for one in rows if not isinstance(one["skip"], list)), key=_share)
+        if shares:
+            yield engine if engine != "other" else shares[0]["model_type"], style, shares
+        for one in rows:
+            if isinstance(one["skip"], list):
+                yield f"{engine} {skip_text(tuple(one['skip']))}", style[0], [one]
 
 
 def _groups(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -77,8 +77,12 @@ FILE_TYPES = {
     "q4_k_m": "q4_K",
     "q5_k_m": "q5_K",
     "q6_k": "q6_K",
+    "iq4_nl": "iq4_nl",
+    "q3_k_m": "q3_K",
+    "q2_k": "q2_K",
 }
-_FALLBACK = {"q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}  # for rows that 256 does not divide
+# for rows that 256 does not divide
+_FALLBACK = {"q2_K": "iq4_nl", "q3_K": "iq4_nl", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
 
 
 def write_random(path: str | os.PathLike[str], shape: Shape, file_type: str = "f32", seed: int = 0) -> None:
@@ -136,11 +140,28 @@ def matrix_type(name: str, row: int, shape: Shape, file_type: str) -> str:
         return kind
     if name == "output.weight" or (shape.tied and name == "token_embd.weight"):
         kind = kind if kind == "q8_0" else "q6_K"
-    elif file_type in ("q4_k_m", "q5_k_m") and name.endswith(("attn_v.weight", "ffn_down.weight")):
-        layer, n = int(name.split(".")[1]), shape.n_layer
-        if layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2:
-            kind = "q6_K"
+    elif name.startswith("blk."):
+        kind = _type_in_layer(name.split(".")[2], int(name.split(".")[1]), shape, file_type)
     return kind if row % _ext.block_size(kind) == 0 else _FALLBACK[kind]
+
+
+def _type_in_layer(matrix: str, layer: int, shape: Shape, file_type: str) -> str:
+    """The ggml type of a layer's matrix: some have more bits than the rest, in some layers."""
+    n, grouped = shape.n_layer, shape.n_head >= 4 * shape.n_head_kv
+    first = layer < n // 8
+    spread = first or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+    more = {
+        "q4_k_m": {"attn_v": "q6_K", "ffn_down": "q6_K"} if spread else {},
+        "q5_k_m": {"attn_v": "q6_K", "ffn_down": "q6_K"} if spread else {},
+        "iq4_nl": {**({"ffn_down": "q5_K"} if first else {}), **({"attn_v": "q5_K"} if grouped else {})},
+        "q3_k_m": {
+            "attn_v": "q5_K" if layer < 2 else "q4_K",
+            "ffn_down": "q5_K" if layer < n // 16 else "q4_K",
+            "attn_output": "q4_K",
+        },
+        "q2_k": {"attn_v": "q4_K" if grouped else "q3_K", "ffn_down": "q3_K", "attn_output": "q3_K"},
+    }
+    return more.get(file_type, {}).get(matrix, FILE_TYPES[file_type])
 
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:

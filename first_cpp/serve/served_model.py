@@ -9,6 +9,7 @@ from typing import Any
 import llama_cpp
 
 from ..errors import SettingError, SkipError
+from ..gguf.byte_limit import weight_reads
 from ..llama import Llama
 from ..runtime.arguments import check_tolerance
 from ..runtime.policy import check_predicting
@@ -56,6 +57,11 @@ class ServedModel:
         """The largest share of layers that a request can ask the routers for; 0 without routers."""
         return min(self.max_skip, (self.n_layer - 1) / self.n_layer) if self.llm.routers else 0.0
 
+    def bytes_in_layers(self) -> float:
+        """The share of the bytes of weights that a token reads which lie in layers: what skipping them can save at most."""
+        reads = weight_reads(self.llm.model_path)
+        return round(sum(reads.layers) / reads.weights(), 4)
+
     @property
     def default_tolerance(self) -> float | None:
         """The tolerance of requests without one; None where nothing predicts costs."""
@@ -64,7 +70,14 @@ class ServedModel:
 
     def facts(self) -> dict[str, Any]:
         """What stays the same while it is loaded, as /health says it."""
-        return {"n_layer": self.n_layer, "skip": self.skip, "max_skip": self.dial, "tolerance": self.default_tolerance}
+        return {
+            "n_layer": self.n_layer,
+            "skip": self.skip,
+            "max_skip": self.dial,
+            "tolerance": self.default_tolerance,
+            "routers": self.llm.routers is not None,
+            "bytes_in_layers": self.bytes_in_layers(),
+        }
 
     def check_skip(self, value: Any) -> Skip:
         """A request's skip setting. Raises SkipError with what is wrong and what is allowed."""

@@ -117,6 +117,19 @@ def test_settings_that_differ_have_panels_of_their_own(drawn):
     ]
 
 
+def test_a_set_of_layers_is_a_point_of_its_own(drawn):
+    records = [made_up("first_cpp", n, test="tg128") for n in (7, 0)]
+    records += [made_up(engine, 2, test="tg128", skip=[7, 11]) for engine in ("first_cpp", "pruned")]
+    (labels,) = drawn(records).values()
+    assert labels == ["first_cpp", "first_cpp [7,11]", "pruned [7,11]"]
+
+
+def test_what_is_not_drawn_is_said():
+    assert plot.not_drawn([made_up("stock")]) == ""
+    records = [made_up("stock"), made_up("stock", draft=3), made_up("stock", n_gen=0)]
+    assert plot.not_drawn(records) == "not drawn: rows with drafts, whose gain depends on the text; tests that decode nothing"
+
+
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="needs a decoding test"):
         plot.draw([made_up("stock", n_gen=0)], io.BytesIO())

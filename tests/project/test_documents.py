@@ -137,13 +137,22 @@ def test_benchmarks_are_those_of_the_files(tmp_path, monkeypatch):
     assert (tmp_path / "page.md").read_text() == page, "run `make docs`"
 
 
+def test_what_else_is_that_of_the_file():
+    import what_else_page
+
+    assert pathlib.Path(what_else_page.PAGE).read_text() == what_else_page.page(), "run `make docs`"
+    assert pathlib.Path(what_else_page.PICTURE).read_text() == what_else_page.picture(), "run `make docs`"
+
+
 def test_benchmarks_show_what_make_bench_runs(monkeypatch):
-    """The page, what is run, and what the figures came from are one list of commands."""
+    """The pages, what is run, and what the figures came from are one list of commands."""
     import all as bench
     import commands
     import document
+    import what_else_page
 
-    shown = re.findall(r"^    (.+)$", pathlib.Path(document.PATH).read_text(), re.MULTILINE)
+    pages = [pathlib.Path(path).read_text() for path in (document.PATH, what_else_page.PAGE)]
+    shown = [line for page in pages for line in re.findall(r"^    (.+)$", page, re.MULTILINE)]
     all_commands = commands.COMMANDS | commands.BY_HAND
     assert sorted(shown) == sorted(all_commands.values())
     recorded = {path.stem: json.loads(path.read_text())["command"] for path in (ROOT / "benchmarks" / "results").glob("*.json")}

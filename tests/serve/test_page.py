@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 
@@ -80,12 +81,15 @@ class Page:
 def page(browser, server):
     """Answers are made by a stand-in where a test sets `window.answer`, so that their text is known."""
     opened = Page(browser, server.url)
+    opened.script("localStorage.clear()")
+    opened = Page(browser, server.url)
+    opened.errors()  # those of a server that has ended since
     yield opened
     assert opened.errors() == []
 
 
 def answer_with(page: Page, *parts: str, wait: int = 0, told: str = "null") -> None:
-    """Let /v1/chat/completions answer with these parts; the bodies it gets are kept in window.asked."""
+    """Let /v1/chat/completions answer with these parts, as answer "a1"; the bodies it gets are kept in window.asked."""
     page.script(
         """
         const [parts, wait, told] = arguments;
@@ -94,7 +98,7 @@ def answer_with(page: Page, *parts: str, wait: int = 0, told: str = "null") -> N
         window.fetch = (url, options) => {
           if (url !== "/v1/chat/completions") return real(url, options);
           window.asked.push(JSON.parse(options.body));
-          const chunk = (delta, more) => `data: ${JSON.stringify({choices: [{delta}], ...more})}\\n\\n`;
+          const chunk = (delta, more) => `data: ${JSON.stringify({id: "a1", choices: [{delta}], ...more})}\\n\\n`;
           const body = new ReadableStream({
             async start(stream) {
               const send = (text) => stream.enqueue(new TextEncoder().encode(text));
@@ -165,10 +169,15 @@ def test_dial(page):
     assert page.find("#auto").is_selected()
     page.find("#count").send_keys("\ue014", "\ue014")  # right, twice
     assert not page.find("#auto").is_selected()
-    assert page.find("#dialText").text == "2 of 6 layers skipped"
+    assert re.fullmatch(r"2 of 6 layers skipped, about 1\.[34]\dx", page.find("#dialText").text)
     page.ask("a")
     page.find("#count").send_keys("\ue010")  # end
+    assert page.find("#dialText").text.startswith("fastest: 3 of 6 layers skipped")
+    assert page.find("#count").get_attribute("aria-valuetext") == page.find("#dialText").text
     page.ask("b")
+    page.find("#count").send_keys("\ue011")  # home
+    assert page.find("#dialText").text == "full model: every layer"
+    assert [one.text for one in page.all(".ends .soft")] == ["full model", "fastest"]
     page.find("#auto").click()
     page.ask("c")
     shares = [asked.get("skip") for asked in page.script("return window.asked")]
@@ -187,6 +196,7 @@ def test_keyboard(page):
     page.type("\ue00c")  # escape
     page.until(lambda: page.find("#send").is_displayed())
     assert page.find(".answer .figures").text == "stopped"
+    page.until(lambda: page.find(".answer .actions").is_displayed())
     answer_with(page, "again")
     assert page.ask("more") == "again"
     said = page.script("return window.asked")[0]["messages"]
@@ -202,6 +212,317 @@ def test_text_of_the_model_is_no_markup(page):
     assert page.ask(attack) == attack
     assert page.script("return window.owned ?? null") is None
     assert not page.all("#log img, #log script")
+
+
+def said(page: Page) -> list[str]:
+    return [one.text for one in page.all(".said .text")]
+
+
+def act(page: Page, number: int, name: str) -> None:
+    """Press a button under a message."""
+    page.all(".said")[number].find_element("css selector", f"[data-action={name}]").click()
+
+
+def told(n_skipped: int, tpot_ms: float = 20.0, **more) -> dict:
+    """What the server says of an answer."""
+    layers = {"n_layer": 6, "skipped_layers": list(range(n_skipped)), "keep": None, "expected_speedup": 1.4}
+    return {"tokens": 40, "ttft_ms": 9, "tpot_ms": tpot_ms, "expected_change": None, "predicted_cost": None, **layers, **more}
+
+
+MARKDOWN = """# Title
+Some *soft*, **strong** and `inline` words in snake_case_names, 2 < 3 & 4.
+
+- one
+  1. inner
+- two
+
+> quoted
+
+| left | right |
+| --- | ---: |
+| a \\| b | `c` |
+
+```python
+def add(a, b):
+    return a + b  # <b>
+```
+
+See [the page](https://example.org/a_(b)) or https://example.org/x."""
+
+
+@in_chromium
+def test_markdown_is_shown_while_it_grows(page):
+    answer_with(page, *MARKDOWN)  # a character at a time
+    page.ask("Show me")
+    assert page.find(".text h2").text == "Title"
+    shown = {tag: [one.text for one in page.all(f".answer .text {tag}")] for tag in ("em", "strong", "p code", "td", "th")}
+    assert shown == {"em": ["soft"], "strong": ["strong"], "p code": ["inline"], "td": ["a | b", "c"], "th": ["left", "right"]}
+    assert [one.text for one in page.all(".answer li")] == ["one\ninner", "inner", "two"]
+    assert page.find(".text blockquote").text == "quoted"
+    assert page.find(".code pre").text == "def add(a, b):\n    return a + b  # <b>"
+    assert page.find(".code figcaption span").text == "python"
+    links = page.all(".answer .text a")
+    assert [one.get_attribute("href") for one in links] == ["https://example.org/a_(b)", "https://example.org/x"]
+    assert {one.get_attribute("rel") for one in links} == {"noopener noreferrer"}
+    assert "snake_case_names, 2 < 3 & 4." in page.find(".answer .text p").text
+
+
+ATTACKS = [
+    "<img src=x onerror='window.owned=1'>",
+    "</div></article><script>window.owned=1</script>",
+    "[click](javascript:window.owned=1) [b](JaVaScRiPt&colon;alert(1)) [c](data:text/html,<script>window.owned=1</script>)",
+    "[d](java\nscript:window.owned=1) [e](\x01javascript:alert(1)) [f](//evil.example) [g](vbscript:x) <javascript:alert(1)>",
+    "![i](javascript:window.owned=1) ![j](https://example.org/p.png) ![k](x onerror=window.owned=1)",
+    '[l](https://example.org/"onmouseover="window.owned=1) [m](https://example.org "t" onclick=window.owned=1)',
+    "```<script>window.owned=1</script>\n<svg onload=window.owned=1>\n```",
+    "`<b onclick=window.owned=1>` **<i onclick=window.owned=1>** ~~<u>~~",
+    "| <script>window.owned=1</script> | <b> |\n| --- | --- |\n| <iframe src=javascript:window.owned=1> | x |",
+    "# <h1 onclick=window.owned=1>\n> <style>*{display:none}</style>\n- <form action=x><input onfocus=window.owned=1>",
+    "<think><img src=x onerror=window.owned=1></think><img src=x onerror=window.owned=1>",
+]
+ALLOWED = {"P", "BR", "EM", "STRONG", "S", "CODE", "PRE", "FIGURE", "FIGCAPTION", "SPAN", "BUTTON", "A", "UL", "OL", "LI", "H2"}
+ALLOWED |= {"BLOCKQUOTE", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "DIV", "HR"}
+
+
+@in_chromium
+def test_no_answer_becomes_markup(page):
+    """Elements and attributes are the renderer's own, and links lead to the web or nowhere."""
+    found = page.script(
+        """
+        return import("/page/markdown.js").then(({Rendered}) => arguments[0].map((text) => {
+          const place = document.createElement("div");
+          document.body.append(place);
+          new Rendered(place).update(text);
+          const all = [...place.querySelectorAll("*")];
+          return {
+            tags: all.map((one) => one.tagName),
+            attributes: all.flatMap((one) => [...one.attributes].map((a) => a.name)),
+            links: all.filter((one) => one.href).map((one) => one.protocol),
+            text: place.textContent,
+          };
+        }));
+        """,
+        ATTACKS,
+    )
+    for attack, one in zip(ATTACKS, found, strict=True):
+        assert set(one["tags"]) <= ALLOWED, attack
+        assert set(one["attributes"]) <= {"class", "type", "href", "target", "rel", "start"}, attack
+        assert set(one["links"]) <= {"http:", "https:", "mailto:"}, attack
+        assert one["text"].count("window.owned") == attack.count("window.owned"), attack
+    assert page.script("return window.owned ?? null") is None
+
+
+@in_chromium
+def test_no_text_takes_long_to_show(page):
+    """Answers are untrusted: no text makes the renderer search again and again."""
+    texts = [
+        "*" * 20000,
+        "[" * 20000,
+        "`a " * 10000,
+        "> " * 5000 + "x",
+        "**a " * 8000,
+        "- " * 3000,
+        "[a](" * 8000,
+        "- a\n\n" * 5000,
+    ]
+    slowest = page.script(
+        """
+        return import("/page/markdown.js").then(({Rendered}) => Math.max(...arguments[0].map((text) => {
+          const start = performance.now();
+          new Rendered(document.createElement("div")).update(text);
+          return performance.now() - start;
+        })));
+        """,
+        texts,
+    )
+    assert slowest < 3000
+
+
+@in_chromium
+def test_copy(page):
+    page.script(
+        """
+        window.copied = [];
+        Object.defineProperty(navigator, "clipboard", {value: {writeText: async (text) => window.copied.push(text)}});
+        """
+    )
+    answer_with(page, "Look:\n```sh\nls -l\n```\n**done**")
+    page.ask("How?")
+    page.find(".copyCode").click()
+    act(page, 1, "copy")
+    act(page, 0, "copy")
+    page.type("\ue00a" + "c")  # alt+c
+    page.until(lambda: len(page.script("return window.copied")) == 4)
+    whole = "Look:\n```sh\nls -l\n```\n**done**"
+    assert page.script("return window.copied") == ["ls -l", whole, "How?", whole]
+    assert page.find(".copyCode").text == "Copied"
+
+
+@in_chromium
+def test_again_and_edits_are_branches(page):
+    answer_with(page, "first")
+    page.ask("one")
+    answer_with(page, "second")
+    act(page, 1, "again")
+    page.until(lambda: said(page) == ["one", "second"])
+    assert [message["content"] for message in page.script("return window.asked")[0]["messages"]] == ["one"]
+    assert page.find(".answer .branch").text == "2 of 2"
+    answer_with(page, "third")
+    page.ask("two")
+    act(page, 1, "before")
+    assert said(page) == ["one", "first"]
+    act(page, 1, "after")
+    assert said(page) == ["one", "second", "two", "third"]
+    page.type("\ue013")  # up: the last message
+    assert page.find("#text").get_attribute("value") == "two"
+    page.find("#text").clear()
+    answer_with(page, "fourth")
+    page.type("two and a half", "\ue007")
+    page.until(lambda: said(page) == ["one", "second", "two and a half", "fourth"])
+    assert [m["content"] for m in page.script("return window.asked")[0]["messages"]] == ["one", "second", "two and a half"]
+    act(page, 2, "before")
+    assert said(page) == ["one", "second", "two", "third"]
+    act(page, 0, "edit")
+    page.type("\ue00c")  # escape leaves the edit
+    assert page.find("#text").get_attribute("value") == ""
+    assert not page.find("#editing").is_displayed()
+
+
+@in_chromium
+def test_conversations_are_kept_and_deleted(page, server):
+    answer_with(page, "**kept**")
+    page.ask("Remember <b>this</b>")
+    page.browser.refresh()
+    page.until(lambda: page.find("#model").text)
+    assert said(page) == ["Remember <b>this</b>", "kept"]
+    page.find("#new").click()
+    assert said(page) == []
+    answer_with(page, "other")
+    page.ask("Another")
+    assert [one.text for one in page.all("#chats .open")] == ["Another", "Remember <b>this</b>"]
+    page.all("#chats .open")[1].click()
+    assert said(page) == ["Remember <b>this</b>", "kept"]
+    page.browser.back()
+    page.until(lambda: said(page) == ["Another", "other"])
+    page.all("#chats .remove")[1].click()
+    assert [one.text for one in page.all("#chats .open")] == ["Another"]
+    page.find("#undo").click()
+    assert len(page.all("#chats .open")) == 2
+    page.script("localStorage['first_cpp/chat/x'] = '{\"id\": 1, \"nodes\": [{}]}'; localStorage['first_cpp/settings'] = '{'")
+    page.browser.refresh()
+    page.until(lambda: page.find("#model").text)
+    assert len(page.all("#chats .open")) == 2
+
+
+@in_chromium
+def test_a_full_store_drops_the_oldest(page):
+    answer_with(page, "x")
+    page.ask("old")
+    page.find("#new").click()
+    page.ask("young")
+    page.script(
+        """
+        const real = Storage.prototype.setItem;
+        Storage.prototype.setItem = function (key, value) {
+          const others = Object.keys(this).filter((one) => one.includes("/chat/") && one !== key);
+          if (key.includes("/chat/") && others.length > 1) throw new DOMException("", "QuotaExceededError");
+          real.call(this, key, value);
+        };
+        """
+    )
+    page.find("#new").click()
+    page.ask("newest")
+    assert "newest" in [one.text for one in page.all("#chats .open")]
+    assert "old" not in [one.text for one in page.all("#chats .open")]
+
+
+@in_chromium
+def test_system_prompt_and_temperature(page):
+    page.type("\ue00a" + "s")  # alt+s
+    page.find("#system").send_keys("Be brief.")
+    page.find("#temperature").send_keys("0.2")
+    page.find("#maxTokens").send_keys("77")
+    page.find("#settings .close").click()
+    page.browser.refresh()
+    page.until(lambda: page.find("#model").text)
+    answer_with(page, "ok")
+    page.ask("Hello")
+    (asked,) = page.script("return window.asked")
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    assert asked["messages"][0]["content"] == "Be brief."
+    assert (asked["temperature"], asked["max_tokens"]) == (0.2, 77)
+    page.find("#settingsButton").click()
+    page.find("#temperature").clear()
+    page.find("#temperature").send_keys("9")  # out of range: not sent
+    page.find("#settings .close").click()
+    page.ask("Hello")
+    assert "temperature" not in page.script("return window.asked")[1]
+
+
+@in_chromium
+def test_measured_speed_and_fidelity(page):
+    answer_with(page, "fast", told=told(2, tpot_ms=16.0))
+    page.script(
+        """
+        const before = window.fetch;
+        window.fetch = (url, options) => url !== "/v1/fidelity" ? before(url, options) :
+          Promise.resolve(new Response(JSON.stringify({data: [{id: "a1", fidelity: 0.9375}]})));
+        """
+    )
+    page.ask("a")
+    assert page.find(".figures").text == "40 tokens · 62.5 tokens/s · TTFT 9 ms · 4 of 6 layers"
+    page.until(lambda: "fidelity 94 %" in page.find(".gained").text)
+    assert page.find(".gained").text == "speed-up 1.40x expected · fidelity 94 %"
+    answer_with(page, "slow", told=told(0))
+    act(page, 1, "full")
+    page.until(lambda: said(page) == ["a", "slow"])
+    assert page.script("return window.asked")[0]["skip"] == 0
+    assert not page.all(".gained")
+    act(page, 1, "before")
+    assert page.find(".gained").text == "speed-up 1.40x expected · 1.25x measured · fidelity 94 %"
+    page.find("#count").send_keys("\ue010", "\ue012")  # end, left
+    assert page.find("#dialText").text == "2 of 6 layers skipped, measured 1.25x"
+
+
+@in_chromium
+def test_the_fidelity_is_the_servers(browser, tiny, models):
+    with serving(routed_model(tiny, models, seed=41), "--chat-format", "chatml", "-c", 512, "--skip", 0.34) as server:
+        page = Page(browser, server.url)
+        page.type("Hello there", "\ue007")
+        page.until(lambda: page.all(".gained") and "fidelity" in page.find(".gained").text)
+        measured = server.http.get("/v1/fidelity").json()["data"][0]["fidelity"]
+        assert f"fidelity {int(100 * measured + 0.5)} %" in page.find(".gained").text
+
+
+@in_chromium
+def test_a_model_without_routers_is_explained(browser, tiny):
+    with serving(tiny, "--chat-format", "chatml", "-c", 512) as server:
+        page = Page(browser, server.url)
+        page.until(lambda: page.find("#help").is_displayed())
+        assert "no routers" in page.find("#help").text
+        assert "first-cpp calibrate -m model.gguf --out model-first.gguf" in page.find("#help").text
+        assert not page.find("#dial").is_displayed()
+        assert page.errors() == []
+
+
+@in_chromium
+def test_shortcuts(page):
+    answer_with(page, "x")
+    page.ask("a")
+    page.script("document.activeElement.blur(); document.body.focus()")
+    page.find("body").send_keys("?")
+    assert page.find("#keys").is_displayed()
+    page.find("body").send_keys("\ue00c")
+    assert not page.find("#keys").is_displayed()
+    answer_with(page, "y")
+    page.type("\ue00a" + "r")  # alt+r
+    page.until(lambda: said(page) == ["a", "y"])
+    page.find("#text").click()
+    page.type("\ue00a" + "n")
+    page.until(lambda: said(page) == [])
+    page.type("what?")
+    assert page.find("#text").get_attribute("value") == "what?"
+    page.find("#text").clear()
 
 
 @in_chromium
@@ -231,6 +552,7 @@ def test_errors_are_shown_and_the_question_is_not_lost(page):
     page.type("\ue007")
     page.until(lambda: page.all(".wrong"))
     assert "tokens, at most 511" in page.find(".wrong").text
+    assert not page.all("#chats li")
     assert page.find("#text").get_attribute("value") == text
     assert not page.all(".mine")
     page.find("#text").clear()
@@ -264,9 +586,16 @@ def test_fits_every_screen(page, width, height):
                                            "tpot_ms": 9})  # fmt: skip
         page.ask("b" * 500)
         assert page.script("return document.documentElement.scrollWidth") <= width
-        box = page.script("return document.getElementById('send').getBoundingClientRect().toJSON()")
-        assert box["right"] <= width
-        assert box["bottom"] <= height
+        for shown in ("#send", "#new", "#dialText", ".answer .actions"):
+            box = page.script("return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", shown)
+            assert 0 <= box["left"] <= box["right"] <= width
+            assert shown == ".answer .actions" or box["bottom"] <= height
+        if width < 900:
+            assert not page.find("#side").is_displayed()
+            page.find("#menu").click()
+            page.until(lambda: page.find("#chats .open").is_displayed())
+            page.find("#chats .open").click()
+            page.until(lambda: not page.find("#side").is_displayed())
         assert page.find(".layers").size["width"] <= width
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

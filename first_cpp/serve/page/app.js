@@ -1,49 +1,287 @@
-// The chat page: one conversation, streamed from /v1/chat/completions. Text of the model is only ever set as text.
-"use strict";
+// The chat page: conversations kept in the browser, answers streamed from the server.
+
+import { addNode, chooseBranch, dropNode, newChat, pathTo, siblings } from "./chats.js";
+import { allChats, readChat, readSetting, removeChat, saveChat, saveSetting } from "./chats.js";
+import { chosenSkip, noteSpeed, setUpDial } from "./dial.js";
+import { answer, fidelity, hasKey, health, KeyNeeded, useKey } from "./server.js";
+import { chatList, copy, follow, message, showAbout, showActions, showText } from "./view.js";
 
 const at = (id) => document.getElementById(id);
-const messages = [];
+const touch = matchMedia("(pointer: coarse)"); // a focused box brings the keyboard up, over the answer
+const narrow = matchMedia("(max-width: 62rem)"); // as in style.css: the conversations lie over the page
+const settings = { system: "", temperature: null, max_tokens: null, ...readSetting("settings", {}) };
 let server = null; // the answer of /health
-let skip; // undefined: what the server does by default
-let running = null; // the AbortController of the answer going on
-
-// -- what the server is ---------------------------------------------------------------------------------------------
+let chat = newChat();
+let running = null; // the answer going on: {chat, node, controller}
+let editing = null; // the node that the text in the box takes the place of
+let measuring = new AbortController(); // of the question for an answer's fidelity
+let removed = null; // the conversation deleted last, to be taken back
 
 async function start() {
+  showSettings();
+  openFromAddress();
   try {
-    server = await (await fetch("/health")).json();
+    server = await health();
   } catch {
-    return report("The server cannot be reached.");
+    return report("The server cannot be reached.", "wrong");
   }
   at("model").textContent = server.model;
   document.title = `${server.model} - first_cpp`;
-  if (server.key && !sessionStorage.getItem("key")) askForKey();
-  setUpDial();
+  if (server.key && !hasKey()) askForKey();
+  setUpDial(server);
 }
 
-function setUpDial() {
-  const most = Math.floor(server.max_skip * server.n_layer + 1e-6);
-  at("dial").disabled = most === 0;
-  at("count").max = most;
-  at("count").value = typeof server.skip === "number" ? Math.round(server.skip * server.n_layer) : 0;
-  at("auto").checked = server.skip === "auto" && most > 0;
-  showDial();
+// -- a question and its answer ----------------------------------------------------------------------------------------
+
+function ask(event) {
+  event.preventDefault();
+  const text = at("text").value.trim();
+  if (!text || running || !server) return;
+  const parent = editing ? editing.parent : chat.leaf;
+  at("text").value = "";
+  endEditing();
+  reply(addNode(chat, parent, "user", text));
 }
 
-function turnDial(event) {
-  if (event.target === at("count")) at("auto").checked = false;
-  skip = at("auto").checked ? "auto" : Number(at("count").value) / server.n_layer;
-  showDial();
+// Answers a question in its conversation, with `skip` in place of the dial's.
+async function reply(question, skip = chosenSkip()) {
+  const here = chat;
+  const node = addNode(here, question.id, "assistant", "");
+  const controller = new AbortController();
+  setRunning({ chat: here, node, controller });
+  saveAll(here);
+  history.replaceState(null, "", `#${here.id}`);
+  report("");
+  draw(true);
+  try {
+    await stream(here, node, skip, controller.signal);
+    report(`The answer is complete, ${node.tokens} tokens.`);
+  } catch (error) {
+    fail(error, here, node, question);
+  } finally {
+    setRunning(null);
+    if (here.nodes.includes(node)) finish(here, node);
+    saveAll(here);
+    draw();
+  }
 }
 
-function showDial() {
-  const count = Number(at("count").value);
-  let text = `${count} of ${server.n_layer} layers skipped`;
-  if (at("auto").checked) text = server.tolerance === null ? "the model's own share" : "as many as each prompt can spare";
-  else if (at("dial").disabled) text = "no routers: every layer is computed";
-  if (skip === undefined && Array.isArray(server.skip)) text = `layers ${server.skip.join(", ")} skipped`;
-  at("dialText").textContent = text;
-  at("count").classList.toggle("unused", at("auto").checked);
+async function stream(here, node, skip, signal) {
+  const path = pathTo(here, node.parent).map(({ role, content }) => ({ role, content }));
+  const system = settings.system.trim();
+  const messages = system ? [{ role: "system", content: system }, ...path] : path;
+  const body = { model: server.model, messages, skip };
+  for (const name of ["temperature", "max_tokens"]) if (settings[name] !== null) body[name] = settings[name];
+  node.tokens = 0;
+  for await (const event of answer(body, signal)) {
+    const part = event.choices[0]?.delta.content;
+    node.answer = event.id;
+    node.layers = event.first_cpp ?? node.layers;
+    if (!part) continue;
+    node.tokens += 1;
+    node.content += part;
+    showSoon(here, node);
+  }
+}
+
+let drawing = false;
+
+// Shows what came, once a picture of the screen.
+function showSoon(here, node) {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    const said = here === chat && elementOf(node);
+    if (said) follow(() => showText(said, node.content));
+  });
+}
+
+function finish(here, node) {
+  if (!node.layers) return;
+  noteSpeed(node.layers);
+  if (!node.layers.skipped_layers.length || !node.answer) return;
+  measure(here, node);
+}
+
+// Asks for the fidelity of an answer until it is known, or the next answer begins.
+async function measure(here, node) {
+  try {
+    const found = await fidelity(node.answer, measuring.signal);
+    if (found === null) return;
+    node.fidelity = found;
+    saveChat(here);
+    const said = here === chat && elementOf(node);
+    if (said) follow(() => showAbout(said, node));
+  } catch {
+    // the server went away: nothing more is known
+  }
+}
+
+function fail(error, here, node, question) {
+  if (error.name === "AbortError") {
+    node.stopped = true;
+    report("Stopped.");
+    if (!node.content) takeBack(here, node, question);
+    return;
+  }
+  const said = error.name === "TypeError" ? "The server cannot be reached." : error.message;
+  if (error instanceof KeyNeeded) askForKey();
+  if (node.content) node.wrong = said;
+  else takeBack(here, node, question);
+  report(said, "wrong");
+}
+
+// Nothing was answered: the question is in the box again, to be changed or sent once more.
+function takeBack(here, node, question) {
+  const others = siblings(here, node).filter((one) => one !== node);
+  dropNode(here, question.id);
+  if (others.length) return chooseBranch(here, others.at(-1));
+  if (question.id !== here.nodes.length - 1) return;
+  dropNode(here, question.parent);
+  const beside = siblings(here, question);
+  if (beside.length) chooseBranch(here, beside.at(-1));
+  if (here === chat && !at("text").value) at("text").value = question.content;
+  fit();
+}
+
+function setRunning(found) {
+  running = found;
+  at("send").hidden = found !== null;
+  at("stop").hidden = found === null;
+  if (found) {
+    measuring.abort();
+    measuring = new AbortController();
+  } else if (!touch.matches && !document.querySelector("dialog[open]")) at("text").focus();
+}
+
+function stop() {
+  running?.controller.abort();
+}
+
+// -- what stands under a message --------------------------------------------------------------------------------------------
+
+function act(event) {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.classList.contains("copyCode")) return copy(button.closest("figure").querySelector("code").textContent, button);
+  const node = chat.nodes[button.closest(".said").dataset.node];
+  const name = button.dataset.action;
+  if (name === "copy") return copy(node.content, button);
+  if (running) return report("An answer is being made: stop it first.", "seen");
+  if (name === "edit") return edit(node);
+  if (name === "again") return again(node);
+  if (name === "full") return again(node, 0);
+  const there = siblings(chat, node);
+  chooseBranch(chat, there[there.indexOf(node) + (name === "after" ? 1 : -1)]);
+  saveAll(chat);
+  draw();
+}
+
+function again(node, skip) {
+  const question = node && chat.nodes[node.role === "user" ? node.id : node.parent];
+  if (question && !running && server) reply(question, skip);
+}
+
+function edit(node) {
+  editing = node;
+  at("editing").hidden = false;
+  at("text").value = node.content;
+  at("text").focus();
+  fit();
+}
+
+function endEditing() {
+  editing = null;
+  at("editing").hidden = true;
+  fit();
+}
+
+// -- conversations ----------------------------------------------------------------------------------------------------------
+
+function draw(toEnd = false) {
+  const busy = running?.chat === chat ? running.node : null;
+  follow(() => {
+    at("log").replaceChildren(...pathTo(chat).map((node) => message(chat, node)));
+    if (busy) elementOf(busy).setAttribute("aria-busy", "true");
+    at("empty").hidden = chat.leaf !== null;
+  }, toEnd);
+  at("chats").replaceChildren(...chatList(allChats(), chat));
+  at("noChats").hidden = at("chats").children.length > 0;
+}
+
+function elementOf(node) {
+  return at("log").querySelector(`[data-node="${node.id}"]`);
+}
+
+function saveAll(one) {
+  if (!one.nodes.length) return removeChat(one.id);
+  if (!saveChat(one)) report("This browser keeps no more: the conversation ends with the page.", "wrong");
+}
+
+function open(found) {
+  chat = found;
+  endEditing();
+  const hash = found.nodes.length ? `#${found.id}` : "";
+  if (location.hash !== hash) history.pushState(null, "", hash || location.pathname);
+  draw(true);
+  closeSide();
+  if (!touch.matches) at("text").focus();
+}
+
+function openFromAddress() {
+  endEditing();
+  const id = location.hash.slice(1);
+  if (running?.chat.id === id) chat = running.chat;
+  else chat = (id && readChat(id)) || newChat();
+  draw(true);
+}
+
+function chooseChat(event) {
+  const button = event.target.closest("button");
+  if (button?.dataset.open) open(running?.chat.id === button.dataset.open ? running.chat : readChat(button.dataset.open) ?? newChat());
+  if (button?.dataset.remove) remove(button.dataset.remove);
+}
+
+function remove(id) {
+  if (running?.chat.id === id) return report("An answer is being made there: stop it first.", "seen");
+  removed = readChat(id);
+  removeChat(id);
+  if (chat.id === id) open(newChat());
+  else draw();
+  if (!removed) return;
+  report(`"${removed.title}" is deleted.`, "seen");
+  at("undo").hidden = false;
+}
+
+function undo() {
+  if (removed) saveChat(removed);
+  removed = null;
+  report("");
+  draw();
+}
+
+// -- settings ---------------------------------------------------------------------------------------------------------------
+
+function showSettings() {
+  at("system").value = settings.system;
+  at("temperature").value = settings.temperature ?? "";
+  at("maxTokens").value = settings.max_tokens ?? "";
+  markSettings();
+}
+
+function markSettings() {
+  const own = settings.system || settings.temperature !== null || settings.max_tokens !== null;
+  at("settingsButton").classList.toggle("changed", Boolean(own));
+}
+
+function changeSettings() {
+  const number = (input) => (input.value !== "" && input.validity.valid ? Number(input.value) : null);
+  settings.system = at("system").value;
+  settings.temperature = number(at("temperature"));
+  settings.max_tokens = number(at("maxTokens"));
+  saveSetting("settings", settings);
+  markSettings();
 }
 
 function askForKey() {
@@ -51,177 +289,22 @@ function askForKey() {
   at("key").focus();
 }
 
-function useKey(event) {
+function takeKey(event) {
   event.preventDefault();
-  sessionStorage.setItem("key", at("key").value);
+  useKey(at("key").value);
   at("key").value = "";
   at("keyForm").hidden = true;
   at("text").focus();
 }
 
-// -- a question and its answer ----------------------------------------------------------------------------------------
+// -- the page ---------------------------------------------------------------------------------------------------------------
 
-async function ask(event) {
-  event.preventDefault();
-  const text = at("text").value.trim();
-  if (!text || running) return;
-  at("text").value = "";
-  fit();
-  const question = add("mine", text);
-  const answer = add("answer", "");
-  messages.push({ role: "user", content: text });
-  setRunning(new AbortController());
-  answer.setAttribute("aria-busy", "true");
-  try {
-    const made = await stream(answer.querySelector(".text"));
-    if (made.layers) answer.append(...picture(made));
-    report(`The answer is complete, ${made.tokens} tokens.`);
-  } catch (error) {
-    fail(error, question, answer, text);
-  } finally {
-    answer.removeAttribute("aria-busy");
-    const said = answer.querySelector(".text").textContent;
-    if (said) messages.push({ role: "assistant", content: said });
-    else messages.pop();
-    setRunning(null);
-  }
-}
-
-// Shows the answer as it comes. Returns its number of tokens and its field `first_cpp`.
-async function stream(place) {
-  const headers = { "Content-Type": "application/json" };
-  const key = sessionStorage.getItem("key");
-  if (key) headers.Authorization = `Bearer ${key}`;
-  const body = JSON.stringify({ model: server.model, messages, stream: true, skip }); // no skip where it is undefined
-  const response = await fetch("/v1/chat/completions", { method: "POST", headers, body, signal: running.signal });
-  if (response.status === 401) {
-    sessionStorage.removeItem("key");
-    askForKey();
-  }
-  if (!response.ok) throw new Error((await response.json()).error.message);
-  const made = { tokens: 0, layers: null };
-  for await (const event of events(response.body)) {
-    if (event.error) throw new Error(event.error.message);
-    const said = event.choices[0].delta.content;
-    if (said) {
-      made.tokens += 1;
-      show(() => place.append(said));
-    }
-    made.layers = event.first_cpp ?? made.layers;
-  }
-  return made;
-}
-
-// The JSON objects of a stream of server-sent events.
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
-    }
-  }
-}
-
-function fail(error, question, answer, text) {
-  if (error.name === "AbortError") {
-    if (answer.querySelector(".text").textContent) answer.append(paragraph("figures", "stopped"));
-    else answer.remove();
-    return report("Stopped.");
-  }
-  const said = error.name === "TypeError" ? "The server cannot be reached." : error.message;
-  answer.append(paragraph("wrong", said));
-  report(said);
-  if (answer.querySelector(".text").textContent) return;
-  question.remove(); // it was not answered: here it is again, to be changed or sent once more
-  if (!at("text").value) at("text").value = text;
-  fit();
-}
-
-function setRunning(controller) {
-  running = controller;
-  at("send").hidden = controller !== null;
-  at("stop").hidden = controller === null;
-  if (controller === null) at("text").focus();
-}
-
-function stop() {
-  running?.abort();
-}
-
-function newChat() {
-  stop();
-  messages.length = 0;
-  at("log").replaceChildren();
-  at("empty").hidden = false;
-  at("text").focus();
-}
-
-// -- what is seen -----------------------------------------------------------------------------------------------------
-
-function add(kind, text) {
-  const said = document.createElement("div");
-  said.className = `said ${kind}`;
-  said.append(paragraph("text", text));
-  at("empty").hidden = true;
-  show(() => at("log").append(said), kind === "mine");
-  return said;
-}
-
-function paragraph(kind, text) {
-  const element = document.createElement("p");
-  element.className = kind;
-  element.textContent = text;
-  return element;
-}
-
-// One cell a layer: filled as high as its keep score, or empty where it was skipped.
-function picture({ tokens, layers }) {
-  const out = new Set(layers.skipped_layers);
-  const row = document.createElement("div");
-  row.className = "layers";
-  row.setAttribute("role", "img");
-  const computed = layers.n_layer - out.size;
-  const names = out.size ? `; skipped: ${[...out].join(", ")}` : "";
-  row.setAttribute("aria-label", `${computed} of ${layers.n_layer} layers computed${names}`);
-  for (let layer = 0; layer < layers.n_layer; layer++) {
-    const cell = document.createElement("span");
-    const keep = layers.keep?.[layer];
-    cell.classList.toggle("out", out.has(layer));
-    cell.title = `layer ${layer}: ${out.has(layer) ? "skipped" : "computed"}`;
-    if (keep !== undefined) {
-      cell.title += `, keep score ${keep.toFixed(2)}`;
-      cell.style.setProperty("--keep", Math.max(keep, 0.08));
-    }
-    row.append(cell);
-  }
-  const rate = layers.tpot_ms ? `${(1000 / layers.tpot_ms).toFixed(1)} tokens/s, ` : "";
-  const figures = `${tokens} tokens, ${rate}TTFT ${Math.round(layers.ttft_ms)} ms, ${computed} of ${layers.n_layer} layers`;
-  return [row, paragraph("figures", `${figures}${change(layers)}`)];
-}
-
-// What skipping is expected to change, where the model has cost probes.
-function change(layers) {
-  if (layers.expected_change === null || layers.expected_change === undefined || !layers.skipped_layers.length) return "";
-  const number = Math.round(100 * layers.expected_change);
-  const words = number ? `about ${number}` : "fewer than 1";
-  return `, ${words} in 100 words changed (predicted cost ${layers.predicted_cost.toFixed(3)})`;
-}
-
-// Changes the log and stays at its end, where the reader is there.
-function show(change, always = false) {
-  const view = at("scroll");
-  const follow = always || view.scrollHeight - view.scrollTop - view.clientHeight < 60;
-  change();
-  if (follow) view.scrollTop = view.scrollHeight;
-}
-
-function report(text) {
+// Says what happened: to everybody where `kind` is "seen" or "wrong", else to those who listen.
+function report(text, kind = "") {
   at("status").textContent = text;
+  at("status").className = kind;
+  at("notice").classList.toggle("hidden", !kind);
+  at("undo").hidden = true;
 }
 
 function fit() {
@@ -229,19 +312,76 @@ function fit() {
   at("text").style.height = `${at("text").scrollHeight + 2}px`;
 }
 
-at("ask").addEventListener("submit", ask);
-at("stop").addEventListener("click", stop);
-at("new").addEventListener("click", newChat);
-at("keyForm").addEventListener("submit", useKey);
-at("dial").addEventListener("input", turnDial);
-at("text").addEventListener("input", fit);
-at("text").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+function openSide() {
+  document.body.classList.toggle("side");
+  at("menu").setAttribute("aria-expanded", document.body.classList.contains("side"));
+}
+
+function closeSide() {
+  if (narrow.matches && document.body.classList.contains("side")) openSide();
+}
+
+const SHORTCUTS = {
+  KeyN: () => open(newChat()),
+  KeyR: () => again(pathTo(chat).at(-1)),
+  KeyC: () => copy(pathTo(chat).findLast((node) => node.role === "assistant")?.content ?? ""),
+  KeyS: () => toggle("settings"),
+  KeyL: openSide,
+};
+
+function toggle(id) {
+  if (at(id).open) at(id).close();
+  else at(id).showModal();
+}
+
+function keyDown(event) {
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+    if (editing) return cancelEditing();
+    closeSide();
+    return stop();
+  }
+  const shortcut = event.altKey && !event.ctrlKey && !event.metaKey && SHORTCUTS[event.code];
+  if (shortcut) {
+    event.preventDefault();
+    shortcut();
+  } else if (event.key === "?" && !event.target.matches("input, textarea")) toggle("keys");
+}
+
+function cancelEditing() {
+  at("text").value = "";
+  endEditing();
+}
+
+function keyInBox(event) {
+  if (event.isComposing) return;
+  const last = pathTo(chat).findLast((node) => node.role === "user");
+  if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
     at("ask").requestSubmit();
+  } else if (event.key === "ArrowUp" && !at("text").value && last && !running) {
+    event.preventDefault();
+    edit(last);
   }
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
-});
+}
+
+at("ask").addEventListener("submit", ask);
+at("stop").addEventListener("click", stop);
+at("new").addEventListener("click", () => open(newChat()));
+at("menu").addEventListener("click", openSide);
+at("shade").addEventListener("click", closeSide);
+at("log").addEventListener("click", act);
+at("chats").addEventListener("click", chooseChat);
+at("undo").addEventListener("click", undo);
+at("cancelEdit").addEventListener("click", cancelEditing);
+at("keyForm").addEventListener("submit", takeKey);
+at("settings").addEventListener("input", changeSettings);
+at("settingsButton").addEventListener("click", () => toggle("settings"));
+at("keysButton").addEventListener("click", () => toggle("keys"));
+for (const id of ["settings", "keys"]) at(id).querySelector(".close").addEventListener("click", () => toggle(id));
+at("text").addEventListener("input", fit);
+at("text").addEventListener("keydown", keyInBox);
+document.addEventListener("keydown", keyDown);
+addEventListener("popstate", openFromAddress);
+addEventListener("storage", () => draw());
+addEventListener("pagehide", () => running && saveChat(running.chat));
 start();
