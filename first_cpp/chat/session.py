@@ -269,7 +269,7 @@ class Session:
         for name, command in self._commands.items():
             table.add_row(f"{name} {command.value}", command.words)
         table.add_row()
-        for setting, (_, meaning) in SETTINGS.items():
+        for setting, (_parse, meaning) in SETTINGS.items():
             table.add_row(f"/set {setting}", f"{sampling_line(self._sampling, setting).partition(' ')[2]} ({meaning})")
         table.add_row()
         for key, words in KEYS.items():
