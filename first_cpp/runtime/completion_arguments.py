@@ -63,6 +63,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prompt": (_is_text_or_tokens, "a text, or a list of tokens"),
     "suffix": (lambda value: isinstance(value, str), "a text"),
     "max_tokens": (lambda value: isinstance(value, numbers.Real), "a number of tokens"),
+    "seed": (lambda value: isinstance(value, numbers.Integral), "a number"),
     "stop": (_is_text_or_texts, "a text, or a list of texts"),
     "logit_bias": (lambda value: isinstance(value, Mapping), "a bias by token"),
     "grammar": (
