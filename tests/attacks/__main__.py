@@ -26,6 +26,10 @@ sys.path[:0] = [str(TESTS / name) for name in ("attacks", "support", "runtime", 
 
 import httpx  # noqa: E402
 import llama_cpp  # noqa: E402
+from llama_cpp import llama_grammar  # noqa: E402
+
+ITS_OWN_CONVERTER = llama_grammar.json_schema_to_gbnf  # first_cpp puts one in its place that remembers schemas
+
 from apart import run_apart  # noqa: E402
 from library import LIBRARY  # noqa: E402
 from marks import fill  # noqa: E402
@@ -49,6 +53,8 @@ def library_attack(section: str, name: str, engine: str, model: str) -> str:
 
 
 def _judged(section: str, name: str, engine: str, model: str) -> str:
+    if engine == "stock":
+        llama_grammar.json_schema_to_gbnf = ITS_OWN_CONVERTER
     try:
         return LIBRARY[section][name](ENGINES[engine], model)
     except Exception as error:

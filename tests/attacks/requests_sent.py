@@ -106,7 +106,7 @@ PROTOCOL |= {
     for names, choice in _cases(protocol.test_a_forced_call_is_a_call)
 }
 PROTOCOL |= {
-    "echo with logprobs": _text(_echoed, echo=True, logprobs=1, prompt="Once upon"),
+    "echo with logprobs": _text(_echoed, echo=True, logprobs=1, prompt=protocol.PROMPT_TOKENS),
     "max_tokens 0": _text(_nothing_generated, max_tokens=0),
     "max_tokens 0 with echo": _text(_nothing_generated, max_tokens=0, echo=True),
     "usage of a stream": _chat(_usage, stream=True, stream_options={"include_usage": True}),
