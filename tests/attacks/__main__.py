@@ -101,7 +101,7 @@ class Server:
         assert self._process is not None
         began = time.monotonic()
         try:
-            response = httpx.post(self.url + sent.path, content=sent.body, headers=JSON, timeout=SECONDS)
+            response = httpx.post(self.url + sent.path, content=sent.body, headers=JSON, timeout=min(SECONDS, 3 * sent.seconds))
         except httpx.HTTPError as error:
             if self._process.poll() is not None:
                 return f"died: {self._process.returncode}"
