@@ -19,6 +19,8 @@ FILES = ("report.md", "report.json", "answers.jsonl", "run.json", "quality.png",
 """Of a report's folder."""
 
 Record = dict[str, Any]
+WIDTH = 80
+"""Of a table in a terminal; the overview always fits, unless rows have long names."""
 
 
 def summarise(
@@ -139,7 +141,7 @@ def markdown(record: Record) -> str:
             for one in record["leads"]
         ]
         parts.append("## routed above each baseline at the same share\n")
-        parts.append(_table(["share", "baseline", "all tasks", *tasks], leads))
+        parts.append(_tables(["share", "baseline", "all tasks", *tasks], leads, 2))
     failures = [
         f"- {one['row']}, question {number}: {error}" for one in record["rows"] for number, error in one["failed"].items()
     ]
@@ -187,7 +189,7 @@ def _scores(record: Record) -> str:
         ]
         for one in record["rows"]
     ]
-    return _table(["row", *(f"{task} {name}" for task, name in names), "cut off", "failed"], rows)
+    return _tables(["row", *(f"{task} {name}".strip() for task, name in names), "cut off", "failed"], rows, 1)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -196,6 +198,17 @@ def _number(value: float | None, form: str) -> str:
 
 def _ci(interval: Sequence[float]) -> str:
     return f"{interval[0]:.3f} ({interval[1]:.3f} to {interval[2]:.3f})"
+
+
+def _tables(columns: Sequence[str], rows: Sequence[Sequence[str]], n_fixed: int) -> str:
+    """One table, or as many as it takes to fit WIDTH, each with the first `n_fixed` columns."""
+    widths = [max(map(len, cells)) + 3 for cells in zip(columns, *rows, strict=True)]
+    fixed, groups = list(range(n_fixed)), list[list[int]]()
+    for i in range(n_fixed, len(columns)):
+        fits = groups and sum(widths[j] for j in (*fixed, *groups[-1], i)) + 1 <= WIDTH
+        groups[-1].append(i) if fits else groups.append([i])
+    picked = [[*fixed, *group] for group in groups]
+    return "\n".join(_table([columns[i] for i in here], [[row[i] for i in here] for row in rows]) for here in picked)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,7 @@ routers.safetensors, the peft adapter, train.json, log.csv and layers.png."""
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 import warnings
@@ -74,5 +75,9 @@ def _quiet_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    if hasattr(reading, "tqdm"):  # this one bar does not ask the logging
+        reading.tqdm = functools.partial(reading.tqdm, disable=True)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of their own next releases
     warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)  # peft, of a base that is a GGUF

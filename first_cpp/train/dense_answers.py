@@ -182,6 +182,7 @@ def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step
             one = kept.found[key]
             if one["ended"] and is_usable(one["text"]):
                 found.setdefault(" ".join(one["text"].split()))
+    step(len(found), n)
     if len(found) < n:
         raise DataError(
             f"--prompts self: the model wrote {len(found)} usable prompts in {TRIES * n} tries, {n} are wanted (--limit)"

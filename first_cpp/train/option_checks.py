@@ -10,7 +10,16 @@ from ..errors import OptionError
 from ..gguf.new_file import check_folder
 from .settings import order_to_find
 
-FILES = ("train.json", "checkpoint.pt", "log.csv", "valid.jsonl", "routers.safetensors", "layers.png")
+FILES = (
+    "train.json",
+    "checkpoint.pt",
+    "log.csv",
+    "valid.jsonl",
+    "routers.safetensors",
+    "layers.png",
+    "answers.jsonl",
+    "prompts.jsonl",
+)
 """Of a run's folder."""
 
 

@@ -5,6 +5,8 @@ The tolerance that gives a mean share is that of the training prompts themselves
 
 from __future__ import annotations
 
+import bisect
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +18,9 @@ from ..gguf.router_format import load_routers
 from ..gguf.routers import Base, Routers, check_base
 from ..runtime.predicted_cost import Prediction
 from .examples import Example
+
+MOST_SAMPLED = 256
+"""Examples that the tolerance of a share is found on."""
 
 
 def read_sets(path: str, base: Base | None, n_layer: int) -> Routers:
@@ -44,23 +49,31 @@ class SetBudget:
         self.routers, self.probes = routers, routers.cost
         self.n_layer = routers.base.n_layer
         self.most = self.probes.levels[-1] / self.n_layer
-        self._costs, self._shares = np.zeros(1), np.zeros(1)
+        self._predictions: list[Prediction] = []
+        self._tolerances = [0.0]
 
     def learn(self, examples: Sequence[Example]) -> None:
-        """Take the distribution of costs from examples, whose predictions are known."""
-        predictions = [one.prediction for one in examples if one.prediction is not None]
-        costs = np.array([one.costs for one in predictions])  # [n, n_level]
-        added = np.diff([0, *self.probes.levels]) / (self.n_layer * len(costs))  # to the mean share, by a prompt's next level
-        order = np.argsort(costs, axis=None, kind="stable")
-        self._costs = costs.reshape(-1)[order]
-        self._shares = np.cumsum(np.broadcast_to(added, costs.shape).reshape(-1)[order])
+        """Take the distribution of costs from examples, or from some of them, whose predictions are known."""
+        known = [one.prediction for one in examples if one.prediction is not None]
+        self._predictions = random.Random(0).sample(known, min(MOST_SAMPLED, len(known)))
+        costs = np.array([(0.0, *one.costs) for one in self._predictions])  # [n, 1 + n_level]
+        lower, upper = np.triu_indices(costs.shape[1], 1)
+        levels = np.array([0, *self.probes.levels])
+        slopes = np.unique((costs[:, upper] - costs[:, lower]) / (levels[upper] - levels[lower]))
+        slopes = slopes[np.isfinite(slopes)]  # a level that surely costs too much is no prompt's
+        between = (slopes[1:] + slopes[:-1]) / 2  # where some prompt's level changes rounding would decide
+        self._tolerances = [*between.tolist(), 2 * float(slopes[-1]) + 1]
 
     def tolerance(self, share: float) -> float:
-        """The tolerance at which the examples skip a mean share; below 0, nothing skipped, for 0."""
+        """The tolerance at which the examples skip about a mean share; below 0, nothing skipped, for 0."""
         if share <= 0:
             return -1.0
-        at = min(int(np.searchsorted(self._shares, share - 1e-9)), len(self._costs) - 1)
-        return float(self._costs[at : at + 2].mean())  # between two prompts: rounding decides for neither
+        at = bisect.bisect_left(self._tolerances, share, key=self._mean_share)
+        return self._tolerances[min(at, len(self._tolerances) - 1)]
+
+    def _mean_share(self, tolerance: float) -> float:
+        taken = (one.within(tolerance) for one in self._predictions)
+        return sum(0 if index is None else self.probes.levels[index] for index in taken) / self.n_layer / len(self._predictions)
 
     def skipped_layers(self, predictions: Sequence[Prediction], share: float) -> Tensor:
         """The layers that each prompt skips where all skip `share` on average: bool [b, n_layer]."""

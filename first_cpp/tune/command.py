@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
+from ..cli.model_name import HELP, add_offline, find_model
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError
-from ..gguf.bundled import find_demo_model
 from ..gguf.lora import check_architecture
 from ..gguf.model_file import ModelFile
+from ..gguf.new_file import check_folder
 from ..gguf.quantise import NEED_MATRIX, file_type, stored_type
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from .examples_split import Split, read_records, split
-from .job import Job, Settings, check_same_job, epochs_for
+from .job import FILES, Job, Settings, check_same_job, epochs_for
 from .pace import Lengths, measure
 from .stages import LOG, Stage, run_stages
 from .summary import summary
@@ -43,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("data", nargs="+", metavar="JSONL", help="your examples: lines with prompt and response")
-    add("-m", "--model", metavar="FILE", help="a GGUF model (default: the one of the demo extra)")
+    add("-m", "--model", metavar="MODEL", help=f"{HELP} (default: the one of the demo extra)")
+    add_offline(add)
     add("--out", default="tuned", metavar="DIR", help="folder for all that is written (default: %(default)s)")
     add("--valid", nargs="+", metavar="JSONL", help="validation data (default: a tenth of the examples)")
     add("--test", nargs="+", metavar="JSONL", help="test data (default: a fifth of the examples)")
@@ -65,9 +67,10 @@ def command(args: argparse.Namespace) -> None:
     that holds another tuning, MissingExtraError without the extras train and eval, and what the stages raise.
     """
     need_extra("tune", "tune", "torch", "transformers", "peft", "accelerate", "matplotlib", "rouge_score", "sacrebleu")
-    model = ModelFile.open(args.model or find_demo_model())
-    kind = _check_model(model, args.quantize)
+    check_folder(args.out, FILES)
     parts = _read(args)
+    model = ModelFile.open(find_model(args.model, args.offline))
+    kind = _check_model(model, args.quantize)
     settings = Settings(kind, args.rank, args.lr, args.minutes, args.epochs or epochs_for(len(parts.train)), args.seed)
     os.makedirs(args.out, exist_ok=True)
     check_same_job(args.out, model, parts, settings)

@@ -19,6 +19,8 @@ from .stages import Stage, run_verb
 
 ROUNDED_IN_TRAINING = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """File types whose rounding `first-cpp train` trains for."""
+FILES = ("tune.json", "tune.log", "train.jsonl", "valid.jsonl", "test.jsonl", "prompts.jsonl", "sets.gguf", "merged.gguf")
+"""Of a tuning's folder."""
 MOST_TOKENS = 256
 """Of an answer in the report."""
 BATCH = 4

@@ -397,6 +397,17 @@ def test_the_model_as_it_came_is_the_first_row(routed, tiny, data, tmp_path):
     assert rows[1]["kl"] is None
 
 
+def test_tables_fit_80_columns(routed, data, tmp_path, capsys):
+    """Scores of four tasks stand in several tables, each with the rows' names."""
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0,0.34", "--baselines", "even,last") == 0
+    tables = [block.splitlines() for block in capsys.readouterr().out.split("\n\n") if block.startswith("| ")]
+    assert max(len(line) for table in tables for line in table) <= 80
+    names = [cell.strip() for table in tables for cell in table[0].split("|")[1:-1]]
+    for wanted in ("translation BLEU", "translation chrF", "tldr ROUGE-L", "qa EM", "cut off", "failed"):
+        assert names.count(wanted) == 1
+    assert names.count("row") >= 3
+
+
 def test_it_ends_with_the_next_commands_and_asks_for_the_base(routed, tiny, data, tmp_path, capsys):
     for out, base in (("one", []), ("two", ["--base", tiny])):
         assert evaluate(routed, data, tmp_path / out, "--skip", "0", *base) == 0

@@ -71,7 +71,7 @@ def test_the_mean_share_is_the_one_drawn(tmp_path, routers):
     predictions = [one.prediction for one in group]
     assert not budget.skipped_layers(predictions, 0.0).any()
     for share in (0.05, 0.2, 0.4, 0.6):
-        assert float(budget.skipped_layers(predictions, share).float().mean()) == pytest.approx(share, abs=2 / 60 / 6 + 1e-6)
+        assert float(budget.skipped_layers(predictions, share).float().mean()) == pytest.approx(share, abs=4 / 60 / 6 + 1e-6)
     assert float(budget.skipped_layers(predictions, 0.99).float().mean()) == pytest.approx(budget.most)
 
 
