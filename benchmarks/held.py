@@ -125,6 +125,7 @@ def hold(answers: Answers, target: float, order: list[int]) -> dict[str, Any]:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", required=True, help="a model that `first-cpp calibrate` wrote")
+    arguments.add_argument("--routers", help="the side file, where the model carries none")
     arguments.add_argument("--data", nargs="+", required=True, help="JSON Lines with task and prompt")
     arguments.add_argument("--prompts", type=int, default=300)
     arguments.add_argument("--longest", type=int, default=1200, help="characters of a prompt")
@@ -133,7 +134,7 @@ def main() -> None:
     arguments.add_argument("--state", default="held.state.json", help="what is kept from run to run")
     args = arguments.parse_args()
     prompts = read_prompts(args.data, args.prompts, args.longest)
-    llm = Llama(args.model, n_ctx=2048, **SETTINGS)
+    llm = Llama(args.model, routers=args.routers, n_ctx=2048, **SETTINGS)
     answers = Answers(llm, prompts, args.tokens, args.state)
     mixed = list(range(len(prompts)))
     random.Random(1).shuffle(mixed)
