@@ -112,8 +112,9 @@ def _check(found: Split) -> None:
             f"{len(found.train)} examples to train on and {len(found.valid)} to validate on: at least {LEAST} together "
             "are needed; give more lines with prompt and response"
         )
-    if not found.test:
-        raise DataError("there is nothing to test on: --test FILE is empty")
+    for name, part in (("validate", found.valid), ("test", found.test)):
+        if not part:
+            raise DataError(f"there is nothing to {name} on: the file given for it is empty")
     seen = {record["prompt"] for record in found.train}
     if again := [record["prompt"] for record in found.test if record["prompt"] in seen]:
         raise DataError(f"--test has {len(again)} prompts that are trained on too, the first {again[0]!r:.60}: keep them apart")

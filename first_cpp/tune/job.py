@@ -7,9 +7,10 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 
-from ..errors import OptionError
+from ..errors import FirstCppError, OptionError
 from ..gguf.merge import merge
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import new_file
@@ -151,7 +152,12 @@ class Job:
         merge(self.path("run"), self.model.path, self.merged, quantize=quantize, force=True, quiet=self.quiet)
 
     def _fit(self) -> None:
-        self._calibrate("-m", self.merged, "--out", self.tuned, "--replace")
+        """Answers of a single token, as of a tuned classifier, cannot be calibrated on: the sets stay as they were found."""
+        try:
+            self._calibrate("-m", self.merged, "--out", self.tuned, "--replace")
+        except FirstCppError as error:
+            print(f"not calibrated again: {error}", file=sys.stderr)
+            os.replace(self.merged, self.tuned)
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.merged)
 

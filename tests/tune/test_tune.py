@@ -59,17 +59,18 @@ def test_large_files_keep_a_bounded_part_for_the_report():
 
 
 @pytest.mark.parametrize(
-    ("data", "test", "said"),
+    ("data", "given", "said"),
     [
-        (records(20), None, "at least 24"),
-        (records(30), records(3), "3 prompts that are trained on"),
-        (records(30), [], "nothing to test on"),
+        (records(20), {}, "at least 24"),
+        (records(30), {"test": records(3)}, "3 prompts that are trained on too"),
+        (records(30), {"test": []}, "nothing to test on"),
+        (records(30), {"valid": []}, "nothing to validate on"),
     ],
-    ids=["few", "overlap", "empty"],
+    ids=["few", "overlap", "no test", "no valid"],
 )
-def test_examples_that_cannot_be_split_are_refused(data, test, said):
+def test_examples_that_cannot_be_split_are_refused(data, given, said):
     with pytest.raises(DataError, match=said):
-        split(data, seed=0, test=test)
+        split(data, seed=0, **given)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,22 @@ def test_every_stage_is_a_command_line_that_exists(tiny_job, monkeypatch):
     assert (quantize, fit.model, fit.out, fit.replace) == ("Q4_0", tiny_job.merged, tiny_job.tuned, True)
     assert (evaluated.base, evaluated.model, evaluated.reference) == (tiny_job.model.path, tiny_job.tuned, "base")
     assert sets.prompts == fit.prompts != evaluated.data[0]
+
+
+def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkeypatch, capsys):
+    os.makedirs(tiny_job.out)
+    with open(tiny_job.merged, "w") as file:
+        file.write("merged")
+
+    def refuses(*_words):
+        raise DataError("the model gave 0 answers of 2 tokens or more")
+
+    monkeypatch.setattr(job, "run_verb", refuses)
+    fit = tiny_job.stages(PACE)[3]
+    fit.work()
+    assert fit.done
+    assert not os.path.exists(tiny_job.merged)
+    assert "not calibrated again: the model gave 0 answers" in capsys.readouterr().err
 
 
 def test_the_plan_fits_80_columns_and_names_every_stage(tiny_job):
