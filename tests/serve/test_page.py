@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -54,11 +55,16 @@ class Page:
         return self.browser.find_elements("css selector", selector)
 
     def until(self, condition, timeout: float = 20.0):
+        """What the condition returns, once it holds; elements that are drawn anew meanwhile are looked for again."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
         end = time.monotonic() + timeout
-        while not (found := condition()):
+        while True:
+            with contextlib.suppress(StaleElementReferenceException):
+                if found := condition():
+                    return found
             assert time.monotonic() < end, self.browser.page_source
             time.sleep(0.02)
-        return found
 
     def type(self, *keys: str) -> None:
         self.find("#text").send_keys(*keys)
