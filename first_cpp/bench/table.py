@@ -108,7 +108,7 @@ def layer_ranges(layers: Sequence[int]) -> str:
 
 
 def _engine(engine: str, draft: int) -> str:
-    return engine + (f", drafts of {draft}" if draft else "")
+    return engine + (f", draft {draft}" if draft else "")
 
 
 def _skip(skip: float | list[int] | Literal["auto"]) -> str:

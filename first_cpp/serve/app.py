@@ -33,7 +33,7 @@ from .worker import Worker
 
 MOST_TOKENS = 1 << 14  # of a text that is only tokenised; four times the longest prompt, where that is more
 PAGE = Path(__file__).with_name("page")
-_PAGE_FILES = ("app.js", "chats.js", "dial.js", "markdown.js", "server.js", "view.js", "style.css", "icon.svg")
+_PAGE_FILES = ("app.js", "chats.js", "dial.js", "markdown.js", "models.js", "server.js", "view.js", "style.css", "icon.svg")
 PAGE_ROUTES = {"/": "index.html", **{f"/page/{name}": name for name in _PAGE_FILES}}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

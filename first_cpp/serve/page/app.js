@@ -2,15 +2,15 @@
 
 import { addNode, chooseBranch, dropNode, newChat, pathTo, siblings } from "./chats.js";
 import { allChats, readChat, readSetting, removeChat, saveChat, saveSetting } from "./chats.js";
-import { chosenSkip, noteSpeed, setUpDial } from "./dial.js";
-import { answer, fidelity, hasKey, health, KeyNeeded, useKey } from "./server.js";
+import { chosenSkip, noteSpeed } from "./dial.js";
+import { answered, askedModel, meetServer } from "./models.js";
+import { answer, fidelity, hasKey, KeyNeeded, useKey } from "./server.js";
 import { chatList, copy, follow, message, showAbout, showActions, showText } from "./view.js";
 
 const at = (id) => document.getElementById(id);
 const touch = matchMedia("(pointer: coarse)"); // a focused box brings the keyboard up, over the answer
 const narrow = matchMedia("(max-width: 62rem)"); // as in style.css: the conversations lie over the page
 const settings = { system: "", temperature: null, max_tokens: null, ...readSetting("settings", {}) };
-let server = null; // the answer of /health
 let chat = newChat();
 let running = null; // the answer going on: {chat, node, controller}
 let editing = null; // the node that the text in the box takes the place of
@@ -21,14 +21,11 @@ async function start() {
   showSettings();
   openFromAddress();
   try {
-    server = await health();
+    if ((await meetServer()) && !hasKey()) askForKey();
   } catch {
     return report("The server cannot be reached.", "wrong");
   }
-  at("model").textContent = server.model;
-  document.title = `${server.model} - first_cpp`;
-  if (server.key && !hasKey()) askForKey();
-  setUpDial(server);
+  draw();
 }
 
 // -- a question and its answer ----------------------------------------------------------------------------------------
@@ -36,7 +33,7 @@ async function start() {
 function ask(event) {
   event.preventDefault();
   const text = at("text").value.trim();
-  if (!text || running || !server) return;
+  if (!text || running || !askedModel()) return;
   const parent = editing ? editing.parent : chat.leaf;
   at("text").value = "";
   endEditing();
@@ -55,6 +52,7 @@ async function reply(question, skip = chosenSkip()) {
   draw(true);
   try {
     await stream(here, node, skip, controller.signal);
+    await answered();
     report(`The answer is complete, ${node.tokens} tokens.`);
   } catch (error) {
     fail(error, here, node, question);
@@ -70,7 +68,7 @@ async function stream(here, node, skip, signal) {
   const path = pathTo(here, node.parent).map(({ role, content }) => ({ role, content }));
   const system = settings.system.trim();
   const messages = system ? [{ role: "system", content: system }, ...path] : path;
-  const body = { model: server.model, messages, skip };
+  const body = { model: askedModel(), messages, skip };
   for (const name of ["temperature", "max_tokens"]) if (settings[name] !== null) body[name] = settings[name];
   node.tokens = 0;
   for await (const event of answer(body, signal)) {
@@ -180,7 +178,7 @@ function act(event) {
 
 function again(node, skip) {
   const question = node && chat.nodes[node.role === "user" ? node.id : node.parent];
-  if (question && !running && server) reply(question, skip);
+  if (question && !running && askedModel()) reply(question, skip);
 }
 
 function edit(node) {

@@ -11,6 +11,7 @@ let skip; // undefined: what the server does by default
 
 export function setUpDial(found) {
   server = found;
+  skip = undefined;
   const most = mostLayers();
   at("dial").disabled = most === 0;
   at("count").max = most;
@@ -19,6 +20,14 @@ export function setUpDial(found) {
   at("help").hidden = most > 0;
   at("help").replaceChildren(...help());
   show();
+}
+
+// There is nothing to turn yet, and `why`.
+export function leaveDial(why) {
+  skip = undefined;
+  at("dial").disabled = true;
+  at("help").hidden = false;
+  at("help").replaceChildren(why);
 }
 
 function mostLayers() {
@@ -86,6 +95,7 @@ export function times(value) {
 // -- measured speed -------------------------------------------------------------------------------------------------------
 
 function speeds() {
+  if (!server) return {};
   const found = readSetting(`speed/${server.model}`, {});
   return found && typeof found === "object" ? found : {};
 }
