@@ -135,7 +135,7 @@ def test_what_a_file_says_is_text(tiny, load):
     ],
 )
 def test_names(name, finetune, shown):
-    assert readable_name({"general.name": name, "general.finetune": finetune}, "dir/model.Q4_0.gguf") == shown.replace("_", " ")
+    assert readable_name({"general.name": name, "general.finetune": finetune}, "dir/model.Q4_0.gguf") == shown
 
 
 # -- the demo model -------------------------------------------------------------------------------------------------------
