@@ -69,7 +69,7 @@ def share(path: str) -> float:
     llm = Llama(path, skip=0.25)
     routing = llm.routing
     reveal_type(routing)
-    reveal_type(llm.timing.ttft)
+    print(llm.timing.ttft)
     llm.route()
     load_routers(3)
     return routing.share
