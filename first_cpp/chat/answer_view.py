@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.markdown import Markdown
+from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
@@ -23,6 +23,18 @@ _FRAMES = 12  # a second
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
 
 
+class _Heading(Heading):
+    """At the left, as everything else is."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
+class _Markdown(Markdown):
+    elements: ClassVar[Any] = {**Markdown.elements, "heading_open": _Heading}
+
+
 def without_controls(text: str) -> str:
     """Text that a terminal does not take for commands.
 
@@ -33,13 +45,15 @@ def without_controls(text: str) -> str:
 
 
 def markdown(text: str) -> Markdown:
-    """Markdown as chats mean it: HTML is text, and a new line is a new line."""
-    made = Markdown(text, hyperlinks=False)
+    """Markdown as chats mean it: HTML is text, a new line is a new line, and nothing is lost after a fence."""
+    made = _Markdown(text, hyperlinks=False)
     made.parsed = _PARSER.parse(text)
     for token in made.parsed:
         for child in token.children or []:
             if child.type == "softbreak":
                 child.type = "hardbreak"
+        if token.type == "fence" and (not token.content or len(token.info.split()) > 1):
+            token.info, token.content = "", f"{token.info}\n{token.content}"  # code, and no language's name
     return made
 
 

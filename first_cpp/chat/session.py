@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import EllipsisType
@@ -175,19 +176,11 @@ class Session:
 
     def _skip(self, text: str) -> None:
         if text:
-            self._llm.skip = self._skip_from(text)
+            try:
+                self._llm.skip = skip_from_text(text)
+            except SkipError as error:
+                raise OptionError(f"/skip {text}: {_plain(error)}") from None
         self._terminal.quiet(f"skip is {skip_in_words(self._llm.skip)}")
-
-    def _skip_from(self, text: str) -> SkipSetting:
-        """Raises OptionError in the words of this command."""
-        try:
-            skip = skip_from_text(text)
-        except SkipError as error:
-            allowed = "auto, none, a share like 0.3, or layers like 7,11 (one layer: 7,)"
-            found = str(error).removeprefix(f"skip={text!r}").removeprefix(": ")
-            reason = "" if found.startswith(" is not") else f": {found}"
-            raise OptionError(f"/skip {text}{reason}; allowed are {allowed}") from None
-        return skip
 
     def _tolerance(self, text: str) -> None:
         if text:
@@ -287,3 +280,11 @@ class Session:
             return f"{name}, without routers: dense (/skip 7,11 skips layers)"
         routers = "with routers" if self._llm.routers else "without routers"
         return f"{name}, {routers}, skip {skip_in_words(self._llm.skip)}"
+
+
+def _plain(error: SkipError) -> str:
+    """What is wrong with a skip setting, in the words of the command line."""
+    text = re.sub(r"^skip(=.*?)?(: | (?=is not|needs|would))", "", str(error))
+    if text.startswith("is not "):
+        return "allowed are auto, none, a share like 0.3, or layers like 7,11; one layer: 7,"
+    return re.sub(r"skip=\[(\d+)\]", r"\1,", text)

@@ -28,10 +28,18 @@ class Timing:
     tpot: float = 0.0
     last_token: int = -1
 
-    def __repr__(self) -> str:
+    def line(self) -> str:
+        """The times for people.
+
+        >>> Timing(n_tokens=3, ttft=0.2, tpot=0.05).line()
+        '3 tokens, TTFT 0.200 s, TPOT 50.0 ms'
+        """
         ttft = f", TTFT {self.ttft:.3f} s" if self.n_tokens else ""
         tpot = f", TPOT {self.tpot * 1e3:.1f} ms" if self.n_tokens > 1 else ""
-        return f"<Timing: {self.n_tokens} token{'s' * (self.n_tokens != 1)}{ttft}{tpot}>"
+        return f"{self.n_tokens} token{'s' * (self.n_tokens != 1)}{ttft}{tpot}"
+
+    def __repr__(self) -> str:
+        return f"<Timing: {self.line()}>"
 
 
 class Answer:

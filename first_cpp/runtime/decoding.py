@@ -63,12 +63,12 @@ class DecodingLlama(GuardedLlama):
     def _repr_html_(self) -> str:
         """For notebooks: the model, and the layers of its last answer."""
         name, *words = self._describe()
-        return notes(words, heading=name) + self._last_answer_html()
+        return notes(words, heading=name) + (self._last_answer_html() if words else "")
 
     def _last_answer_html(self) -> str:
         if self._routing is None or self.timing is None:
             return notes(["no prompt was read yet"])
-        return self._routing.as_html() + notes([str(self.timing)])
+        return self._routing.as_html() + notes([self.timing.line()])
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """The tokens that answer a prompt; `first_cpp.Llama.generate` says more."""

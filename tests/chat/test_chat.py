@@ -123,7 +123,7 @@ def test_set(arguments, tmp_path):
     assert "/set tmeperature: there is no such setting; did you mean temperature?" in out
     assert "/set top_p: 2 is not a number of 0 to 1" in out
     assert "/set seed: x is not a whole number" in out
-    assert re.search(r"^3 tokens", out, re.MULTILINE)
+    assert int(re.findall(r"^(\d+) tokens", out, re.MULTILINE)[0]) < 8  # the last may be cut in a character's middle
 
 
 def test_set_is_what_answers_use(arguments, routed, load):
@@ -139,6 +139,9 @@ def test_nothing_is_shown_in_pythons_words(arguments):
         *("/skip none", "Hello", "/layers", "/skip auto", "/skip", "/skip 1,", "/skip 9", "/skip 2.5", "/skip 1,1", "/skip []"),
         *("/skip 99,100", "/tolerance x", "/set", "/load nowhere", "/help"),
     )
+    assert "/skip 9: a share of layers is at least 0 and below 1; for layer 9 alone write 9," in out
+    assert "/skip 99,100: layer 99 does not exist; this model has layers 0 to 5" in out
+    assert "/tolerance x: a number of nats a token is needed" in out
     for mark in ("'", "None", "True", "[Errno", "skip=", "(1,", "float"):
         assert mark not in out.replace("last answer's", "").replace("model's", "").replace("token's", ""), mark
 
@@ -172,7 +175,7 @@ def test_help_and_mistakes(arguments, tmp_path):
         "there is no command /hlep",
         "/save needs a file name",
         "No such file",
-        "/skip x; allowed are auto",
+        "/skip x: allowed are auto, none, a share",
         "8 tokens",
     ):
         assert words in out

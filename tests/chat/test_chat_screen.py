@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import pathlib
 import re
 import sys
 import time
 
 import pytest
+from rich.console import Console
 from routers_files import routed_model
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
@@ -18,7 +19,11 @@ pytest.importorskip("pyte")
 
 from screen import Screen  # noqa: E402
 
+from first_cpp.chat.answer_view import AnswerView, markdown  # noqa: E402
+
 SCRIPTED = str(pathlib.Path(__file__).parents[1] / "support" / "scripted_chat.py")
+SLOW = pytest.mark.slow  # each begins a process and types as a person does
+READERS = pytest.mark.parametrize("without", ["", pytest.param("prompt_toolkit", marks=SLOW)])
 PROSE = (
     "The lighthouse on the point was built in eighteen forty-six, after two ships were lost in a single winter, and the lamp "
     "that it carried burned whale oil, then paraffin, and in the end electricity, which nobody had to bring up the stairs."
@@ -75,7 +80,7 @@ def words_of(text):
 # -- what fits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("width", [80, pytest.param(60, marks=SLOW), pytest.param(100, marks=SLOW)])
 def test_words_wrap_at_the_edge_also_while_they_come(chat, width):
     screen = chat(width=width, PAUSE="0.03")
     screen.send("Hello\r")
@@ -139,6 +144,14 @@ def test_markdown_is_drawn(chat):
     assert words_of(shown) == [word for word in words_of(MARKDOWN) if word not in ("python", "-")]
 
 
+@pytest.mark.parametrize("script", ["```def add two numbers", "```def add two numbers\nreturn 1\n```", "```\n```\nand on"])
+def test_nothing_of_a_broken_fence_is_lost(script):
+    console = Console(width=60, file=io.StringIO())
+    console.print(markdown(script))
+    assert words_of(console.file.getvalue()) == words_of(script)
+
+
+@SLOW
 def test_an_answer_longer_than_the_screen_stands_there_whole(chat):
     script = "```\n" + "".join(f"line {number}\n" for number in range(60)) + "```\n"
     screen = chat(script, height=20, PAUSE="0.01")
@@ -147,21 +160,22 @@ def test_an_answer_longer_than_the_screen_stands_there_whole(chat):
     assert re.findall(r"line (\d+)", screen.text) == [str(number) for number in range(60)]
 
 
-def test_escape_sequences_of_an_answer_are_not_obeyed(chat):
-    screen = chat("before \x1b[2J\x1b]0;title\x07\x9b31m after")
-    screen.send("Hello\r")
-    screen.wait("tokens/s")
-    assert "> Hello" in screen.text  # the screen was not cleared
-    assert "\x1b[2J" not in screen.raw
-    assert screen.emulator.title == ""
+def test_escape_sequences_of_an_answer_are_not_obeyed():
+    console = Console(width=60, file=io.StringIO(), force_terminal=True)
+    with AnswerView(console, lambda: None) as view:
+        view.add("before \x1b[2J\x1b]0;title\x07\x9b31m")
+        view.add(" after\n\n\x1b[2J")
+    shown = console.file.getvalue()
+    assert "before [2J]0;title31m after" in shown
+    assert not re.search("\x1b\\[2J|\x1b\\]|\x07|\x9b", shown)
 
 
 def test_how_far_the_prompt_was_read(chat):
-    screen = chat(WAIT="1.5")
+    screen = chat(WAIT="0.9")
     screen.send("Hello\r")
     screen.wait("reading the prompt: 512 of 2,048 tokens")
     frames = set()
-    for _ in range(8):
+    for _ in range(5):
         screen.read(0.1)
         frames |= {line[0] for line in screen.lines if "reading the prompt" in line}
     assert len(frames) > 1  # it turns
@@ -172,7 +186,7 @@ def test_how_far_the_prompt_was_read(chat):
 # -- what is typed -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("without", ["", "prompt_toolkit"])
+@READERS
 def test_keys_typed_during_an_answer_are_kept_for_the_next_prompt(chat, without):
     screen = chat(PAUSE="0.02", WITHOUT=without)
     screen.send("Hello\r")
@@ -212,7 +226,7 @@ def test_the_terminal_is_as_before_in_the_end(chat):
     assert termios.tcgetattr(screen.process.child_fd)[3] & termios.ECHO
 
 
-@pytest.mark.parametrize("without", ["", "prompt_toolkit"])
+@READERS
 def test_tab_completes(chat, tmp_path, without):
     screen = chat(WITHOUT=without)
     screen.send("/tol\t\r")
@@ -248,7 +262,7 @@ def test_save_asks_before_it_overwrites(chat, tmp_path):
     screen.wait("> /save")
 
 
-@pytest.mark.parametrize("without", ["", "prompt_toolkit"])
+@READERS
 def test_ctrl_c_twice_quits(chat, without):
     screen = chat(WITHOUT=without)
     screen.process.sendintr()
@@ -261,7 +275,7 @@ def test_ctrl_c_twice_quits(chat, without):
 # -- two answers -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("width", [80, pytest.param(60, marks=SLOW), pytest.param(100, marks=SLOW)])
 def test_compare_streams_side_by_side_where_there_is_room(chat, width):
     screen = chat(width=width, PAUSE="0.01", height=40)
     screen.send("Hello\r")
@@ -282,7 +296,7 @@ def test_compare_streams_side_by_side_where_there_is_room(chat, width):
 # -- other terminals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=SLOW)])
 def test_encodings_without_the_signs(chat, encoding):
     screen = chat(MARKDOWN + "\n\n> quoted \u2014 caf\u00e9\n", PYTHONIOENCODING=encoding, PYTHONUTF8="0", WAIT="0.3")
     screen.send("Hello\r")
@@ -298,15 +312,9 @@ def test_encodings_without_the_signs(chat, encoding):
         assert "########" in screen.text
 
 
+@SLOW
 def test_a_dumb_terminal_gets_plain_text(chat):
     screen = chat("**bold** and `code`", TERM="dumb")
     screen.send("Hello\r")
     screen.wait("tokens/s")
     assert "**bold** and `code`" in screen.text
-
-
-def test_no_file_of_what_was_typed_where_none_is_wanted(chat, tmp_path):
-    screen = chat(options=["--no-history"])
-    screen.send("Hello\r")
-    screen.wait("tokens/s")
-    assert not os.path.exists(tmp_path / ".local")
