@@ -19,7 +19,7 @@ from server import NO_END, Server, chat, error_of, serving
 from first_cpp import Llama
 from first_cpp.gguf.synthetic import SHAPES, write_random
 
-OPTIONS = ("--chat-format", "chatml", "-c", 512)
+OPTIONS = ("--chat-format", "chatml", "-c", 2048)
 TEXTS = {"a": "Hello", "b": "Good evening"}
 
 
@@ -81,7 +81,7 @@ def test_an_answer_ends_before_its_model_is_swapped_and_those_who_wait_get_their
     assert text_of(ask(server.url, "a", TEXTS["a"])) == alone["a"]
     loads = server.metric("first_cpp_load_seconds_count")
     found: dict[int, str] = {}
-    body = chat("Once", model="a", stream=True, max_tokens=200, logit_bias=NO_END)
+    body = chat("Once", model="a", stream=True, max_tokens=1500, logit_bias=NO_END)
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -217,7 +217,7 @@ def test_options_that_do_not_go_with_several_models(files, options, message):
 
 
 def test_a_model_alone_answers_as_the_library(files, alone):
-    llm = Llama(files["b"], chat_format="chatml", n_ctx=512, verbose=False)
+    llm = Llama(files["b"], chat_format="chatml", n_ctx=2048, verbose=False)
     answer = llm.create_chat_completion(**chat(TEXTS["b"]), repeat_penalty=1.1)
     llm.close()
     assert answer["choices"][0]["message"]["content"] == alone["b"]
