@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import httpx
 import llama_cpp
@@ -131,6 +132,13 @@ def test_fidelity_is_kept_over_swaps(server):
     assert wait_for_fidelity(server, len(before) + 1)[1:] == before
 
 
+def wait_until(so: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def wait_for_fidelity(server: Server, n: int) -> list[dict]:
     for _ in range(200):
         if len(data := server.http.get("/v1/fidelity").json()["data"]) >= n:
@@ -184,7 +192,7 @@ def test_keep_alive_frees_the_model_and_the_next_request_loads_it(large):
         time.sleep(0.2)
         assert server.health()["loaded"] == "large-1"
         server.wait_for(loaded=None, timeout=5)
-        assert resident(server) < full - 50e6
+        wait_until(lambda: resident(server) < full - 50e6)
         assert server.metric("first_cpp_models_loaded") == 0
         assert server.health()["n_layer"] == 30
         again = ask(server.url, None, "x", max_tokens=4)
