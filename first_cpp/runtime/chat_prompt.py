@@ -28,8 +28,6 @@ def user_turn(llm: llama_cpp.Llama) -> list[int]:
 
     Raises ValueError for a model without a template.
     """
-    if "tokenizer.chat_template" not in llm.metadata:
-        raise ValueError("the model has no chat template")
     before = _rendered(llm, _MARK).partition(_MARK)[0]
     return llm.tokenize(before.encode("utf-8"), add_bos=False, special=True)  # type: ignore[no-any-return]
 
@@ -37,18 +35,27 @@ def user_turn(llm: llama_cpp.Llama) -> list[int]:
 _MARK = "what the user says"
 
 
+def chat_text(llm: llama_cpp.Llama, messages: list[dict[str, str]], answered: bool = True) -> str:
+    """The messages as the model's own chat template writes them. Raises ValueError for a model without one.
+
+    answered: up to where the answer begins, else to the end of the last message.
+    """
+    template = llm.metadata.get("tokenizer.chat_template")
+    if template is None:
+        raise ValueError("the model has no chat template")
+    formatter = _formatter(template, _token_text(llm, llm.token_eos()), _token_text(llm, llm.token_bos()), answered)
+    return str(formatter(messages=messages).prompt)
+
+
 def _rendered(llm: llama_cpp.Llama, text: str) -> str:
     """A user's turn in the model's template."""
-    template = llm.metadata["tokenizer.chat_template"]
-    formatter = _formatter(template, _token_text(llm, llm.token_eos()), _token_text(llm, llm.token_bos()))
-    prompt: str = formatter(messages=[{"role": "user", "content": text}]).prompt
-    return prompt
+    return chat_text(llm, [{"role": "user", "content": text}])
 
 
 @functools.lru_cache(maxsize=4)
-def _formatter(template: str, eos: str, bos: str) -> Any:
+def _formatter(template: str, eos: str, bos: str, answered: bool) -> Any:
     """A template is compiled once."""
-    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos, add_generation_prompt=answered)
 
 
 def _token_text(llm: llama_cpp.Llama, token: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import llama_cpp
 import numpy as np
@@ -22,16 +22,37 @@ def follow(llm: llama_cpp.Llama, prompt: Sequence[int], answer: Sequence[int]) -
     True
     >>> llm.close()
     """
+    return np.stack(list(_followed(llm, prompt, answer)))
+
+
+def token_log_probabilities(
+    llm: llama_cpp.Llama, prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[LogProbabilities, npt.NDArray[np.bool_]]:
+    """The log probability of each token of an answer that is decoded as in `follow`, float64 [n], and whether it is the first
+    choice there, bool [n].
+
+    >>> from first_cpp import Llama
+    >>> llm = Llama("model.gguf", n_ctx=256, verbose=False)
+    >>> values, first = token_log_probabilities(llm, llm.tokenize(b"Once upon"), [5, 6, 7])
+    >>> values.shape, bool((values < 0).all())
+    ((3,), True)
+    >>> llm.close()
+    """
+    rows = zip(_followed(llm, prompt, answer[:-1]), answer, strict=bool(answer))
+    found = [(row[token], row.argmax() == token) for row, token in rows]
+    return np.array([value for value, _ in found]), np.array([first for _, first in found], bool)
+
+
+def _followed(llm: llama_cpp.Llama, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[LogProbabilities]:
     tokens = llm.generate(list(prompt), temp=0.0, repeat_penalty=1.0)
     try:
         next(tokens)
-        rows = [log_probabilities(llm)]
+        yield log_probabilities(llm)
         for token in answer:
             llm.eval([token])  # amid the answer: decoded as the answer is
-            rows.append(log_probabilities(llm))
+            yield log_probabilities(llm)
     finally:
         tokens.close()
-    return np.stack(rows)
 
 
 def log_probabilities(llm: llama_cpp.Llama) -> LogProbabilities:

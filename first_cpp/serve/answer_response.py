@@ -65,9 +65,12 @@ class AnswerResponse(Response):
             await running.end()
 
     async def _stream(self, running: RunningJob, gone: asyncio.Future[None], send: Send) -> None:
+        named = False
         while (chunk := await self._wait(asyncio.ensure_future(running.part()), gone, send)) is not None:
-            await self._event(send, f"data: {_json(chunk)}\n\n")
-        await self._event(send, "data: [DONE]\n\n", more=False)
+            named = "sequence_number" in chunk  # /v1/responses names its events, and has no mark of the end
+            name = f"event: {chunk['type']}\n" if named else ""
+            await self._event(send, f"{name}data: {_json(chunk)}\n\n")
+        await self._event(send, "" if named else "data: [DONE]\n\n", more=False)
 
     async def _wait(self, awaited: asyncio.Future[Any], gone: asyncio.Future[None], send: Send) -> Any:
         """The result of `awaited`. Raises ClientGone; meanwhile a stream is kept alive by comments."""

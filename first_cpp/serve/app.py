@@ -28,6 +28,7 @@ from .requests import (
     TokenizeRequest,
     parse_request,
 )
+from .responses import ResponseRequest, prepare_response
 from .served_model import ServedModel
 from .worker import Worker
 
@@ -88,6 +89,7 @@ def _add_answers(app: FastAPI, worker: Worker) -> None:
     add("/v1/completions", CompletionRequest, prepare_completion)
     add("/v1/engines/copilot-codex/completions", CompletionRequest, prepare_completion, listed=False)
     add("/v1/embeddings", EmbeddingRequest, prepare_embedding)
+    add("/v1/responses", ResponseRequest, prepare_response)
 
 
 def order_of(models: HostedModels, request: Any, prepare: Callable[[ServedModel, Any], Job]) -> Order:

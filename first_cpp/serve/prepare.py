@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from llama_cpp.llama_chat_format import get_chat_completion_handler
@@ -19,9 +19,11 @@ from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
 from .completions import Prompt, answer_completion, embeddings, with_usage
+from .reasoning import Thinking, stream_with_reasoning, with_reasoning
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from .served_model import ServedModel
-from .tools import OWN_TOOL_FORMATS, Tools, stream_with_calls, tools_of, with_calls
+from .tool_calls import stream_with_calls, with_calls
+from .tools import OWN_TOOL_FORMATS, Tools, tools_of
 
 MOST_LOGPROBS = 100
 MOST_BIAS = 1e6  # more could leave a grammar no token with a finite logit
@@ -83,7 +85,10 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
         _check_grammar(body, grammar._grammar)
     n_prompt = len(prompt) if isinstance(prompt, list) else len(tokens_of(served, prompt, param="messages"))
     _check_length(served, n_prompt)
-    make = functools.partial(_answer_chat, served.llm, kwargs, tools, n_prompt if body.include_usage else None)
+    thinking = Thinking.of(served.llm, prompt)
+    if thinking is not None and grammar is not None and body.grammar is None:
+        thinking = replace(thinking, inside=False)  # JSON is held from its first token, whatever the prompt has opened
+    make = functools.partial(_answer_chat, served.llm, kwargs, tools, thinking, n_prompt if body.include_usage else None)
     return Job(make, bool(body.stream), *settings)
 
 
@@ -140,12 +145,14 @@ def prepare_embedding(served: ServedModel, body: EmbeddingRequest) -> Job:
     return Job(make, stream=False, routed=False)
 
 
-def _answer_chat(llm: Llama, kwargs: dict[str, Any], tools: Tools, n_prompt: int | None) -> Any:
+def _answer_chat(llm: Llama, kwargs: dict[str, Any], tools: Tools, thinking: Thinking | None, n_prompt: int | None) -> Any:
     """In the worker thread: the answer, or its chunks. n_prompt: prompt tokens, where a stream is to end with its usage."""
     answer = llm.create_chat_completion(**kwargs)
     if isinstance(answer, dict):
-        return with_calls(answer, tools) if tools.tools else answer
-    chunks = stream_with_calls(answer, tools) if tools.tools else answer
+        answer = answer if thinking is None else with_reasoning(answer, thinking)
+        return with_calls(answer, tools.names, tools.forced) if tools.tools else answer
+    chunks = answer if thinking is None else stream_with_reasoning(answer, thinking)
+    chunks = stream_with_calls(chunks, tools.names, tools.forced) if tools.tools else chunks
     return chunks if n_prompt is None else with_usage(chunks, llm, n_prompt)
 
 

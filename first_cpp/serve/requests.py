@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from llama_cpp.server.types import (
     CreateChatCompletionRequest,
@@ -46,8 +46,8 @@ REFUSED = frozenset({"audio", "prediction", "web_search_options", "moderation", 
 """Fields that no value of can be honoured here."""
 
 
-def _at_most(count: int) -> Callable[[Any], Any]:
-    """Refuse a list or object that is too long before its items are checked one by one."""
+def at_most(count: int) -> Callable[[Any], Any]:
+    """A validator that refuses a list or object that is too long before its items are checked one by one."""
 
     def check(value: Any) -> Any:
         if isinstance(value, (list, dict)) and len(value) > count:
@@ -70,14 +70,18 @@ class StreamOptions(BaseModel):
         return value
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """only_defaults: fields of one kind of request with the only values that can be honoured. refused: fields and why."""
+
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")  # NaN reaches the sampler otherwise
+    only_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    refused: ClassVar[dict[str, str]] = {}
 
 
-Request = TypeVar("Request", bound=_Request)
+R = TypeVar("R", bound=Request)
 
 
-def parse_request(kind: type[Request], body: bytes) -> Request:
+def parse_request(kind: type[R], body: bytes) -> R:
     """The request in the body of an HTTP request. Raises ApiError that names the field and what is wrong with it.
 
     >>> parse_request(CompletionRequest, b'{"prompt": "Once", "temperature": null}').temperature
@@ -86,7 +90,11 @@ def parse_request(kind: type[Request], body: bytes) -> Request:
     Traceback (most recent call last):
     first_cpp.serve.api_errors.ApiError: unknown field 'temprature'; did you mean 'temperature'?
     """
-    data = _known_fields(kind, _json_of(body))
+    return validated(kind, _known_fields(kind, _json_of(body)))
+
+
+def validated(kind: type[R], data: dict[str, Any]) -> R:
+    """The request that has these fields. Raises ApiError that names the field and what is wrong with it."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -112,14 +120,17 @@ def _json_of(body: bytes) -> dict[str, Any]:
     return data
 
 
-def _known_fields(kind: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+def _known_fields(kind: type[Request], data: dict[str, Any]) -> dict[str, Any]:
     """The fields that matter: null is the default, what is unknown or cannot be honoured is refused."""
     given = {name: value for name, value in data.items() if value is not None or name == "skip"}
+    only = {**ONLY_DEFAULTS, **kind.only_defaults}
     for name in list(given):
         if name in FIELDS_OF_CALLERS:
             del given[name]
-        elif name in ONLY_DEFAULTS and (name != "best_of" or "best_of" in kind.model_fields):
-            _check_default(name, given.pop(name))
+        elif name in only and (name != "best_of" or "best_of" in kind.model_fields):
+            _check_default(name, given.pop(name), only[name])
+        elif name in kind.refused:
+            raise ApiError(400, f"{name} cannot be honoured: {kind.refused[name]}", param=name)
         elif name in REFUSED:
             raise ApiError(400, f"{name} cannot be honoured by this server", param=name)
         elif name not in kind.model_fields:
@@ -131,9 +142,9 @@ def _known_fields(kind: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]
     return given
 
 
-def _check_default(name: str, value: Any) -> None:
-    if not any(type(value) is type(allowed) and value == allowed for allowed in ONLY_DEFAULTS[name]):
-        allowed = " or ".join(repr(one) for one in ONLY_DEFAULTS[name])
+def _check_default(name: str, value: Any, defaults: tuple[Any, ...]) -> None:
+    if not any(type(value) is type(allowed) and value == allowed for allowed in defaults):
+        allowed = " or ".join(repr(one) for one in defaults)
         raise ApiError(400, f"{name}={_short(value)} cannot be honoured; this server knows {allowed}", param=name)
 
 
@@ -142,13 +153,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-class _Sampled(_Request):
+class _Sampled(Request):
     """What requests for an answer share."""
 
     skip: Any = Field(None, description='Layers to skip: "auto", null, a share below 1, or a list of layers.')
     tolerance: Any = Field(None, description='With skip "auto": what one more skipped layer may cost, KL in nats per token.')
-    stop: Annotated[str | list[str] | None, BeforeValidator(_at_most(MOST_STOPS))] = None
-    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_at_most(MOST_BIASES))] = None
+    stop: Annotated[str | list[str] | None, BeforeValidator(at_most(MOST_STOPS))] = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(at_most(MOST_BIASES))] = None
     stream_options: StreamOptions | None = None
 
     @field_validator("stop")
@@ -182,7 +193,7 @@ class CompletionRequest(_Sampled, CreateCompletionRequest):  # type: ignore[misc
         return _tokens(prompt)
 
 
-class EmbeddingRequest(_Request, CreateEmbeddingRequest):  # type: ignore[misc]
+class EmbeddingRequest(Request, CreateEmbeddingRequest):  # type: ignore[misc]
     input: Any = Field(description="A text, or a list of texts.")
     encoding_format: str = "float"
 
@@ -218,8 +229,8 @@ class ChatRequest(_Sampled, CreateChatCompletionRequest):  # type: ignore[misc]
     max_completion_tokens: int | None = Field(None, description="The newer name of max_tokens.")
     max_tokens: int | None = Field(None, description="Longest answer; -1 and by default the rest of the context.")
     parallel_tool_calls: bool | None = None
-    tools: Annotated[list[Any] | None, BeforeValidator(_at_most(MOST_TOOLS))] = None
-    functions: Annotated[list[Any] | None, BeforeValidator(_at_most(MOST_TOOLS))] = None
+    tools: Annotated[list[Any] | None, BeforeValidator(at_most(MOST_TOOLS))] = None
+    functions: Annotated[list[Any] | None, BeforeValidator(at_most(MOST_TOOLS))] = None
     tool_choice: Any = None
     function_call: Any = None
 
@@ -253,11 +264,11 @@ class ChatRequest(_Sampled, CreateChatCompletionRequest):  # type: ignore[misc]
         return {"type": "json_object", "schema": schema["schema"]}
 
 
-class TokenizeRequest(_Request, TokenizeInputRequest):  # type: ignore[misc]
+class TokenizeRequest(Request, TokenizeInputRequest):  # type: ignore[misc]
     """As in llama_cpp.server."""
 
 
-class DetokenizeRequest(_Request):
+class DetokenizeRequest(Request):
     """As in llama_cpp.server."""
 
     model: str | None = None

@@ -18,6 +18,7 @@ from .hosted_models import HostedModels, LoadedModel
 from .prepare import Job, Order
 from .prometheus import Metrics
 from .request_queue import QueueClosed, QueueFull, RequestQueue
+from .response_events import LAST_EVENTS
 
 T = TypeVar("T")
 
@@ -193,11 +194,14 @@ class RunningJob:
                     continue
                 self._note(chunk, job)
                 last = chunk.get("choices") and chunk["choices"][0].get("finish_reason") is not None
-                yield self._with_record(chunk, model, before) if last else chunk
+                if chunk.get("type") in LAST_EVENTS:
+                    yield {**chunk, "response": self._with_record(chunk["response"], model, before)}
+                else:
+                    yield self._with_record(chunk, model, before) if last else chunk
 
     def _note(self, part: dict[str, Any], job: Job) -> None:
-        if job.routed:
-            self._answer_id = str(part.get("id", ""))
+        if job.routed and (answer_id := part.get("id") or part.get("response", {}).get("id")):
+            self._answer_id = str(answer_id)
 
     def _with_record(self, answer: dict[str, Any], model: LoadedModel, before: Routing | None) -> dict[str, Any]:
         record = model.recorder.record()

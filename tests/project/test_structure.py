@@ -19,7 +19,7 @@ ROOMS = (
     {"gguf"},
     {"runtime"},
     {"llama", "aio", "__init__"},
-    {"cli", "llm_plugin"},
+    {"cli", "llm_plugin", "lm_eval"},
     {"chat", "serve", "bench", "evaluate", "train", "calibrate", "tune"},
     {"__main__"},
 )

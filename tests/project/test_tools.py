@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -142,3 +143,42 @@ def test_what_a_tuning_gained_is_said_from_its_report():
     found = tune_transcript.toy_examples()
     assert len(found) == 60
     assert [one["prompt"] for one in found] == [one["prompt"] for one in tune_transcript.toy_examples()]
+
+
+# -- another llama-cpp-python --------------------------------------------------------------------------------------------
+
+
+def test_what_the_report_on_another_release_is_made_of():
+    import upstream
+
+    result = doctest.testmod(upstream)
+    assert result.attempted
+    assert not result.failed
+    moved = [("Llama.eval", "(self, tokens)", "(self, tokens, n=0)"), ("Llama.other", "", "()"), ("llama_decode", "[]", "")]
+    text = upstream.report(("0.3.36", "0.3.37"), moved, {"eval", "llama_decode"}, "9 passed", True)
+    assert "2 of the names that first_cpp uses moved, 1 others." in text
+    assert "| `Llama.eval` | `(self, tokens)` | `(self, tokens, n=0)` |" in text
+    assert "| `llama_decode` | `[]` | - |" in text
+    assert "Tests: **FAILED** (1 failed)" in upstream.report(("a", "b"), [], set(), "1 failed", False)
+
+
+def test_the_surface_of_this_release_is_read():
+    import llama_cpp
+    import upstream
+
+    version, found = upstream.surface(sys.executable)
+    assert version == llama_cpp.__version__
+    assert "self" in found["Llama.create_completion"]
+    assert "n_gpu_layers" in found["llama_model_params"]
+    assert found["LLAMA_FTYPE_MOSTLY_Q4_0"] == "2"
+    assert upstream.moved(found, found) == []
+
+
+def test_a_copy_is_pinned_to_the_other_release(tmp_path):
+    import upstream
+
+    upstream.copy_source(tmp_path, "0.3.1")
+    found = re.findall(r"llama-cpp-python(?:\[server\])?==([\d.]+)", (tmp_path / "pyproject.toml").read_text())
+    assert found == ["0.3.1"] * 3
+    assert (tmp_path / "cpp_ext").is_dir()
+    assert (tmp_path / "tests" / "conftest.py").is_file()

@@ -29,6 +29,18 @@ const tool = {
 const called = await client.chat.completions.create({ ...asked, max_tokens: 60, tools: [tool], tool_choice: "required" });
 found.call = JSON.parse(called.choices[0].message.tool_calls[0].function.arguments);
 
+const response = await client.responses.create({ model, input: "Hello", max_output_tokens: 6, temperature: 0 });
+found.response = response.output_text;
+found.events = [];
+for await (const event of await client.responses.create({ model, input: "Hello", max_output_tokens: 6, temperature: 0, stream: true })) {
+  found.events.push(event.type);
+}
+const { type, function: described } = tool;
+const forced = await client.responses.create({
+  model, input: "Count", max_output_tokens: 60, temperature: 0, tools: [{ type, ...described, strict: true }], tool_choice: "required",
+});
+found.responseCall = JSON.parse(forced.output[0].arguments);
+
 found.completion = (await client.completions.create({ model, prompt: "Once", max_tokens: 3 })).choices[0].finish_reason;
 found.embedding = (await client.embeddings.create({ model, input: "one text" })).data[0].embedding.length;
 try {

@@ -1,4 +1,4 @@
-"""Clients that programs are built on, as their registries have them today: JavaScript, LangChain, LlamaIndex, Open WebUI."""
+"""Clients that programs are built on, as registries have them today: JavaScript, LangChain, LlamaIndex, llm, Open WebUI."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ def test_the_javascript_client(server, node):
     assert found["streamed"].encode("ascii", "ignore") == found["text"].encode("ascii", "ignore")
     assert found["second"] == "chat.completion"
     assert found["call"]["n"] in (1, 2)
+    assert found["response"].encode("ascii", "ignore") == found["text"].encode("ascii", "ignore")
+    assert found["events"][0] == "response.created"
+    assert found["events"][-1] in ("response.completed", "response.incomplete")
+    assert found["responseCall"]["n"] in (1, 2)
     assert found["completion"] in ("length", "stop")
     assert found["embedding"] == 128
     assert found["error"] == [400, "n", True]
@@ -87,6 +91,10 @@ def count(n: int) -> str:
 called = ChatOpenAI(model="tiny", base_url=url, api_key="none", temperature=0, max_tokens=64, max_retries=0)
 found = called.bind_tools([count], tool_choice="any").invoke("Count")
 assert found.tool_calls[0]["name"] == "count" or found.invalid_tool_calls
+newer = ChatOpenAI(model="tiny", base_url=url, api_key="none", temperature=0, max_retries=0, max_tokens=16,
+                   use_responses_api=True)
+assert newer.invoke(messages).usage_metadata["output_tokens"] > 0
+assert sum(1 for chunk in newer.stream(messages) if chunk.content) > 3
 embed = OpenAIEmbeddings(model="tiny", base_url=url, api_key="none", check_embedding_ctx_length=False, max_retries=0)
 assert len(embed.embed_documents(["one", "two"])) == 2
 print("fine")
@@ -117,6 +125,27 @@ def test_clients_of_frameworks(server, packages, code):
         env={**os.environ, "PYTHONPATH": str(packages)}, capture_output=True, text=True, check=False, timeout=180,
     )  # fmt: skip
     assert done.stdout == "fine\n", done.stderr[-3000:]
+
+
+# -- llm, whose file of OpenAI-compatible models names the server ----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_llm_talks_to_the_server(server, tmp_path):
+    pytest.importorskip("llm")
+    models = tmp_path / "io.datasette.llm"
+    models.mkdir()
+    line = f"- model_id: ours\n  model_name: tiny\n  api_base: {server.url}/v1\n"
+    (models / "extra-openai-models.yaml").write_text(line)
+    env = {**os.environ, "LLM_USER_PATH": str(models), "OPENAI_API_KEY": "none"}
+    command = [sys.executable, "-m", "llm", "-m", "ours", "Hello", "-o", "max_tokens", "6", "-o", "temperature", "0"]
+    said = set()
+    for more in ([], ["--no-stream"]):
+        done = subprocess.run([*command, *more], env=env, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout.encode("ascii", "ignore"))
+    assert len(said) == 1
+    assert said.pop().strip()
 
 
 # -- Open WebUI: what its server sends, read in backend/open_webui/routers/openai.py --------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import httpx
 import llama_cpp
@@ -19,7 +20,7 @@ from server import NO_END, Server, chat, error_of, serving
 from first_cpp import Llama
 from first_cpp.gguf.synthetic import SHAPES, write_random
 
-OPTIONS = ("--chat-format", "chatml", "-c", 512)
+OPTIONS = ("--chat-format", "chatml", "-c", 2048)
 TEXTS = {"a": "Hello", "b": "Good evening"}
 
 
@@ -81,7 +82,7 @@ def test_an_answer_ends_before_its_model_is_swapped_and_those_who_wait_get_their
     assert text_of(ask(server.url, "a", TEXTS["a"])) == alone["a"]
     loads = server.metric("first_cpp_load_seconds_count")
     found: dict[int, str] = {}
-    body = chat("Once", model="a", stream=True, max_tokens=200, logit_bias=NO_END)
+    body = chat("Once", model="a", stream=True, max_tokens=1500, logit_bias=NO_END)
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -129,6 +130,13 @@ def test_fidelity_is_kept_over_swaps(server):
     before = wait_for_fidelity(server, 1)
     ask(server.url, "b", "Hello", skip=[2])
     assert wait_for_fidelity(server, len(before) + 1)[1:] == before
+
+
+def wait_until(so: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def wait_for_fidelity(server: Server, n: int) -> list[dict]:
@@ -184,7 +192,7 @@ def test_keep_alive_frees_the_model_and_the_next_request_loads_it(large):
         time.sleep(0.2)
         assert server.health()["loaded"] == "large-1"
         server.wait_for(loaded=None, timeout=5)
-        assert resident(server) < full - 50e6
+        wait_until(lambda: resident(server) < full - 50e6)
         assert server.metric("first_cpp_models_loaded") == 0
         assert server.health()["n_layer"] == 30
         again = ask(server.url, None, "x", max_tokens=4)
@@ -217,7 +225,7 @@ def test_options_that_do_not_go_with_several_models(files, options, message):
 
 
 def test_a_model_alone_answers_as_the_library(files, alone):
-    llm = Llama(files["b"], chat_format="chatml", n_ctx=512, verbose=False)
+    llm = Llama(files["b"], chat_format="chatml", n_ctx=2048, verbose=False)
     answer = llm.create_chat_completion(**chat(TEXTS["b"]), repeat_penalty=1.1)
     llm.close()
     assert answer["choices"][0]["message"]["content"] == alone["b"]
