@@ -102,7 +102,8 @@ def calibration_kinds() -> str:
 
 def calibrate_runs() -> str:
     """What calibrate says of models, in how long and how much memory."""
-    if not measured("calibrate_runs"):
+    found = [name for name in ("calibrate_runs", "calibrate_runs_1b") if measured(name)]
+    if not found:
         return NOT_YET.format("calibrate_runs")
     rows = [
         [
@@ -114,7 +115,8 @@ def calibrate_runs() -> str:
             f"{row['evaluated_tokens']:,}",
             row["sentence"],
         ]
-        for row in bench("calibrate_runs")
+        for name in found
+        for row in bench(name)
     ]
     columns = ["model", "--minutes", "took", "memory, GB", "prompts measured of answered", "tokens evaluated", "what it says"]
     return table(columns, rows)
