@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +129,7 @@ def main() -> None:
     options.add_argument("--levels", type=int, nargs="+", default=[3, 8])
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--out", required=True)
+    options.add_argument("--notes", action="store_true", help="write the table into research/notes.md as well")
     args = options.parse_args()
     order = Calibration.load(args.calibration).order
     engine = Engine(args.model, 400, args.threads, streams=8)
@@ -146,6 +150,21 @@ def main() -> None:
     engine.close()
     with open(args.out, "w", encoding="utf-8") as file:
         json.dump(rows, file, indent=1)
+    if args.notes:
+        sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "tools"))
+        from marks import NOTES, fill
+
+        fill(NOTES, "research/closed_form_repair.py", table(rows))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [f"{rows[0]['n']} prompts kept out, {rows[0]['positions']} fitted on.\n"]
+    lines += ["| layers skipped | map | KL | fidelity |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        layers = ", ".join(map(str, row["layers"]))
+        lines.append(f"| {layers} | {row['map']} | {row['kl']:.3f} ± {row['kl_error']:.3f} | {row['fidelity']:.3f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ def four_task_rows() -> dict[str, Cells]:
     return {row["row"]: row for row in markdown_rows(NOTES, "<!-- written by tools/show_report.py four-tasks -->")}
 
 
+def measured(name: str) -> bool:
+    """Whether benchmarks/results has a file of this name."""
+    return os.path.exists(os.path.join(ROOT, "benchmarks", "results", f"{name}.json"))
+
+
 def results(name: str) -> dict[str, Any]:
     """A file of benchmarks/results: command, machine, rows."""
     with open(os.path.join(ROOT, "benchmarks", "results", f"{name}.json"), encoding="utf-8") as file:

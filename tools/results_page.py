@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 
 from chart import Axis, Panel, Series, draw
-from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine, results
+from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine, measured, results
 from marks import ROOT, fill
 
 PAGE = os.path.join(ROOT, "docs", "results.md")
 PICTURE = os.path.join(ROOT, "docs", "gain.svg")
 HELD = os.path.join(ROOT, "docs", "held.svg")
+NOT_YET = "Not measured yet by `python benchmarks/{}.py`."
 WAYS = {
     "routed": "routers",
     "set": "best single set",
@@ -70,6 +71,8 @@ def _pm(row: dict, key: str) -> str:
 
 def calibration() -> str:
     """KL and fidelity of every way to skip, at equal mean share, on all kinds of prompts."""
+    if not measured("calibration"):
+        return NOT_YET.format("calibration")
     rows = [
         [
             f"{row['share']:.2f}",
@@ -86,6 +89,8 @@ def calibration() -> str:
 
 def calibration_kinds() -> str:
     """The budget beside the single set, by kind of prompt."""
+    if not measured("calibration"):
+        return NOT_YET.format("calibration")
     rows = []
     for row in bench("calibration", system="budget and sets"):
         if row["kind"] != "all":
@@ -93,6 +98,28 @@ def calibration_kinds() -> str:
             parts = [_with_interval(one, key) for one in (single, row) for key in ("kl", "fidelity")]
             rows.append([f"{row['share']:.2f}", row["kind"], str(row["n"]), *parts, f"{row['layers']:.1f}"])
     columns = ["mean share", "kind", "prompts", "single set: KL", "fidelity", "budget: KL", "fidelity", "layers skipped"]
+    return table(columns, rows)
+
+
+def calibrate_runs() -> str:
+    """What calibrate says of models, in how long and how much memory."""
+    found = [name for name in ("calibrate_runs", "calibrate_runs_1b") if measured(name)]
+    if not found:
+        return NOT_YET.format("calibrate_runs")
+    rows = [
+        [
+            f"{row['model']}, {row['n_layer']} layers, {row['bytes'] / 1e6:.0f} MB",
+            f"{row['minutes']:g}",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['peak_bytes'] / 1e9:.1f}",
+            f"{row['prompts']} of {row['answers']}",
+            f"{row['evaluated_tokens']:,}",
+            row["sentence"],
+        ]
+        for name in found
+        for row in bench(name)
+    ]
+    columns = ["model", "--minutes", "took", "memory, GB", "prompts measured of answered", "tokens evaluated", "what it says"]
     return table(columns, rows)
 
 
@@ -159,6 +186,7 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py speed", speed())
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
+    fill(PAGE, "tools/results_page.py calibrate_runs", calibrate_runs())
     with open(PICTURE, "w", encoding="utf-8") as file:
         file.write(picture())
     with open(HELD, "w", encoding="utf-8") as file:

@@ -163,7 +163,7 @@ def choose_margin(predicted: Predicted) -> float:
 def _table(predicted: Floats64, real: Outcomes, n_layer: int) -> tuple[TolerancePoint, ...]:
     """What tolerances give that skip up to all levels on average."""
     found = {}
-    for mean in np.linspace(0, real.levels[-1], TABLE_POINTS):
+    for mean in real.levels[-1] * np.linspace(0, 1, TABLE_POINTS) ** 1.5:  # closer together where little is skipped
         tolerance = tolerance_at(predicted, real.levels, float(mean))
         layers, kl, fidelity, _ = real.of(within(predicted, real.levels, tolerance))
         found[tolerance] = TolerancePoint(tolerance, layers / n_layer, kl, fidelity)

@@ -265,7 +265,7 @@ class Procedure:
         """A group's own order, and what it surely saves of the relative cost of members that it was not made from."""
         shared = measured.costs["searched"][:, :, KL]
         weights = 1 / np.maximum(shared[:, : min(3, len(measured.levels))].mean(axis=1), LEAST_TYPICAL)
-        most = max(k for k in measured.levels if k <= max(measured.levels[-1] // 2, 1))
+        most = max(k for k in measured.levels if k <= max(measured.levels[-1] // 2, 3))
         n_search = min(len(members) // 2, self.plan.group_prompts)
         made, judged = members[:n_search], members[n_search : 2 * n_search]
         what = f"order of group {number}"

@@ -164,11 +164,14 @@ def test_groups_have_orders_of_their_own_where_these_are_cheaper(engine, tmp_pat
     """Whatever is surely cheaper is taken: everything, if nothing has to be shown, and nothing, if too much has."""
     made = make(engine, tmp_path)
     made.prompts = [Prompt(one.text, "ab"[i % 2]) for i, one in enumerate(made.prompts)]
+    search = Procedure._search
+    own = {"order of group 1": (0, 1, 2, 3, 4, 5), "order of group 2": (1, 2, 3, 4, 5, 0)}
+    monkeypatch.setattr(Procedure, "_search", lambda self, *how: own.get(how[2]) or search(self, *how))
     for sure, n_orders in ((-1e9, 3), (1e9, 1)):
         monkeypatch.setattr("first_cpp.calibrate.procedure.SURE", sure)
         found = carry_out(made)
         assert len(found.orders) == n_orders
-        assert all(sorted(order) == list(range(6)) for order in found.orders)
+        assert set(found.orders[1:]) <= set(own.values())
         kinds = [kind for kind in SEARCHED if kind in found.costs]
         assert len(kinds) == n_orders
         for kind, order in zip(kinds, found.orders, strict=True):
