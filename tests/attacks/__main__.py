@@ -161,7 +161,8 @@ def table(rows: list[Row]) -> str:
         "| attacks | tried | first_cpp holds | stock holds | stock dies | stock hangs | stock is wrong |",
         "| --- |" + " ---: |" * 6,
     ]
-    for section in dict.fromkeys(row["section"] for row in rows):
+    there = {row["section"] for row in rows}
+    for section in (one for one in (*LIBRARY, *SERVER, "model files") if one in there):
         counts = {
             engine: Counter(row["came"].split(":")[0] for row in rows if (row["section"], row["engine"]) == (section, engine))
             for engine in ENGINES
