@@ -63,7 +63,7 @@ def main(folder: str) -> None:
     shutil.copy(find_demo_model(), os.path.join(folder, "model.gguf"))
     with open(os.path.join(folder, "data.jsonl"), "w", encoding="utf-8") as file:
         file.writelines(json.dumps(one) + "\n" for one in toy_examples())
-    command = "first-cpp tune data.jsonl -m model.gguf"
+    command = "first-cpp tune data.jsonl -m model.gguf --minutes 0.5"
     started = time.monotonic()
     words = [sys.executable, "-m", "first_cpp", *command.split()[1:]]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)

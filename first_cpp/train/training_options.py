@@ -59,9 +59,9 @@ def _model(add: Add) -> None:
 
 def _data(add: Add) -> None:
     add("--data", nargs="+", default=[], metavar="JSONL", help="training data: lines with prompt and response")
-    asked = "prompts alone, of a GGUF: its own dense answers are matched by KL; self: it writes the prompts, too"
+    asked = "prompts that a GGUF answers itself; self: it writes them"
     add("--prompts", nargs="+", default=[], metavar="JSONL", help=asked)
-    add("--samples", type=whole_number(0), default=0, metavar="N", help="answers drawn of each; 0: the greedy one" + DEFAULT)
+    add("--samples", type=whole_number(0), default=0, metavar="N", help="answers drawn of each, 0: greedy" + DEFAULT)
     heat = "of drawn answers" + DEFAULT
     add("--sample-temperature", type=above_zero, default=Ask.temperature, metavar="X", help=heat)
     longest = "longest dense answer, in tokens" + DEFAULT
@@ -86,7 +86,7 @@ def _lora(add: Add) -> None:
 def _layers(add: Add) -> None:
     who = f"who chooses: routers, or one set for all prompts: search, {', '.join(FIXED)}, or layers as a list like 14,13,5"
     add("--layers", type=who_chooses, default="routers", metavar="WHO", help=who + DEFAULT)
-    sets = "train for the sets of this calibrated file, as its budget draws them"
+    sets = "skip the sets of this calibrated file, as it chooses"
     add("--sets", metavar="FILE", help=sets)
     add("--max-share", type=share, default=Settings.max_share, metavar="SHARE", help="largest skip share, 0: dense" + DEFAULT)
     recommended = 'share that skip="auto" takes (default: 0.25; two-step: the scores below 0.5; without routers: 0)'
@@ -111,7 +111,7 @@ def _schedule(add: Add) -> None:
 
 def _loss(add: Add) -> None:
     add("--distill", type=number(0), default=Settings.distill, metavar="X", help="weight of KL to the dense output" + DEFAULT)
-    add("--teacher", default="", metavar="RUN", help="match the dense output of an earlier run, or base, not answers")
+    add("--teacher", default="", metavar="RUN", help="match an earlier run's dense output, or base")
 
 
 def _two_step(add: Add) -> None:
@@ -127,7 +127,7 @@ def _two_step(add: Add) -> None:
 def _run(add: Add) -> None:
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--stop-after", type=whole_number(1), metavar="STEP", help="end early, to --resume later on the same schedule")
-    minutes = "minutes between checkpoints; 0: every step" + DEFAULT
+    minutes = "minutes between checkpoints" + DEFAULT
     add("--checkpoint", type=number(0), default=5.0, metavar="MINUTES", help=minutes)
     add("--validate", type=whole_number(0), default=0, metavar="STEPS", help="steps between validations; 0: at the end")
     add("--seed", type=int, default=Settings.seed, metavar="N", help="same seed, same weights" + DEFAULT)
