@@ -50,7 +50,7 @@ for name, thing in vars(llama_cpp).items():
     elif isinstance(thing, int):
         found[name] = str(int(thing))
     elif callable(thing) and name.startswith(("llama_", "ggml_", "gguf_")):
-        types = getattr(thing, "argtypes", None)
+        types = getattr(thing, "_argtypes_" if inspect.isclass(thing) else "argtypes", None)
         found[name] = signature(thing) if types is None else str([getattr(one, "__name__", str(one)) for one in types])
 for name in sorted(llama_chat_format.LlamaChatCompletionHandlerRegistry()._chat_handlers):
     found["chat format " + name] = "there"
