@@ -12,6 +12,7 @@ import glob
 import math
 import os
 import random
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -48,6 +49,11 @@ class AllKeptOut(Procedure):
     """
 
     uniform: frozenset[int] = frozenset()
+    until = math.inf
+    """On the monotonic clock."""
+
+    def _over(self, part: float) -> bool:
+        return time.monotonic() > self.until
 
     def kept_out(self) -> dict[int, bool]:
         return dict.fromkeys(self.usable(), True)
@@ -204,14 +210,14 @@ def measure(args, calibration: Calibration) -> tuple[Measured, np.ndarray]:
     means = [round(share * calibration.base.n_layer, 6) for share in args.shares]
     orders = [tuple(order) for order in calibration.origin["orders"]]
     levels = calibration.origin["levels_measured"]
-    procedure.uniform = asked_for(levels, means)
+    procedure.uniform, procedure.until = asked_for(levels, means), time.monotonic() + args.seconds
     try:
         procedure.answer()
         measured = procedure.measure_levels(orders, levels)
     finally:
         store.save()
     engine.close()
-    if len(measured.numbers) < len(procedure.usable()):
+    if len(measured.numbers) < len(procedure.usable()) and time.monotonic() < procedure.until:
         raise SystemExit(f"stopped; what was measured is in {args.state}")
     for kind in UNIFORM:
         measured.costs[kind][:, [k not in procedure.uniform for k in levels]] = np.nan
@@ -231,6 +237,9 @@ def main() -> None:
     options.add_argument("--split", default="test")
     options.add_argument("--per-kind", type=int, default=12, help="prompts of each kind for each seed (default: %(default)s)")
     options.add_argument("--shares", type=float, nargs="+", default=[0.10, 0.25])
+    options.add_argument(
+        "--seconds", type=float, default=math.inf, help="then go by the prompts measured so far (default: all)"
+    )
     options.add_argument("--state", required=True, help="where measured costs are kept")
     options.add_argument("--threads", type=int, default=physical_cores())
     args = options.parse_args()

@@ -125,6 +125,7 @@ class Procedure:
 
     def __post_init__(self) -> None:
         self.measure = Measure(self.engine, self.store)
+        self._stopped = False
         self.skippable = [layer for layer, why in enumerate(self.engine.unskippable) if not why]
         if len(self.skippable) < 2:
             raise CalibrationError(f"{self.engine.model_path}: no layers to choose from: {self.engine.dense_because}")
@@ -299,9 +300,14 @@ class Procedure:
         order, found = self.search()
         levels = self.levels(found)
         measured = self.measure_levels([order], levels)
-        if self._over(self.plan.search_part + 0.1) or not (own := self.own_orders(order, measured)):
-            return self.measure_levels([order], levels)
-        return self.measure_levels([order, *own], levels)
+        own = list[tuple[int, ...]]()
+        if not self._stopped and not self._over(self.plan.search_part + 0.1):
+            try:
+                own = self.own_orders(order, measured)
+            except KeyboardInterrupt:
+                self.show.say("interrupted: going on without orders of groups")
+                self._stopped = True
+        return measured if self._stopped or not own else self.measure_levels([order, *own], levels)
 
     # -- the cost of each level ---------------------------------------------------------------------------------------------
 
@@ -331,6 +337,7 @@ class Procedure:
                 if not enough:
                     raise
                 self.show.say(f"interrupted: going by the {len(done)} prompts measured so far")
+                self._stopped = True
                 break
             done.append(i)
             self.show.bar("cost of each level", len(done), len(kept_out))

@@ -199,6 +199,29 @@ def test_an_interrupt_among_the_levels_keeps_what_there_is(engine, tmp_path):
     assert "interrupted: going by the 20 prompts measured so far" in said
 
 
+@pytest.mark.parametrize("when", ["cost of each level", "order of group 1"])
+def test_an_interrupt_late_ends_the_run_with_what_there_is(engine, tmp_path, when):
+    """No group is searched after it, and none found before it is lost."""
+    made, seen = make(engine, tmp_path), []
+
+    def stop(what, done, _total):
+        seen.append(what)
+        if (what, done) == ("cost of each level", 30) and when == what:
+            engine.rows = interrupt
+        elif what == when == "order of group 1":
+            interrupt()
+
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    made.prompts = [Prompt(one.text, "ab"[i % 2]) for i, one in enumerate(made.prompts)]
+    made.show = Show(stop)
+    found = carry_out(made)
+    assert len(found.orders) == 1
+    assert len(found.tasks) == (30 if when == "cost of each level" else 40)
+    assert seen[-1] == when
+
+
 def test_time_bounds_what_is_measured(engine, tmp_path):
     plan = Plan(max_tokens=6, search_prompts=12, search_tokens=5, first=4, seconds=1e-6)
     found = carry_out(make(engine, tmp_path, plan))
