@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -99,9 +100,30 @@ class Waiting:
         return self._spinner
 
 
-def live(console: Console, shown: Callable[[], RenderableType]) -> Live:
+class Drawing:
     """A place at the end of the terminal where `shown` is drawn again and again, and is gone in the end."""
-    return Live(Tail(shown), console=console, transient=True, refresh_per_second=_FRAMES, vertical_overflow="visible")
+
+    def __init__(self, console: Console, shown: Callable[[], RenderableType]) -> None:
+        self.lock = threading.RLock()
+        """To be held by whoever prints above: rich's own thread would draw amid that, and erase lines that stay."""
+        self._live = Live(Tail(shown), console=console, transient=True, auto_refresh=False, vertical_overflow="visible")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._draw, name="first_cpp drawing", daemon=True)
+
+    def _draw(self) -> None:
+        while not self._ended.wait(1 / _FRAMES):
+            with self.lock:
+                self._live.refresh()
+
+    def __enter__(self) -> Drawing:
+        self._live.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._live.__exit__(*exception)
 
 
 class AnswerView:
@@ -113,16 +135,17 @@ class AnswerView:
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._waiting = console, Waiting(console, progress)
         self._text, self._blocks = "", 0
-        self._live = live(console, self._growing)
+        self._drawing = Drawing(console, self._growing)
 
     def add(self, part: str) -> None:
         """More of the answer."""
         text = self._text + without_controls(part)
         n_lines = finished_lines(text) if "\n" in part else 0
         lines = text.split("\n")
-        self._text = "\n".join(lines[n_lines:])
-        if n_lines:
-            self._print("\n".join(lines[:n_lines]))
+        with self._drawing.lock:
+            self._text = "\n".join(lines[n_lines:])
+            if n_lines:
+                self._print("\n".join(lines[:n_lines]))
 
     def _print(self, text: str) -> None:
         """Blocks that are whole, above what still grows."""
@@ -139,9 +162,9 @@ class AnswerView:
         return Text() if self._blocks else self._waiting()
 
     def __enter__(self) -> AnswerView:
-        self._live.__enter__()
+        self._drawing.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._live.__exit__(*exception)
+        self._drawing.__exit__(*exception)
         self._print(self._text)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cli.answer_record import AnswerRecord
-from .answer_view import Progress, Waiting, live, markdown, without_controls
+from .answer_view import Drawing, Progress, Waiting, markdown, without_controls
 
 
 class ComparisonView(Protocol):
@@ -29,7 +29,7 @@ class ColumnsView:
         self._console, self._titles, self._waiting = console, titles, Waiting(console, progress)
         self._texts = [""]
         self._figures: list[str] = []
-        self._live = live(console, lambda: self._table(growing=True))
+        self._drawing = Drawing(console, lambda: self._table(growing=True))
 
     def add(self, part: str) -> None:
         self._texts[-1] += without_controls(part)
@@ -54,11 +54,11 @@ class ColumnsView:
         return self._waiting() if growing and number == len(self._texts) - 1 else Text()
 
     def __enter__(self) -> ColumnsView:
-        self._live.__enter__()
+        self._drawing.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._live.__exit__(*exception)
+        self._drawing.__exit__(*exception)
         self._console.print(self._table(growing=False))
 
 
