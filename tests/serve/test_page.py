@@ -144,7 +144,7 @@ def test_files_have_strict_headers_and_name_no_other_host(server):
 def test_chat_with_the_picture_of_its_layers(page, server):
     page.type("Hello there")
     page.type("\ue007")
-    page.until(lambda: page.all(".layers"))
+    page.until(lambda: page.all(".gained") and "fidelity" in page.find(".gained").text)  # drawn for the last time
     assert page.find(".mine .text").text == "Hello there"
     assert len(page.all(".layers span")) == 6
     assert len(page.all(".layers .out")) == 2

@@ -119,8 +119,8 @@ function gained({ layers, fidelity }) {
   const parts = [
     ...(layers.expected_speedup ? [`speed-up ${times(layers.expected_speedup)} expected`] : []),
     ...(measured ? [`${times(measured)} measured`] : []),
-    ...change(layers),
     ...(typeof fidelity === "number" ? [`fidelity ${Math.round(100 * fidelity)} %`] : []),
+    ...change(layers),
   ];
   const line = lineOf(parts, "figures gained");
   line.title =
