@@ -46,6 +46,7 @@ for name, thing in vars(llama_cpp).items():
         continue
     if inspect.isclass(thing) and issubclass(thing, ctypes.Structure):
         fields = getattr(thing, "_fields_", ())
+        fields = fields if isinstance(fields, (list, tuple)) else ()  # a descriptor where there are none
         found[name] = str([(field[0], getattr(field[1], "__name__", str(field[1]))) for field in fields])
     elif isinstance(thing, int):
         found[name] = str(int(thing))
