@@ -37,6 +37,13 @@ def signature(thing):
     except (TypeError, ValueError):
         return "?"
 
+def listed(thing, name):
+    found = getattr(thing, name, ())
+    return found if isinstance(found, (list, tuple)) else ()  # ctypes' own classes have descriptors there
+
+def type_name(kind):
+    return getattr(kind, "__name__", str(kind))
+
 found = {}
 for name, member in vars(llama_cpp.Llama).items():
     if inspect.isfunction(member):
@@ -45,13 +52,12 @@ for name, thing in vars(llama_cpp).items():
     if name.startswith("_"):
         continue
     if inspect.isclass(thing) and issubclass(thing, ctypes.Structure):
-        fields = getattr(thing, "_fields_", ())
-        found[name] = str([(field[0], getattr(field[1], "__name__", str(field[1]))) for field in fields])
+        found[name] = str([(field[0], type_name(field[1])) for field in listed(thing, "_fields_")])
     elif isinstance(thing, int):
         found[name] = str(int(thing))
     elif callable(thing) and name.startswith(("llama_", "ggml_", "gguf_")):
-        types = getattr(thing, "_argtypes_" if inspect.isclass(thing) else "argtypes", None)
-        found[name] = signature(thing) if types is None else str([getattr(one, "__name__", str(one)) for one in types])
+        types = listed(thing, "argtypes")
+        found[name] = str(list(map(type_name, types))) if types else signature(thing)
 for name in sorted(llama_chat_format.LlamaChatCompletionHandlerRegistry()._chat_handlers):
     found["chat format " + name] = "there"
 print(json.dumps({"version": llama_cpp.__version__, "surface": found}))
