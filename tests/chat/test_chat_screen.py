@@ -15,10 +15,11 @@ from routers_files import routed_model
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 pytest.importorskip("pexpect")
-pytest.importorskip("pyte")
+pyte = pytest.importorskip("pyte")
 
 from screen import Screen  # noqa: E402
 
+from first_cpp.chat import answer_view  # noqa: E402
 from first_cpp.chat.answer_view import AnswerView, markdown  # noqa: E402
 
 SCRIPTED = str(pathlib.Path(__file__).parents[1] / "support" / "scripted_chat.py")
@@ -170,6 +171,23 @@ def test_escape_sequences_of_an_answer_are_not_obeyed():
     shown = console.file.getvalue()
     assert "before [2J]0;title31m after" in shown
     assert not re.search("\x1b\\[2J|\x1b\\]|\x07|\x9b", shown)
+
+
+def test_no_line_is_lost_however_often_it_is_drawn(monkeypatch):
+    monkeypatch.setattr(answer_view, "_FRAMES", 2000)
+    for _ in range(8):
+        console = Console(width=60, height=30, file=io.StringIO(), force_terminal=True)
+        with AnswerView(console, lambda: None) as view:
+            for number in range(12):
+                view.add(f"line {number} of a paragraph that goes on for a while and wraps at the edge\n")
+                time.sleep(0.001)
+                view.add("\n- a\n- b\n\n")
+        emulator = pyte.HistoryScreen(60, 30, history=1000, ratio=0.01)
+        pyte.Stream(emulator).feed(console.file.getvalue().replace("\n", "\r\n"))
+        above = ["".join(line[column].data for column in range(60)) for line in emulator.history.top]
+        shown = "\n".join([*above, *emulator.display])
+        assert re.findall(r"line (\d+) of", shown) == [str(number) for number in range(12)]
+        assert shown.count("• a") == shown.count("• b") == 12
 
 
 def test_how_far_the_prompt_was_read(chat):
