@@ -72,9 +72,11 @@ class Chat:
         return [int(token) for token in self.llm.input_ids[len(self.tokens) : self.llm.n_tokens]]
 
     def pause(self, seconds: float) -> None:
-        """A person reads. Nothing happens after the pass, so that is not waited for."""
+        """A person reads. After the pass nothing happens, so that is not waited for; nor does it go on amid another's turn."""
         if self.idle is not None:
-            self.idle.wait(seconds)
+            if seconds:
+                self.idle.wait(seconds)
+            self.idle.pause()
 
 
 def play(engines: dict[str, tuple[Any, bool]], n_turns: int, n_tokens: int, pause: float) -> dict[str, Chat]:
@@ -85,11 +87,7 @@ def play(engines: dict[str, tuple[Any, bool]], n_turns: int, n_tokens: int, paus
     for number in range(n_turns):
         for chat in chats.values():
             chat.turn(number, n_tokens)
-            if pause:
-                chat.pause(pause)
-    for chat in chats.values():
-        if chat.idle is not None:
-            chat.idle.pause()
+            chat.pause(pause)
     return chats
 
 
@@ -102,8 +100,6 @@ def alternate(llm: Any, catches_up: bool, n_chats: int, n_turns: int, n_tokens: 
         for chat in chats:
             chat.turn(number, n_tokens)
             chat.pause(pause)
-    if idle is not None:
-        idle.pause()
     return [statistics.median(turn) for turn in zip(*(chat.ttft for chat in chats), strict=True)]
 
 
