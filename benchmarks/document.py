@@ -314,9 +314,9 @@ def busy() -> str:
     ]
     return section(
         "On a busy machine",
-        "Threads meet at a barrier after each node of the graph. libgomp spins long there: where other processes want the cores, those "
-        "turns are taken\nfrom the thread that is waited for. first_cpp sets GOMP_SPINCOUNT=500 before it loads llama.cpp, unless it or "
-        "OMP_WAIT_POLICY is set;\non a machine that is always busy, one thread is best. SmolLM2-135M, stock llama_cpp, ms.",
+        "Threads meet at a barrier after each node of the graph, and libgomp spins there: where other processes want the cores, those turns "
+        "are taken\nfrom the thread that is waited for. No setting is good on both kinds of machine; on one that is always busy, one thread "
+        "is best.\nSmolLM2-135M, stock llama_cpp, ms.",
         table(["busy processes", "setting", "threads", "median step", "mean step", "prefill"], rows),
         "busy",
     )

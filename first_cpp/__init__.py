@@ -1,13 +1,9 @@
 """first_cpp: `llama_cpp.Llama` whose prompts choose the layers that their answers can do without."""
 
-from ._openmp import wait_gently
-
-wait_gently()
-
 # llama_cpp first: it loads libllama and libggml, and the extension then uses those, not a second copy.
-import llama_cpp  # noqa: E402, F401
+import llama_cpp  # noqa: F401
 
-from ._version import __version__, check_versions  # noqa: E402
+from ._version import __version__, check_versions
 
 check_versions()
 

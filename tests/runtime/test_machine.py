@@ -1,10 +1,7 @@
-"""What this process may use, and how its threads wait."""
+"""What this process may use."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,23 +64,3 @@ def test_a_model_takes_what_its_process_may_use(tiny):
     llm = Llama(tiny, n_threads=3, n_threads_batch=1, verbose=False)
     assert (llm.n_threads, llm.n_threads_batch) == (3, 1)
     llm.close()
-
-
-SHOWN = "import first_cpp, os; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
-
-
-@pytest.mark.parametrize(
-    ("given", "first", "shown"),
-    [
-        ({}, "", "500 None"),
-        ({"GOMP_SPINCOUNT": "7"}, "", "7 None"),
-        ({"OMP_WAIT_POLICY": "active"}, "", "None active"),
-        ({}, "import llama_cpp; ", "None None"),  # too late to change anything
-    ],
-)
-def test_threads_wait_gently_unless_told_otherwise(given, first, shown):
-    environ = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run(
-        [sys.executable, "-c", first + SHOWN], env=environ | given, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == shown
