@@ -31,13 +31,8 @@ COMMANDS = {
     "what_else": "python benchmarks/what_else.py",
     "llama_bench": "python benchmarks/llama_bench.py",
 }
-"""The command of each file in benchmarks/results, by its name."""
-
-BY_HAND = {
-    "held": "python benchmarks/held.py --model smollm2-first.gguf --data chat.valid.jsonl qa.valid.jsonl tldr.valid.jsonl "
-    "translation.valid.jsonl dialogue.valid.jsonl",
-}
-"""Those that need a calibrated model, and prompts that are not in the repository."""
+"""The command of each file in benchmarks/results, by its name. held, calibration and calibrate_runs are there too: they need
+models and prompts that are not in the repository, and are run by hand."""
 
 
 def words(name: str, folder: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import llama_cpp
-from commands import BY_HAND, COMMANDS
+from commands import COMMANDS
 from common import RESULTS
 
 from first_cpp.bench.models import random_routers
@@ -47,7 +47,7 @@ def table(columns: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def section(title: str, words: str, body: str, *sources: str) -> str:
-    commands = "\n".join(f"    {(COMMANDS | BY_HAND)[source]}" for source in sources)
+    commands = "\n".join(f"    {COMMANDS.get(source) or read(source)['command']}" for source in sources)
     return f"## {title}\n{words}\n\n{body}\n\n{commands}\n"
 
 

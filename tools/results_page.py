@@ -84,7 +84,8 @@ def calibration() -> str:
         ]
         for row in bench("calibration", kind="all")
     ]
-    return table(["mean share", "layers by", "KL", "fidelity", "KL / block influence", "KL / single set"], rows)
+    columns = ["mean share", "layers by", "KL", "fidelity", "KL / block influence", "KL / single set"]
+    return f"{table(columns, rows)}\n\n    {results('calibration')['command']}"
 
 
 def calibration_kinds() -> str:
@@ -120,7 +121,8 @@ def calibrate_runs() -> str:
         for row in bench(name)
     ]
     columns = ["model", "--minutes", "took", "memory, GB", "prompts measured of answered", "tokens evaluated", "what it says"]
-    return table(columns, rows)
+    commands = "\n".join(f"    {results(name)['command']}" for name in found)
+    return f"{table(columns, rows)}\n\n{commands}"
 
 
 def _with_interval(row: dict, key: str, digits: int = 3) -> str:

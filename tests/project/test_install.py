@@ -13,6 +13,8 @@ import zipfile
 import llama_cpp
 import pytest
 
+from first_cpp.serve.app import PAGE_ROUTES
+
 ROOT = pathlib.Path(__file__).parents[2]
 HOME = os.environ["HOME"]
 PIP = ["-m", "pip", "--disable-pip-version-check", "-q"]
@@ -33,7 +35,7 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel):
     assert any(name.startswith("first_cpp/_ext.") and name.endswith(".so") for name in names)
     assert {"first_cpp/_ext.pyi", "first_cpp/py.typed"} <= set(names)
     page = {path.name for path in (ROOT / "first_cpp" / "serve" / "page").iterdir()}
-    assert page == {"index.html", "style.css", "app.js", "icon.svg"}
+    assert page == set(PAGE_ROUTES.values())
     assert {f"first_cpp/serve/page/{name}" for name in page} <= set(names)
     adapter = ("README.md", "routers.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
     assert {f"first_cpp/adapters/smollm2-135m-instruct/{name}" for name in adapter} <= set(names)
