@@ -126,8 +126,8 @@ def calibrate_runs() -> str:
 
 
 def _with_interval(row: dict, key: str, digits: int = 3) -> str:
-    low, high = row[f"{key}_interval"]
-    return f"{row[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    value, low, high = (f"{number:.{digits}f}".replace("-0.000", "0.000") for number in (row[key], *row[f"{key}_interval"]))
+    return f"{value} ({low} to {high})"
 
 
 def picture() -> str:
