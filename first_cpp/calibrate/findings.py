@@ -194,15 +194,17 @@ def _row(system: str, real: Outcomes, chosen: Ints, speed: Speed) -> Row:
     return Row(system, layers, kl, fidelity, float(np.exp(surprise)), *speed.of(chosen))
 
 
+LEAST_GAIN = 1.01
+"""A speed-up below it is within what measuring leaves open."""
+
+
 def sentence(found: Findings) -> str:
     """What a user must hear, in one sentence."""
     one, target = found.rows[-1], found.calibration.fidelity
     n_layer = found.calibration.base.n_layer
     if one.layers > 0:
-        return (
-            f"At fidelity {target:g} this model skips {one.layers / n_layer:.0%} of its layers on average, "
-            f"{one.speed_up:.2f} times as fast."
-        )
+        gain = f"{one.speed_up:.2f} times as fast." if one.speed_up >= LEAST_GAIN else "which gains no speed worth the name."
+        return f"At fidelity {target:g} this model skips {one.layers / n_layer:.0%} of its layers on average, {gain}"
     least = next(row for row in found.rows if row.system == "searched")
     return (
         f"This model cannot spare layers at fidelity {target:g}: with one of {n_layer} skipped, {least.fidelity:.3f} is left, "

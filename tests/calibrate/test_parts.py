@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,3 +289,23 @@ def test_another_file_is_no_calibration(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, path, metadata={"schema": "7", "calibration": json.dumps({})})
     with pytest.raises(RouterError, match="no calibration of schema 1"):
         Calibration.load(path)
+
+
+# -- what it says -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "speed_up", "said"),
+    [
+        (3.0, 1.12, "skips 10% of its layers on average, 1.12 times as fast."),
+        (0.6, 0.99, "skips 2% of its layers on average, which gains no speed worth the name."),
+        (0.0, 1.0, "cannot spare layers at fidelity 0.95: with one of 30 skipped, 0.900 is left, 1.03 times as fast"),
+    ],
+)
+def test_the_sentence_says_what_is_gained(layers, speed_up, said):
+    from first_cpp.calibrate.findings import sentence
+
+    one = SimpleNamespace(system="searched", layers=1.0, fidelity=0.9, speed_up=1.03, byte_limit=1.04)
+    last = SimpleNamespace(system="budget", layers=layers, speed_up=speed_up)
+    calibration = SimpleNamespace(fidelity=0.95, base=SimpleNamespace(n_layer=30))
+    assert said in sentence(SimpleNamespace(rows=[one, last], calibration=calibration))
