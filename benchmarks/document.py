@@ -332,7 +332,7 @@ def held() -> str:
         "A fidelity that is held",
         f"{found['prompts']} prompts of {len(found['kinds'])} kinds, SmolLM2-135M calibrated, greedy answers of up to {found['tokens']} "
         "tokens; the dial moves after each.\nmixed: in random order. blocks: one kind after the other. ![The mean as it runs](../held.svg)",
-        table(["order", "target", "mean fidelity", "mean skip share", "speed-up"], rows),
+        table(["order", "target", "mean fidelity", "mean skip share", "speed-up by bytes"], rows),
         "held",
     )
 

@@ -1,8 +1,8 @@
 """A fidelity that is held, over hundreds of prompts: what `Llama(skip="auto", fidelity=)` does with its dial, prompt by prompt.
 
 The prompts come mixed, and in blocks of one kind, the worst order. For each target: the mean fidelity as it runs, the share of
-layers skipped, and the speed-up. Greedy answers are the same every time, so each (prompt, set of layers) is answered once and
-kept in --state: targets and orders share it, and a run that was ended goes on.
+layers skipped, and the speed-up by bytes of weights read. Greedy answers are the same every time, so each (prompt, set of
+layers) is answered once and kept in --state: targets and orders share it, and a run that was ended goes on.
 
 python benchmarks/held.py --model smollm2-first.gguf --data chat.valid.jsonl qa.valid.jsonl --prompts 300
 """
@@ -19,6 +19,7 @@ from typing import Any
 from common import SETTINGS, parser, save
 
 from first_cpp import Llama
+from first_cpp.gguf.byte_limit import weight_reads
 from first_cpp.gguf.new_file import new_file
 from first_cpp.runtime.chat_prompt import chat_prompt
 from first_cpp.runtime.held import HeldFidelity
@@ -73,7 +74,7 @@ class Answers:
         return tuple(found)
 
     def answer(self, number: int, layers: Layers) -> dict[str, float]:
-        """fidelity and seconds per token of the greedy answer that skips `layers`."""
+        """The fidelity of the greedy answer that skips `layers`."""
         key = f"{number} {' '.join(map(str, layers))}"
         if key not in self._kept["answers"]:
             llm = self._llm
@@ -86,7 +87,7 @@ class Answers:
             llm.catch_up()
             measured = llm.fidelity
             fidelity = 1.0 if not layers or measured is None else measured.share
-            self._kept["answers"][key] = {"fidelity": fidelity, "tpot": llm.timing.tpot, "tokens": llm.timing.n_tokens}
+            self._kept["answers"][key] = {"fidelity": fidelity, "tokens": llm.timing.n_tokens}
             if time.monotonic() - self._saved > 20:
                 self.save()
         return self._kept["answers"][key]  # type: ignore[no-any-return]
@@ -102,21 +103,20 @@ def hold(answers: Answers, target: float, order: list[int]) -> dict[str, Any]:
     llm = answers._llm
     cost = llm.routers.cost
     held = HeldFidelity(target, dial=dial_of(cost))
-    means, shares, dense, skipping = [], [], 0.0, 0.0
+    reads = weight_reads(llm.model_path)
+    means, shares, n_bytes = [], [], []
     for number in order:
         layers = answers.skipped(number, tolerance_of(cost, held.dial))
         answer = answers.answer(number, layers)
         held.observe(answer["fidelity"])
         means.append(held.mean)
         shares.append(len(layers) / len(llm.unskippable))
-        whole = answers.answer(number, ())
-        if answer["tpot"] and whole["tpot"]:
-            dense, skipping = dense + whole["tpot"], skipping + answer["tpot"]
+        n_bytes.append(reads.weights(layers))
     return {
         "target": target,
         "mean": held.mean,
         "share": sum(shares) / len(shares),
-        "speed_up": dense / skipping,
+        "speed_up": len(n_bytes) * reads.weights() / sum(n_bytes),
         "running_mean": [round(mean, 4) for mean in means],
         "shares": [round(share, 3) for share in shares],
     }
