@@ -331,7 +331,7 @@ def held() -> str:
     return section(
         "A fidelity that is held",
         f"{found['prompts']} prompts of {len(found['kinds'])} kinds, SmolLM2-135M calibrated, greedy answers of up to {found['tokens']} "
-        "tokens; the dial moves after each.\nmixed: in random order. blocks: one kind after the other. ![The mean as it runs](../held.svg)",
+        "tokens; the dial moves after each.\nmixed: in random order. blocks: one kind after the other.\n\n![The mean as it runs, and the skip share](../held.svg)",
         table(["order", "target", "mean fidelity", "mean skip share", "speed-up by bytes"], rows),
         "held",
     )
