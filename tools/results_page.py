@@ -168,13 +168,13 @@ def held_picture() -> str:
     """What a held fidelity does prompt by prompt, in the worst order."""
     runs = [run for run in results("held")["rows"]["runs"] if run["order"] == "blocks"]
     n = len(runs[0]["running_mean"])
-    axis = Axis("prompts", (0.0, 1.1 * n), [(tick, str(tick)) for tick in range(0, n + 1, 50)])
+    axis = Axis("prompts", (0.0, 1.25 * n), [(tick, str(tick)) for tick in range(0, n + 1, 50)])
     means = [Series(f"target {run['target']:g}", list(enumerate(run["running_mean"])), dots=False) for run in runs]
     shares = [Series(f"target {run['target']:g}", _smooth(run["shares"]), dots=False) for run in runs]
     return draw(
         "A fidelity that is held, kinds of prompts one after the other",
         Panel("Mean fidelity as it runs", (0.8, 1.0), means, axis, step=0.05),
-        Panel("Skip share, mean of 20 prompts", (0.0, 0.5), shares, axis, step=0.1),
+        Panel("Skip share, mean of 20 prompts", (0.0, 0.2), shares, axis, step=0.05),
     )
 
 
