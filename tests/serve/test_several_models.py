@@ -126,10 +126,10 @@ def test_the_vocabulary_of_a_model_that_is_not_loaded(server, files, load):
 
 
 def test_fidelity_is_kept_over_swaps(server):
-    ask(server.url, "a", "Hello", skip=0.34)
-    before = wait_for_fidelity(server, 1)
-    ask(server.url, "b", "Hello", skip=[2])
-    assert wait_for_fidelity(server, len(before) + 1)[1:] == before
+    first = ask(server.url, "a", "Hello", skip=0.34).json()["id"]
+    wait_for_fidelity(server, first)
+    second = ask(server.url, "b", "Hello", skip=[2]).json()["id"]
+    assert [one["id"] for one in wait_for_fidelity(server, second)[:2]] == [second, first]
 
 
 def wait_until(so: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -139,12 +139,14 @@ def wait_until(so: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.02)
 
 
-def wait_for_fidelity(server: Server, n: int) -> list[dict]:
-    for _ in range(200):
-        if len(data := server.http.get("/v1/fidelity").json()["data"]) >= n:
+def wait_for_fidelity(server: Server, answer: str) -> list[dict]:
+    """What was measured, once the answer of that id was."""
+    for _ in range(500):
+        data = server.http.get("/v1/fidelity").json()["data"]
+        if answer in [one["id"] for one in data]:
             return data
         time.sleep(0.02)
-    raise AssertionError("no answer was measured")
+    raise AssertionError("the answer was not measured")
 
 
 def test_a_file_that_went_away_is_an_error_of_its_requests_alone(files, tmp_path, tiny):
