@@ -66,7 +66,8 @@ def test_examples_run(example, smollm2, tmp_path, monkeypatch):
     for name in ("data.jsonl", "test.jsonl"):
         (tmp_path / name).write_text('{"task": "qa", "prompt": "How long is it?", "response": "three metres"}\n')
     os.rename(routed_model(smollm2, tmp_path, n_layer=30, n_embd=576), tmp_path / "model-first.gguf")
-    (tmp_path / ".zfunc").mkdir()
+    for folder in (".zfunc", "models"):
+        (tmp_path / folder).mkdir()
     command = example.replace("first-cpp", f"{shlex.quote(sys.executable)} -m first_cpp", 1)
     for verb in ("run", "chat"):
         if f"first_cpp {verb}" in command and " -n " not in command:
