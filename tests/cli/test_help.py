@@ -81,6 +81,8 @@ def test_examples_run(example, smollm2, tmp_path, monkeypatch):
         (tmp_path / "mine.txt").write_text("".join(f"What is {n} times seven?\n" for n in range(40)))
         os.remove(tmp_path / "model-first.gguf")  # the example makes it
         command = command.replace(" --minutes 20", "") + " --minutes 0.1 -n 8"
+    if "--prompts self" in command:
+        command = command.replace("--limit 8", "--limit 2") + " -n 8"
     if "first_cpp tune" in command:  # a line each, and one pass over them
         lines = (json.dumps({"prompt": f"How long is bridge {n}?", "response": f"{n} metres"}) + "\n" for n in range(30))
         (tmp_path / "data.jsonl").write_text("".join(lines))
