@@ -25,6 +25,7 @@ from .gguf.router_format import load_routers, read_routers
 from .gguf.routers import Routers, check_base
 from .runtime.answer import CurrentAnswer
 from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
+from .runtime.at_exit import end_at_exit
 from .runtime.context import ReadContext
 from .runtime.conversations import Conversations
 from .runtime.fidelity import AnswerMeasure, ComparedToken, Fidelity
@@ -111,6 +112,7 @@ class Llama(PerCallLlama):
         self._routing: Routing | None = None
         self._structured = Structured(file.path, self._current.is_cancelled)
         super().__init__(file.path, **kwargs)
+        end_at_exit(self._exclusive, self._layers)
         if self._routers is not None:
             check_base(self._routers, file.base, own.routers_path or file.path)
         self._read = ReadContext(self, self._layers, self._routers, self._forget_logits)

@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 class OneThread:
     """llama.cpp's context serves one thread at a time, of one process; others get an error instead of a crash."""
 
-    __slots__ = ("_acquire", "_gate", "_giving_way", "_interrupt", "_release", "entries")
+    __slots__ = ("__weakref__", "_acquire", "_gate", "_giving_way", "_interrupt", "_release", "entries")
 
     def __init__(self) -> None:
         self.check_process()
@@ -68,6 +68,10 @@ class OneThread:
 
     def __exit__(self, *exception: object) -> None:
         self._release()
+
+    def keep(self, seconds: float) -> bool:
+        """Take the model for good, waiting that long for the thread that has it; returns whether it is ours."""
+        return self._acquire(timeout=seconds)
 
     def _ask_to_give_way(self) -> None:
         """Another thread has the model: wait for it where its work gives way, which it does at once."""
