@@ -196,8 +196,8 @@ def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question]
     os.makedirs(args.out, exist_ok=True)
     check_same_run(args.out, _what_answers_depend_on(args, rows, questions, settings))
     answers = AnswerFile(os.path.join(args.out, "answers.jsonl"))
-    todo = sum(map(len, answers.missing(rows, len(questions))))
-    if not todo:
+    n_missing = sum(map(len, answers.missing(rows, len(questions))))
+    if not n_missing:
         return answers
     dense = next(row for row in rows if row.name == DENSE)
     llm = Llama(dense.file, routers=dense.routers, skip=None, **settings)
@@ -207,7 +207,9 @@ def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question]
         if not args.quiet:
             console.print(_plan(args, llm, rows, questions, answers), highlight=False)
         with Progress(*columns, console=console, disable=args.quiet or not console.is_terminal) as progress:
-            bar = progress.add_task("answering", total=len(rows) * len(questions), completed=len(rows) * len(questions) - todo)
+            bar = progress.add_task(
+                "answering", total=len(rows) * len(questions), completed=len(rows) * len(questions) - n_missing
+            )
             against = Against(dense, llm, args.kl) if args.kl else None
 
             def step(row: Row) -> None:
@@ -231,11 +233,11 @@ def _plan(args: argparse.Namespace, llm: Any, rows: list[Row], questions: list[Q
     missing = answers.missing(rows, len(questions))
     lengths = [len(chat_prompt(llm, question.prompt)) for question in questions]
     seconds = longest_seconds(pace, missing, lengths, args.max_tokens, first_of_each_task(questions, args.kl))
-    todo = sum(map(len, missing))
-    there = len(rows) * len(questions) - todo
+    n_missing = sum(map(len, missing))
+    there = len(rows) * len(questions) - n_missing
     lines = [
         f"plan: {len(rows)} rows ({', '.join(row.name for row in rows)})",
-        f"      {len(questions)} questions, {todo} answers of at most {args.max_tokens} tokens"
+        f"      {len(questions)} questions, {n_missing} answers of at most {args.max_tokens} tokens"
         + (f"; {there} are there already" if there else ""),
         f"      at most {in_words(seconds)}; a run that is stopped goes on where it was",
     ]

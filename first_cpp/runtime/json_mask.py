@@ -59,7 +59,7 @@ class _Vocabulary:
         self.special_token_ids = sorted({i for i, piece in enumerate(pieces) if not piece} | set(ends))
 
     def __call__(self, text: object) -> list[int]:
-        raise NotImplementedError("nothing is forced, so nothing is tokenised")
+        raise RuntimeError("nothing is forced, so nothing is tokenised")
 
 
 def make_tokenizer(pieces: list[bytes], ends: list[int]) -> LLTokenizer:

@@ -57,10 +57,11 @@ def at_most(count: int) -> Callable[[Any], Any]:
     return check
 
 
-class StreamOptions(BaseModel):
+class PaddingOptions(BaseModel):
+    """What every stream can be asked for."""
+
     model_config = ConfigDict(extra="forbid")
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: Annotated[bool | None, Field(description="This server sends none.")] = None
 
     @field_validator("include_obfuscation")
     @classmethod
@@ -68,6 +69,10 @@ class StreamOptions(BaseModel):
         if value:
             raise ValueError("this server sends no obfuscation")
         return value
+
+
+class StreamOptions(PaddingOptions):
+    include_usage: bool | None = None
 
 
 class Request(BaseModel):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from .api_errors import ApiError
 from .prepare import Job, prepare_chat
-from .requests import MOST_TOOLS, ChatRequest, Request, at_most, validated
+from .requests import MOST_TOOLS, ChatRequest, PaddingOptions, Request, at_most, validated
 from .response_events import ResponseEvents, response_skeleton
 from .served_model import ServedModel
 
@@ -21,18 +21,6 @@ _SAME = (
 )  # fmt: skip
 """Fields that a chat request has under the same name."""
 _NOT_KEPT = "this server keeps no responses: send the conversation as input"
-
-
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    include_obfuscation: Annotated[bool | None, Field(description="This server sends none.")] = None
-
-    @field_validator("include_obfuscation")
-    @classmethod
-    def _no_padding(cls, value: bool | None) -> bool | None:
-        if value:
-            raise ValueError("this server sends no obfuscation")
-        return value
 
 
 class ResponseRequest(Request):
@@ -70,7 +58,7 @@ class ResponseRequest(Request):
     grammar: str | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: PaddingOptions | None = None
     text: dict[str, Any] | None = None
     tools: Annotated[list[Any] | None, BeforeValidator(at_most(MOST_TOOLS))] = None
     tool_choice: Any = None

@@ -32,10 +32,13 @@ def test_python_fuzzers(name):
 def test_opening_broken_models():
     """Tiny models with changed files: they answer, or an error that the API names; nothing ends the process or hangs."""
     done = subprocess.run(
-        [sys.executable, str(FUZZ / "fuzz_open.py"), "--seconds", "4"], capture_output=True, text=True, check=False
+        [sys.executable, str(FUZZ / "fuzz_open.py"), "--seconds", "60", "--cases", "60"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 10  # on a busy machine
+    assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 50
 
 
 @pytest.mark.slow
