@@ -92,6 +92,17 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
 
 
 @torch.no_grad()
+def hold_in_bf16(model: nn.Module) -> None:
+    """Keep the frozen weights of linear layers in bf16: autocast computes with that, and would convert them at every use.
+
+    An output head that shares its weight with the embedding gets a copy of its own; norms and embeddings stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad and module.weight.dtype == torch.float32:
+            module.weight = nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
+
+
+@torch.no_grad()
 def start_from(runs: Sequence[str], lora: Any, bank: RouterBank) -> None:
     """Load into `lora` the mean of the LoRA weights of earlier runs' folders, and into `bank` the routers of the last.
 

@@ -1,7 +1,7 @@
 """Training for quantised weights: LoRA folded into the base and rounded to a type of llama.cpp's.
 
 A LoRA changes a weight by less than a step of a 4-bit type, so rounding the sum can undo what was learned. Here the frozen base
-carries the error of rounding: base + LoRA is at every step what `convert --merge --quantize` will write, and LoRA learns on.
+carries the error of rounding: base + LoRA is before every step what `convert --merge --quantize` will write, and LoRA learns on.
 """
 
 from __future__ import annotations
@@ -26,18 +26,29 @@ def rounded(weight: Tensor, kind: str) -> Tensor:
     """
     bits, has_low = KINDS[kind]
     blocks = weight.float().reshape(-1, BLOCK)  # [n_blocks, 32]; low and step: [n_blocks, 1]
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
     if has_low:
-        low = blocks.amin(1, keepdim=True)
-        step = (blocks.amax(1, keepdim=True) - low) / (2**bits - 1)
-        zero = 0
+        step = (high - low) / (2**bits - 1)
+        level, zero = blocks - low, 0
     else:
-        low = torch.zeros_like(blocks[:, :1])
-        step = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -(2 ** (bits - 1))
-        zero = 2 ** (bits - 1)
+        step = _largest(blocks, low, high) / -(2 ** (bits - 1))
+        level, zero = blocks.clone(), 2 ** (bits - 1)
     inverse = torch.where(step == 0, 0.0, 1 / step)
-    level = ((blocks - low) * inverse + (zero + 0.5)).floor().clamp(max=2**bits - 1)
-    values: Tensor = (level - zero) * step.half().float() + low.half().float()
+    level.mul_(inverse).add_(zero + 0.5).floor_().clamp_(max=2**bits - 1)  # in place: memory is what takes the time
+    values = level.sub_(zero).mul_(step.half().float())
+    if has_low:
+        values.add_(low.half().float())
     return values.reshape(weight.shape)
+
+
+def _largest(blocks: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The value of largest magnitude of each block, the first where two of either sign have it: [n_blocks, 1]."""
+    largest = torch.where(high > -low, high, low)
+    tied = (high == -low).squeeze(1).nonzero().squeeze(1)
+    if len(tied):
+        of_tied = blocks[tied]
+        largest[tied] = of_tied.gather(1, of_tied.abs().argmax(1, keepdim=True))
+    return largest
 
 
 class Rounding:
@@ -58,4 +69,4 @@ class Rounding:
         """Round anew: the LoRA has changed."""
         for module, base in self._bases:
             change = module.get_delta_weight("default")
-            module.base_layer.weight.copy_(rounded(base + change, self.kind) - change)
+            module.base_layer.weight.copy_(rounded(base + change, self.kind).sub_(change))

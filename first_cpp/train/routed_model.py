@@ -55,6 +55,7 @@ class RoutedModel:
     ) -> None:
         self.model, self.layers, self.bank = model, layers, bank
         self.temperature, self.prompt_gradient = temperature, prompt_gradient
+        self.scores_prompts = True  # False where something else chooses the layers: keep scores are then 0
         self.output_in_tuple = False  # whether layers return their output in a tuple, as in some architectures
         self._prompt_mask: Tensor | None = None  # during prefill: [b, t]
         self._detach_layers = False  # no gradient from one layer's output to the layer before it
@@ -73,7 +74,7 @@ class RoutedModel:
             before = args[0] if args else kwargs["hidden_states"]  # [b, t, n_embd]
             self.output_in_tuple = isinstance(output, tuple)
             after = output[0] if self.output_in_tuple else output  # [b, t, n_embd]
-            if self._prompt_mask is not None:
+            if self._prompt_mask is not None and self.scores_prompts:
                 self._score_sums.append(self.bank.score_sums(i, before.detach(), self._prompt_mask))
             if self._gate is not None:
                 after = self._gated(i, self._gate[:, i], before, after)
@@ -100,17 +101,18 @@ class RoutedModel:
         cache, last = _new_cache(self.model), batch.split - 1
         self._detach_layers = cache is not None and self.prompt_gradient == "keys"
         try:
-            if cache is None or last == 0:
-                sums = self._read_prompt(batch, _copy(cache), 0, batch.split)
-            else:
-                sums = self._read_prompt(batch, cache, 0, last)
-                sums = sums + self._read_prompt(batch, _copy(cache), last, batch.split)
+            whole = cache is None or last == 0
+            sums = batch.mask.new_zeros(len(batch.ids), len(self.layers), dtype=torch.float32)  # [b, n_layer]
+            if not whole:
+                sums = sums + self._read_prompt(batch, cache, 0, last)
+            if self.scores_prompts:
+                sums = sums + self._read_prompt(batch, _copy(cache), 0 if whole else last, batch.split)
         finally:
             self._detach_layers = False
         return Prefilled(batch, sums / batch.prompt_mask.sum(1, keepdim=True), cache)
 
     def _read_prompt(self, batch: Batch, cache: Any, begin: int, end: int) -> Tensor:
-        """Read prompt columns begin to end: sums of their keep scores, [b, n_layer]."""
+        """Read prompt columns begin to end: sums of their keep scores, [b, n_layer]; 0 where they are not scored."""
         self._prompt_mask, self._score_sums = batch.mask[:, begin:end], []
         try:
             self.model(
@@ -123,7 +125,7 @@ class RoutedModel:
             )
         finally:
             self._prompt_mask = None
-        return torch.stack(self._score_sums, dim=1)  # n_layer times [b] -> [b, n_layer]
+        return torch.stack(self._score_sums, dim=1) if self.scores_prompts else torch.zeros(())  # of [b], to [b, n_layer]
 
     def answer_logits(self, prefilled: Prefilled, gate: Tensor | None = None) -> Tensor:
         """Logits that predict the answer tokens: [b, t - split, n_vocab].

@@ -55,6 +55,8 @@ def set_up(args: argparse.Namespace) -> tuple[Trainer, list[Example]]:
     settings = settings_of(args)
     taught = None if settings.teacher == "base" else find_adapter(settings.teacher)
     teacher = Teacher(load_model(args.model)[0], taught) if settings.teacher else None
+    if teacher is not None and settings.precision == "bf16":
+        teacher.hold_in_bf16()
     os.makedirs(args.out, exist_ok=True)
     if budget is not None:
         settings = dataclasses.replace(settings, max_share=min(settings.max_share, budget.most))
@@ -74,7 +76,7 @@ def start_budget(trainer: Trainer, budget: SetBudget, valid: list[Example]) -> l
 
     trainer.examples = predicted(trainer.examples)
     budget.learn(trainer.examples)
-    trainer.objective.budget = budget
+    trainer.objective.budget, trainer.routed.scores_prompts = budget, False
     return predicted(valid)
 
 

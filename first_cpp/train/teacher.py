@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import MissingFileError, ModelFileError
 from .batch import Batch
-from .model import decoder_layers
+from .model import decoder_layers, hold_in_bf16
 from .routed_model import RoutedModel
 from .router_bank import RouterBank
 
@@ -26,6 +26,7 @@ class Teacher:
         layers = decoder_layers(merged)
         bank = RouterBank(len(layers), merged.config.get_text_config().hidden_size, 1e-5)  # its scores are not used
         self._routed = RoutedModel(merged, layers, bank)
+        self._routed.scores_prompts = False
 
     @staticmethod
     def _merged(base: Any, run: str) -> Any:
@@ -38,6 +39,11 @@ class Teacher:
             return PeftModel.from_pretrained(base, adapter).merge_and_unload().requires_grad_(False)
         except (RuntimeError, ValueError) as error:  # torch's and peft's, for shapes and names
             raise ModelFileError(f"--teacher {run} is of another model: {error}") from error
+
+    def hold_in_bf16(self) -> Teacher:
+        """Keep the weights as a run in bf16 computes with them."""
+        hold_in_bf16(self._routed.model)
+        return self
 
     def to(self, device: Any) -> Teacher:
         """Move the weights to a device."""

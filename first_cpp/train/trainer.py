@@ -16,6 +16,7 @@ from .batch import Batch, collate
 from .checkpoint import TrainingError, digest, load_checkpoint, save_checkpoint
 from .examples import Example, batches, micro_batches
 from .interrupts import held_interrupts
+from .model import hold_in_bf16
 from .objective import Objective
 from .rounding import Rounding
 from .routed_model import RoutedModel
@@ -74,6 +75,8 @@ class Trainer:
         self.average = WeightAverage(self.parameters)
         self.log = RunLog(out, self.accelerator.is_main_process)
         self.rounding = Rounding(lora, settings.quantize)
+        if settings.precision == "bf16":
+            hold_in_bf16(lora)
         self.rounding.apply()
 
     def _make_optimizer(self) -> None:
@@ -221,6 +224,7 @@ class Trainer:
                     self.accelerator.backward(loss)
                 total_loss, total_share = total_loss + float(loss.detach()), total_share + share
             self._update()
+        self.rounding.apply()  # once a step: it costs as much as a pass, and an update moves few weights to another level
         return total_loss / self.objective.n_passes, total_share / self.objective.n_passes, tokens
 
     def _passes(self) -> tuple[list[Iterator[tuple[Tensor, float]]], int]:
@@ -284,4 +288,3 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.schedule.last_epoch > (1 - self.settings.average) * self.n_updates:
             self.average.add()
-        self.rounding.apply()
