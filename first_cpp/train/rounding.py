@@ -1,7 +1,7 @@
 """Training for quantised weights: LoRA folded into the base and rounded to a type of llama.cpp's.
 
 A LoRA changes a weight by less than a step of a 4-bit type, so rounding the sum can undo what was learned. Here the frozen base
-carries the error of rounding: base + LoRA is before every step what `convert --merge --quantize` will write, and LoRA learns on.
+carries the error of rounding: before every step base + LoRA is what `convert --merge --quantize` will write; LoRA learns on.
 """
 
 from __future__ import annotations

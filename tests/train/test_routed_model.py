@@ -13,6 +13,7 @@ from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train.batch import collate
 from first_cpp.train.examples import Example
+from first_cpp.train.model import hold_in_bf16
 from first_cpp.train.objective import Objective
 from first_cpp.train.router_bank import RouterBank, lowest
 from first_cpp.train.settings import Settings
@@ -151,3 +152,28 @@ def test_answers_of_one_token_depend_on_no_skipped_layer(hf):
 def test_exact_counts_and_ties():
     assert lowest(torch.tensor([[0.5, 0.5, 0.1, 0.5]]), 2).tolist() == [[True, False, True, False]]
     assert lowest(torch.rand(5, 30), 7).sum(1).tolist() == [7] * 5
+
+
+def test_prompts_that_are_not_scored_have_the_same_answers(hf):
+    routed, batch = make_routed(hf), collate(examples(3))
+    scored = routed.prefill(batch)
+    gate = (~lowest(scored.keep, 2)).float()
+    wanted = routed.answer_logits(scored, gate)
+    routed.scores_prompts = False
+    found = routed.prefill(batch)
+    assert not found.keep.any()
+    assert torch.equal(routed.answer_logits(found, gate), wanted)
+
+
+def test_weights_held_in_bf16_compute_as_autocast_does():
+    """The same numbers, bit for bit: what is saved is their conversion at every use."""
+    hf = reference.make_model(SHAPES["tiny"], seed=3)
+    batch = collate(examples(3))
+    ids, mask = batch.ids, batch.mask.long()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = hf(input_ids=ids, attention_mask=mask).logits
+        hold_in_bf16(hf.requires_grad_(False))
+        found = hf(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(found, wanted)
+    assert hf.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert hf.model.embed_tokens.weight.dtype == hf.model.norm.weight.dtype == torch.float32
