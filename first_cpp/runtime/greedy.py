@@ -62,6 +62,12 @@ def timed_tokens(llm: llama_cpp.Llama, prompt: Sequence[int]) -> Generator[tuple
         generator.close()
 
 
+def context_size(llm: llama_cpp.Llama) -> int:
+    """Positions that a model has room for: llama.cpp rounds n_ctx up to a multiple of 256, and stock llama_cpp says so, but
+    records no more tokens than it was asked for."""
+    return min(llm.n_ctx(), len(llm.input_ids))
+
+
 def answer_tokens(
     llm: llama_cpp.Llama, prompt: Sequence[int], max_tokens: int, ignore_end: bool = False
 ) -> Generator[tuple[int, float], None, bool]:
@@ -69,9 +75,9 @@ def answer_tokens(
 
     Returns whether the model ended the answer. Raises ContextFull for a prompt that leaves no room for an answer.
     """
-    room = llm.n_ctx() - len(prompt)
+    room = context_size(llm) - len(prompt)
     if room < 2:
-        raise ContextFull(f"the prompt has {len(prompt)} tokens, the context {llm.n_ctx()}")
+        raise ContextFull(f"the prompt has {len(prompt)} tokens, the context {context_size(llm)}")
     tokens = timed_tokens(llm, prompt)
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
     try:

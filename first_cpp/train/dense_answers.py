@@ -19,7 +19,7 @@ from ..cli.jsonl import DataError, field, lines
 from ..errors import OptionError
 from ..gguf.model_file import ModelFile
 from ..runtime.chat_prompt import chat_prompt, user_turn
-from ..runtime.greedy import answer_timed
+from ..runtime.greedy import answer_timed, context_size
 from .examples import Example, encode_prompt
 from .settings import Ask
 
@@ -124,7 +124,7 @@ def dense_answers(
             assert llm is not None
             step(done, len(wanted))
             tokens = chat_prompt(llm, prompt.text)
-            fits = len(tokens) + 2 <= llm.n_ctx()
+            fits = len(tokens) + 2 <= context_size(llm)
             found, ended = _answer(llm, tokens, ask, number) if fits else ([], False)
             text = llm.detokenize(found).decode("utf-8", "replace")
             kept.add(
@@ -145,7 +145,7 @@ def _answer(llm: llama_cpp.Llama, prompt: list[int], ask: Ask, number: int) -> t
 def _drawn(llm: llama_cpp.Llama, prompt: list[int], most: int, temperature: float, seed: int) -> tuple[list[int], bool]:
     """Tokens drawn from the model's whole distribution, and whether it ended them."""
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
-    most = min(most, llm.n_ctx() - len(prompt) - 1)
+    most = min(most, context_size(llm) - len(prompt) - 1)
     found: list[int] = []
     llm.set_seed(seed)
     tokens = llm.generate(prompt, temp=temperature, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)

@@ -12,7 +12,7 @@ from helpers import tokens
 from first_cpp import Llama
 from first_cpp.errors import ContextFull
 from first_cpp.runtime.chat_prompt import chat_prompt
-from first_cpp.runtime.greedy import TimedAnswer, answer_timed, timed_tokens
+from first_cpp.runtime.greedy import TimedAnswer, answer_timed, context_size, timed_tokens
 from first_cpp.runtime.teacher_forcing import fidelity, follow, kl, log_probabilities
 
 
@@ -48,6 +48,16 @@ def test_the_context_ends_an_answer_and_a_prompt_that_fills_it_is_refused(tiny, 
     assert (len(answer.tokens), answer.ended) == (3, False)
     with pytest.raises(ContextFull, match=f"the prompt has {n_ctx - 1} tokens, the context {n_ctx}"):
         answer_timed(llm, tokens(n_ctx - 1), 5)
+
+
+def test_stock_records_no_more_tokens_than_it_was_asked_for(tiny, load):
+    """llama.cpp rounds 40 up to 256, and stock llama_cpp's own count of the context follows."""
+    stock = load(tiny, llama_cpp.Llama, n_ctx=40)
+    assert (stock.n_ctx(), context_size(stock)) == (256, 40)
+    assert len(answer_timed(stock, tokens(36), 50, ignore_end=True).tokens) == 3
+    with pytest.raises(ContextFull, match="the prompt has 60 tokens, the context 40"):
+        answer_timed(stock, tokens(60), 5)
+    assert context_size(load(tiny, n_ctx=40)) == 256
 
 
 def test_the_consumers_time_does_not_count(tiny, load):
