@@ -12,6 +12,7 @@ from marks import ROOT, fill
 PAGE = os.path.join(ROOT, "docs", "results.md")
 PICTURE = os.path.join(ROOT, "docs", "gain.svg")
 HELD = os.path.join(ROOT, "docs", "held.svg")
+GUIDE = os.path.join(ROOT, "docs", "guide", "calibrate.md")
 NOT_YET = "Not measured yet by `python benchmarks/{}.py`."
 WAYS = {
     "routed": "routers",
@@ -125,6 +126,20 @@ def calibrate_runs() -> str:
     return f"{table(columns, rows)}\n\n{commands}"
 
 
+def calibration_growth() -> str:
+    """Tokens that a calibration evaluates, by layers, prompts and answer length."""
+    if not measured("calibration_growth"):
+        return NOT_YET.format("calibration_growth")
+    found = results("calibration_growth")
+    names = list(found["rows"]["powers"])
+    rows = [
+        [*(str(row[name]) for name in names), str(len(row["levels"])), f"{row['evaluated_tokens']:,}"]
+        for row in sorted(found["rows"]["rows"], key=lambda row: [row[name] for name in names])
+    ]
+    grow = ", ".join(f"{name} ^ {power:.2f}" for name, power in found["rows"]["powers"].items())
+    return f"{table([*names, 'levels', 'tokens evaluated'], rows)}\n\nTokens grow as {grow}.\n\n    {found['command']}"
+
+
 def _with_interval(row: dict, key: str, digits: int = 3) -> str:
     value, low, high = (f"{number:.{digits}f}".replace("-0.000", "0.000") for number in (row[key], *row[f"{key}_interval"]))
     return f"{value} ({low} to {high})"
@@ -189,6 +204,7 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
     fill(PAGE, "tools/results_page.py calibrate_runs", calibrate_runs())
+    fill(GUIDE, "tools/results_page.py calibration_growth", calibration_growth())
     with open(PICTURE, "w", encoding="utf-8") as file:
         file.write(picture())
     with open(HELD, "w", encoding="utf-8") as file:
