@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from ..runtime.machine import physical_cores
@@ -68,7 +68,7 @@ def stop_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _started(n: int, said: list[IO[bytes]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _started(n: int, said: Sequence[IO[bytes]]) -> Iterator[list[subprocess.Popen[bytes]]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

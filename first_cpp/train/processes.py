@@ -73,9 +73,9 @@ class Processes:
                 made[0] = make()
             except FirstCppError as error:
                 made[1] = error
-        found, error = broadcast_object_list(made)
-        if error is not None:
-            raise error
+        found, failure = broadcast_object_list(made)
+        if failure is not None:
+            raise failure
         result: T = found
         return result
 
@@ -96,8 +96,10 @@ class Processes:
             return
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learned])
         summed: Tensor = self.accelerator.reduce(flat, reduction="sum")
-        for p, part in zip(learned, summed.split([p.numel() for p in learned]), strict=True):
-            p.grad = part.view_as(p)
+        begin = 0
+        for p in learned:
+            p.grad = summed[begin : begin + p.numel()].view_as(p)
+            begin += p.numel()
 
     def end(self) -> None:
         """All have done their part."""
