@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import venv
+import xml.etree.ElementTree
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 ROOT = pathlib.Path(__file__).parents[1]
 PIN = re.compile(r"(llama-cpp-python(?:\[server\])?==)([\w.]+)")
@@ -92,16 +94,51 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str
     return [(name, before.get(name, ""), after.get(name, "")) for name in names if before.get(name) != after.get(name)]
 
 
-def report(
-    versions: Sequence[str], differences: Sequence[tuple[str, str, str]], used: set[str], tests: str, passed: bool
-) -> str:
-    """The report in Markdown: whether the tests passed, what moved that we use, and how much else."""
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests came to. total: of all tests. failed: how many of each function failed, and the first one's message."""
+
+    total: int
+    failed: Mapping[str, tuple[int, str]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were tests, and none failed."""
+        return self.total > 0 and not self.failed
+
+    @classmethod
+    def read(cls, junit: str) -> Outcome:
+        """From the XML that pytest writes.
+
+        >>> case = '<testcase classname="tests.a" name="test_b[{}]"><failure message="assert 1 == {}&#10;more"/></testcase>'
+        >>> Outcome.read(f"<testsuites><testsuite>{case.format(1, 2)}{case.format(2, 3)}</testsuite></testsuites>")
+        Outcome(total=2, failed={'tests.a: test_b': (2, 'assert 1 == 2')})
+        """
+        failed = dict[str, tuple[int, str]]()
+        cases = list(xml.etree.ElementTree.fromstring(junit).iter("testcase"))
+        for case in cases:
+            for fault in [*case.findall("failure"), *case.findall("error")]:
+                name = f"{case.get('classname')}: {str(case.get('name')).partition('[')[0]}"
+                count, message = failed.get(name, (0, str(fault.get("message")).partition("\n")[0]))
+                failed[name] = count + 1, message
+        return cls(len(cases), failed)
+
+
+def report(versions: Sequence[str], differences: Sequence[tuple[str, str, str]], used: set[str], tests: Outcome) -> str:
+    """The report in Markdown: which tests failed and why, what moved that we use, and how much else."""
+    n_failed = sum(count for count, _ in tests.failed.values())
     ours = [one for one in differences if one[0].removeprefix("Llama.") in used]
     lines = [
         f"# llama-cpp-python {versions[0]} -> {versions[1]}",
         "",
-        f"Tests: {'passed' if passed else '**FAILED**'} ({tests}).",
+        f"Tests: {'passed' if tests.passed else '**FAILED**'} ({tests.total - n_failed} of {tests.total} passed).",
         "",
+    ]
+    if tests.failed:
+        lines += ["| test | failed | the first said |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {count} | {_cell(message)} |" for name, (count, message) in tests.failed.items()]
+        lines += [""]
+    lines += [
         f"{len(ours)} of the names that first_cpp uses moved, {len(differences) - len(ours)} others.",
         "",
     ]
@@ -143,15 +180,17 @@ def build(folder: pathlib.Path) -> str:
     return python
 
 
-def run_tests(python: str, source: pathlib.Path) -> tuple[bool, str]:
-    """Whether the tests pass against what is installed, and pytest's last line."""
+def run_tests(python: str, source: pathlib.Path) -> Outcome:
+    """The tests, run against what is installed."""
     for package in ("first_cpp", "convert"):  # not the folder here: the installed one has the extension
         shutil.rmtree(source / package)
-    command = [python, "-m", "pytest", "-q", "-m", "not slow and not smollm2", "-p", "no:cacheprovider", *TESTS]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    print(done.stdout[-4000:])
-    lines = done.stdout.strip().splitlines()
-    return done.returncode == 0, lines[-1].strip("= ") if lines else done.stderr.strip()[-200:]
+    found = source / "tests.xml"
+    command = [python, "-m", "pytest", "-m", "not slow and not smollm2", "-p", "no:cacheprovider", f"--junit-xml={found}"]
+    done = subprocess.run([*command, *TESTS], cwd=source, capture_output=True, text=True, check=False)
+    print(done.stdout[-20000:])
+    if not found.exists():
+        return Outcome(0, {"pytest": (1, (done.stderr or done.stdout).strip()[-200:])})
+    return Outcome.read(found.read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,12 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         copy_source(source, args.version)
         python = build(pathlib.Path(folder))
         before, after = surface(sys.executable), surface(python)
-        passed, tests = run_tests(python, source)
-    text = report((before[0], after[0]), moved(before[1], after[1]), used, tests, passed)
+        tests = run_tests(python, source)
+    text = report((before[0], after[0]), moved(before[1], after[1]), used, tests)
     print(text)
     if args.out:
         pathlib.Path(args.out).write_text(text)
-    return 0 if passed else 1
+    return 0 if tests.passed else 1
 
 
 if __name__ == "__main__":

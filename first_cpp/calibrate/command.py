@@ -89,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-n", "--max-tokens", type=whole_number(8, 256), default=48, help="longest answer measured on (default: %(default)s)")
     add("--seed", type=whole_number(0), default=0, help="of the order of prompts (default: %(default)s)")
     add("-t", "--threads", metavar="N", type=whole_number(1, MOST_THREADS), help="threads (default: physical cores)")
+    many = "processes that measure, each with the model and a part of the threads (default: %(default)s)"
+    add("--processes", metavar="N", type=whole_number(1), default=1, help=many)
     add("--quiet", action="store_true", help="no progress")
     add_debug(parser)
 
@@ -130,7 +132,10 @@ def _first(calibration: Calibration) -> str:
 
 
 def _check(args: argparse.Namespace, model: ModelFile) -> None:
-    """Refuse what cannot be written before anything is measured."""
+    """Refuse what cannot be measured or written before anything is."""
+    threads = args.threads or physical_cores()
+    if args.processes > threads:
+        raise OptionError(f"--processes is {args.processes}, allowed: 1 to {threads}, as many as there are threads (--threads)")
     if len(model.files) > 1 and not args.sidecar:
         raise ModelFileError(f"{model.path} is split in {len(model.files)} files: write a --sidecar, or merge it before")
     if router_keys(model.first) and not args.sidecar and not args.replace:
@@ -148,6 +153,7 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
     from .engine import Engine
     from .findings import conclude
     from .procedure import Plan, Procedure
+    from .workers import measuring
 
     used, tokens = _tokens(args, model, prompts, show)
     longest = max(map(len, tokens)) + args.max_tokens + 1
@@ -158,9 +164,12 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
     streams = max(1, min(16, MOST_STREAM_POSITIONS // longest))
     threads = args.threads or physical_cores()
-    with _quick_copy(model, args.out, show) as path, contextlib.closing(Engine(path, longest, threads, streams)) as engine:
+    with (
+        _quick_copy(model, args.out, show) as path,
+        measuring(path, longest, threads, streams, args.processes, store) as (engine, workers),
+    ):
         plan = Plan(max_tokens=args.max_tokens, seconds=60 * args.minutes)
-        procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show)
+        procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show, workers)
         try:
             measured = procedure.carry_out()
         except KeyboardInterrupt:
@@ -236,7 +245,7 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
     """What skipping gains on this machine, and the most that its bytes allow."""
     from ..gguf.byte_limit import kv_reads, weight_reads
     from .findings import Speed
-    from .procedure import step_times
+    from .step_times import step_times
 
     levels = (0, *measured.levels)
     sets = [frozenset(measured.orders[0][:k]) for k in levels]

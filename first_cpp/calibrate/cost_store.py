@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,24 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from ..errors import FirstCppError
 from ..gguf.new_file import new_file
 from .answer_costs import NOTHING, AnswerCosts
 from .cost import KL, Floats
 from .engine import Engine
-from .first_pass import Answered
+from .first_pass import Answered, answer_all
 
 SAVE_EVERY = 20.0
 """Seconds between two saved states."""
 
+Wanted = tuple[int, Sequence[frozenset[int]]]
+"""A prompt, and the sets of layers whose costs on it are wanted."""
 Key = tuple[int, frozenset[int]]
 """Answer tokens looked at, and the layers skipped."""
+
+
+class CalibrationError(FirstCppError, ValueError):
+    """A model or prompts that nothing can be measured on, or a process of several that ended."""
 
 
 class CostStore:
@@ -42,7 +49,7 @@ class CostStore:
         self.seconds = 0.0
         """Spent by runs before this one."""
         self.stale = False
-        self._n_prompts = n_prompts
+        self.n_prompts = n_prompts
         self._saved = time.monotonic()
         self._started = self._saved if started is None else started
         if os.path.exists(path):
@@ -55,11 +62,15 @@ class CostStore:
 
     def add(self, key: Key, prompt: int, cost: Floats) -> None:
         """Keep a cost; saves from time to time."""
-        if key not in self.costs:
-            self.costs[key] = np.full((self._n_prompts, 3), np.nan, np.float32)
-        self.costs[key][prompt] = cost
+        self.put(key, prompt, cost)
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()
+
+    def put(self, key: Key, prompt: int, cost: Floats) -> None:
+        """Keep a cost in memory."""
+        if key not in self.costs:
+            self.costs[key] = np.full((self.n_prompts, 3), np.nan, np.float32)
+        self.costs[key][prompt] = cost
 
     @property
     def elapsed(self) -> float:
@@ -68,7 +79,7 @@ class CostStore:
 
     def evaluated_tokens(self) -> int:
         """Of answers, over all sets of layers that were tried on them."""
-        lengths = np.zeros(self._n_prompts, np.int64)
+        lengths = np.zeros(self.n_prompts, np.int64)
         for number, one in self.answered.items():
             lengths[number] = len(one.answer)
         return sum(int(np.minimum(lengths, n)[~np.isnan(costs[:, KL])].sum()) for (n, _), costs in self.costs.items())
@@ -131,6 +142,60 @@ class Measure:
             self.store.add((n_tokens, base), prompt, known)
         return known
 
+    def costs(
+        self, skipped: frozenset[int], prompts: Sequence[int], n_tokens: int, base: frozenset[int] = NOTHING
+    ) -> list[Floats]:
+        """`cost` of each prompt."""
+        return [self.cost(skipped, prompt, n_tokens, base) for prompt in prompts]
+
+    def base_costs(self, base: frozenset[int], prompts: Sequence[int], n_tokens: int) -> list[Floats]:
+        """`base_cost` of each prompt."""
+        return [self.base_cost(base, prompt, n_tokens) for prompt in prompts]
+
+    def influences(self, prompts: Sequence[int], n_tokens: int) -> list[npt.NDArray[np.float64]]:
+        """`AnswerCosts.influence` of each prompt; empty where there is none."""
+        found = [self.session(prompt, n_tokens).influence for prompt in prompts]
+        return [one for one in found if one is not None]
+
+    def each(self, wanted: Iterable[Wanted], n_tokens: int) -> Iterator[int]:
+        """Measure the sets that are wanted of each prompt; yields the prompts as they are done. Forgets all sessions."""
+        for prompt, sets in wanted:
+            self.whole(prompt, sets, n_tokens)
+            yield prompt
+
+    def whole(self, prompt: int, sets: Sequence[frozenset[int]], n_tokens: int) -> None:
+        """Measure sets on one prompt, then forget all sessions."""
+        for layers in sets:
+            self.cost(layers, prompt, n_tokens)
+        Measure.forget(self)
+
+    @property
+    def streams(self) -> int:
+        """Answers that are decoded together."""
+        return self.engine.streams
+
+    def answers(
+        self, chunks: Iterable[Sequence[int]], tokens: Sequence[list[int]], max_tokens: int, norm_eps: float
+    ) -> Iterator[tuple[int, Answered]]:
+        """The dense model's answers to the prompts, given by number in chunks; `tokens` of all prompts."""
+        for chunk in chunks:
+            for i, one in answer_all(self.engine, [tokens[i] for i in chunk], max_tokens, norm_eps):
+                yield chunk[i], one
+
+    def answer_chunk(
+        self, chunk: Sequence[int], tokens: Sequence[list[int]], max_tokens: int, norm_eps: float
+    ) -> list[tuple[int, Answered]]:
+        """Of one chunk; `tokens` of its prompts."""
+        return [(chunk[i], one) for i, one in answer_all(self.engine, tokens, max_tokens, norm_eps)]
+
+    def pace(self, prompt: int, n_tokens: int, layers: Sequence[int]) -> float:
+        """Seconds that trying a layer on a prompt takes, by these layers."""
+        start = time.monotonic()
+        session = self.session(prompt, n_tokens)
+        for layer in layers:
+            session.cost(frozenset({layer}))
+        return (time.monotonic() - start) / (len(layers) + 2)  # the session itself read the prompt and the answer
+
     def session(self, prompt: int, n_tokens: int) -> AnswerCosts:
         """The session of a prompt's answer."""
         if (prompt, n_tokens) not in self._sessions:
@@ -166,14 +231,14 @@ class Searched:
         """KL of the first `n` prompts with the layers skipped so far, float64 [n]."""
         if not self.skipped:
             return np.zeros(n)
-        costs = [self._measure.base_cost(self.skipped, prompt, self._n_tokens)[KL] for prompt in self._prompts[:n]]
-        return np.array(costs, np.float64)
+        costs = self._measure.base_costs(self.skipped, self._prompts[:n], self._n_tokens)
+        return np.array([cost[KL] for cost in costs], np.float64)
 
     def without(self, layer: int, n: int) -> npt.NDArray[np.float64]:
         """Weighted KL of the first `n` prompts with one more layer skipped, float64 [n]."""
         skipped = self.skipped | {layer}
-        costs = [self._measure.cost(skipped, prompt, self._n_tokens, self.skipped)[KL] for prompt in self._prompts[:n]]
-        return np.array(costs, np.float64) * self._weights[:n]
+        costs = self._measure.costs(skipped, self._prompts[:n], self._n_tokens, self.skipped)
+        return np.array([cost[KL] for cost in costs], np.float64) * self._weights[:n]
 
     def skip(self, layer: int) -> None:
         """Skip one more layer from now on."""

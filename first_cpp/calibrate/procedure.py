@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FirstCppError
 from ..runtime.layer_search import removal_order
 from ..skip import fixed_layers
 from .answer_costs import NOTHING
 from .cost import KL
-from .cost_store import CostStore, Measure, Searched
+from .cost_store import CalibrationError, CostStore, Measure, Searched, Wanted
 from .engine import Engine
-from .first_pass import answer_all
 from .groups import groups_of
 from .probes import fit
 from .prompts import Prompt, is_kept_out
+from .workers import Spread, Workers
 
 Floats64 = npt.NDArray[np.float64]
 
@@ -41,18 +39,12 @@ TIMED = 3
 """Layers tried to learn how long one takes."""
 ROUNDS = 3
 """A search takes about as long as trying every layer so often on its first prompts."""
-LEAST_TURNS = 5
-"""Times that the speed is measured, however short the time."""
 LEAST_FIRST = 3
 """Prompts that each layer is tried on, however short the time."""
 CHEAP = 8
 """Layers, the cheapest alone, by whose mean cost the prompts are told apart."""
 LEAST_TOKENS = 2
 """Of an answer: the first token costs nothing, whatever is skipped."""
-
-
-class CalibrationError(FirstCppError, ValueError):
-    """A model or prompts that nothing can be measured on."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +105,10 @@ class Measured:
 
 @dataclass
 class Procedure:
-    """Carries a plan out; all it finds goes into the store, so that it can be stopped and go on."""
+    """Carries a plan out; all it finds goes into the store, so that it can be stopped and go on.
+
+    workers: who measure, where the engine does not itself.
+    """
 
     engine: Engine
     prompts: Sequence[Prompt]
@@ -122,9 +117,11 @@ class Procedure:
     store: CostStore
     plan: Plan = field(default_factory=Plan)
     show: Show = field(default_factory=Show)
+    workers: Workers | None = None
 
     def __post_init__(self) -> None:
-        self.measure = Measure(self.engine, self.store)
+        spread = self.workers and Spread(self.engine, self.store, self.workers)
+        self.measure: Measure = spread or Measure(self.engine, self.store)
         self._stopped = False
         self.skippable = [layer for layer, why in enumerate(self.engine.unskippable) if not why]
         if len(self.skippable) < 2:
@@ -140,14 +137,20 @@ class Procedure:
         """Let the dense model answer the prompts, or as many as time allows."""
         missing = [i for i in range(len(self.prompts)) if i not in self.store.answered]
         done, total = len(self.prompts) - len(missing), len(self.prompts)
-        chunk = 2 * self.engine.streams
-        while missing and not (self._over(self.plan.answers_part) and done >= 2 * LEAST_PROMPTS):
-            now, missing = missing[:chunk], missing[chunk:]
-            for i, one in answer_all(self.engine, [self.tokens[i] for i in now], self.plan.max_tokens, self.norm_eps):
-                self.store.answered[now[i]] = one
-                done += 1
-                self.show.bar("dense answers", done, total)
-            self.store.save()
+        chunk = 2 * self.measure.streams
+
+        def chunks() -> Iterator[list[int]]:
+            for begin in range(0, len(missing), chunk):
+                if self._over(self.plan.answers_part) and done >= 2 * LEAST_PROMPTS:
+                    return
+                self.store.save()
+                yield missing[begin : begin + chunk]
+
+        for i, one in self.measure.answers(chunks(), self.tokens, self.plan.max_tokens, self.norm_eps):
+            self.store.answered[i] = one
+            done += 1
+            self.show.bar("dense answers", done, total)
+        self.store.save()
         if len(self.usable()) < LEAST_PROMPTS:
             raise CalibrationError(
                 f"the model gave {len(self.usable())} answers of {LEAST_TOKENS} tokens or more to {len(self.prompts)} prompts; "
@@ -180,8 +183,7 @@ class Procedure:
         part = self.plan.search_part
         order = self._search(prompts, self._relative(prompts), "order of the layers", self.most, part, costs)
         if not self.store.influence:
-            sessions = [self.measure.session(i, self.plan.search_tokens) for i in prompts[: self.plan.first]]
-            known = [one.influence for one in sessions if one.influence is not None]
+            known = self.measure.influences(prompts[: self.plan.first], self.plan.search_tokens)
             self.store.influence = np.mean(known, axis=0).tolist() if known else []
         self.measure.forget()
         self.store.save()
@@ -191,11 +193,7 @@ class Procedure:
         """The plan, with fewer prompts for each layer where time is short: an order by few beats none."""
         if self.plan.seconds is None:
             return self.plan
-        start = time.monotonic()
-        session = self.measure.session(prompt, self.plan.search_tokens)
-        for layer in self.skippable[:TIMED]:
-            session.cost(frozenset({layer}))
-        each = (time.monotonic() - start) / (TIMED + 2)  # the session itself read the prompt and the answer
+        each = self.measure.pace(prompt, self.plan.search_tokens, self.skippable[:TIMED])
         left = self.plan.search_part * self.plan.seconds - self.store.elapsed
         first = int(left / (ROUNDS * len(self.skippable) * each))
         return replace(self.plan, first=max(LEAST_FIRST, min(self.plan.first, first)))
@@ -230,7 +228,7 @@ class Procedure:
         n_first = min(self.plan.first, len(prompts))
 
         def alone(layer: int, of: Sequence[int]) -> list[float]:
-            return [float(self.measure.cost(frozenset({layer}), i, n)[KL]) for i in of]
+            return [float(cost[KL]) for cost in self.measure.costs(frozenset({layer}), of, n)]
 
         means = dict[int, float]()
         for tried, layer in enumerate(self.skippable, 1):
@@ -275,12 +273,11 @@ class Procedure:
         levels = [i for i, k in enumerate(measured.levels) if k <= most and set(own[:k]) != set(order[:k])]
         if not levels:
             return 0.0, order
-        gains = list[float]()
-        for i in judged:
-            sets = [frozenset(own[: measured.levels[level]]) for level in levels]
-            costs = [self.measure.cost(layers, measured.numbers[i], self.plan.max_tokens)[KL] for layers in sets]
-            gains.append(float(weights[i] * (shared[i, levels] - costs).mean()))
-            self.measure.forget()
+        sets, numbers = [frozenset(own[: measured.levels[level]]) for level in levels], [measured.numbers[i] for i in judged]
+        for _ in self.measure.each([(number, sets) for number in numbers], self.plan.max_tokens):
+            pass
+        costs = np.array([self.store.costs[self.plan.max_tokens, layers][numbers, KL] for layers in sets]).T  # [n, n_level]
+        gains = [float(weights[i] * (shared[i, levels] - costs[row]).mean()) for row, i in enumerate(judged)]
         gain, error = float(np.mean(gains)), float(np.std(gains, ddof=1)) / len(gains) ** 0.5
         taken = gain > SURE * error
         self.show.say(f"group {number}: {'its own sets' if taken else 'the sets for all'} (own gain {gain:.2f} +- {error:.2f})")
@@ -327,27 +324,28 @@ class Procedure:
         kept_out, searched = self.kept_out(), set(self.searched())
         sets = self.sets(orders, levels)
         done = list[int]()
-        for i in kept_out:
-            enough = len(done) >= LEAST_PROMPTS and sum(kept_out[j] for j in done) >= LEAST_KEPT_OUT
-            if self._over(self.plan.costs_part) and enough:
-                break
-            try:
-                self._measure_prompt(i, sets if kept_out[i] else {name: sets[name] for name in SEARCHED if name in sets})
-            except KeyboardInterrupt:
-                if not enough:
-                    raise
-                self.show.say(f"interrupted: going by the {len(done)} prompts measured so far")
-                self._stopped = True
-                break
-            done.append(i)
-            self.show.bar("cost of each level", len(done), len(kept_out))
-        self.store.save()
-        return self._measured(done, orders, levels, sets, kept_out, searched)
 
-    def _measure_prompt(self, prompt: int, sets: dict[str, list[frozenset[int]]]) -> None:
-        for layers in (NOTHING, *(layers for of_levels in sets.values() for layers in of_levels)):
-            self.measure.cost(layers, prompt, self.plan.max_tokens)
-        self.measure.forget()
+        def enough() -> bool:
+            return len(done) >= LEAST_PROMPTS and sum(kept_out[j] for j in done) >= LEAST_KEPT_OUT
+
+        def wanted() -> Iterator[Wanted]:
+            for i in kept_out:
+                if self._over(self.plan.costs_part) and enough():
+                    return
+                kinds = sets if kept_out[i] else [name for name in SEARCHED if name in sets]
+                yield i, [NOTHING, *(layers for kind in kinds for layers in sets[kind])]
+
+        try:
+            for i in self.measure.each(wanted(), self.plan.max_tokens):
+                done.append(i)
+                self.show.bar("cost of each level", len(done), len(kept_out))
+        except KeyboardInterrupt:
+            if not enough():
+                raise
+            self.show.say(f"interrupted: going by the {len(done)} prompts measured so far")
+            self._stopped = True
+        self.store.save()
+        return self._measured(sorted(done), orders, levels, sets, kept_out, searched)
 
     def _measured(
         self,
@@ -373,26 +371,3 @@ class Procedure:
             numbers=tuple(done),
             n_answers=len(self.store.answered),
         )
-
-
-def step_times(
-    engine: Engine, prompt: Sequence[int], answer: Sequence[int], sets: Sequence[frozenset[int]], until: float = math.inf
-) -> list[float]:
-    """Median seconds of a decoding step with each set skipped, all in turns so that a noisy machine slows them alike.
-
-    until: on the monotonic clock; a few turns are made in any case.
-    """
-    engine.read_prompt(prompt)
-    prefix = engine.saved()
-    times: list[list[float]] = [[] for _ in sets]
-    for turn, token in enumerate(answer):
-        if turn >= LEAST_TURNS and time.monotonic() > until:
-            break
-        for which, layers in enumerate(sets):
-            for again in (False, True):  # the first builds the graph
-                engine.restore(prefix)
-                start = time.perf_counter()
-                engine.rows([token], len(prompt), layers)
-                if again:
-                    times[which].append(time.perf_counter() - start)
-    return [float(np.median(one)) for one in times]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..cli.extras import need_extra
 from ..cli.model_name import find_models
+from .launch import is_rank, launch, stop_with_parent
 from .option_checks import check_options
 from .training_options import add_arguments
 
@@ -39,6 +40,9 @@ def command(args: argparse.Namespace) -> None:
     check_options(args)
     need_extra("training", "train", "torch", "transformers", "peft", "accelerate", "matplotlib")
     find_models(args, "model")
+    if args.processes > 1 and not is_rank():
+        return launch(args.processes, args.out)
+    stop_with_parent()
     from .layer_orders import start_orders  # with PyTorch, which takes seconds
     from .result import run_record, save_result
     from .run_plan import ending, plan
@@ -49,7 +53,7 @@ def command(args: argparse.Namespace) -> None:
     trainer, valid = set_up(args)
     if args.resume:
         trainer.resume()
-    first = trainer.accelerator.is_main_process
+    first = trainer.processes.is_main
     if first and not args.quiet:
         print(plan(args, trainer, valid), file=sys.stderr, flush=True)
     if not args.resume:
@@ -59,14 +63,16 @@ def command(args: argparse.Namespace) -> None:
     if first:
         save_result(trainer, run_record(args, trainer, losses), args.skip)
         print(ending(args, trainer, losses, time.time() - started))
+    trainer.processes.end()
 
 
 def _run(args: argparse.Namespace, trainer: Trainer, valid: list[Example]) -> Losses:
     try:
         return trainer.run(valid, args.validate, args.quiet, args.stop_after)
     except KeyboardInterrupt:
-        where = f"stopped at step {trainer.step} of {trainer.n_steps}"
-        print(f"{where}; the same command with --resume goes on from the last checkpoint in {args.out}", file=sys.stderr)
+        if trainer.processes.is_main:
+            where = f"stopped at step {trainer.step} of {trainer.n_steps}"
+            print(f"{where}; the same command with --resume goes on from the last checkpoint in {args.out}", file=sys.stderr)
         raise
 
 

@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from .batch import Batch, collate
 from .examples import Example, draw, micro_batches
 from .fit_routers import fit_routers
@@ -32,12 +34,27 @@ STANDARD_ERRORS = 2.0
 def start_orders(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = True) -> None:
     """Find the order of layers that the run needs, if any, and start the routers or the fixed set from it.
 
-    `trainer.orders` holds it, by task. start, initialised: as in `order_to_find`. quiet: no progress bar.
+    `trainer.orders` holds it, by task. start, initialised: as in `order_to_find`. quiet: no progress bar. Of several processes
+    the main one searches.
     """
-    layers, pool, seed = trainer.settings.layers, trainer.search_examples, trainer.settings.seed
-    kind = order_to_find(layers, start, initialised, trainer.settings.max_share)
+    kind = order_to_find(trainer.settings.layers, start, initialised, trainer.settings.max_share)
     if kind is None:
         return
+
+    def found() -> tuple[dict[str, list[int]], list[Tensor]]:
+        orders = _find_and_fit(trainer, kind, quiet)
+        return orders, [p.detach().cpu() for p in trainer.routed.bank.parameters()]
+
+    trainer.orders, routers = trainer.processes.from_main(found)
+    for p, value in zip(trainer.routed.bank.parameters(), routers, strict=True):
+        p.data.copy_(value)
+    trainer.objective.order = next(iter(trainer.orders.values()))
+    trainer.save()  # a search takes minutes: a run killed after it goes on from here
+
+
+def _find_and_fit(trainer: Trainer, kind: str, quiet: bool) -> dict[str, list[int]]:
+    """The orders by task, the routers started from them."""
+    layers, pool, seed = trainer.settings.layers, trainer.search_examples, trainer.settings.seed
     by_task = layers == "routers" and kind == "search"
     samples = sample_by_task(pool, seed) if by_task else {"all": draw(pool, MOST_EXAMPLES, seed)}
     with trainer.progress(quiet) as progress:
@@ -50,9 +67,7 @@ def start_orders(trainer: Trainer, start: str | None, initialised: bool, quiet: 
         prompts = draw(pool, N_FITTED * len(orders), seed)
         bar = progress.add_task("fitting the routers to their orders", total=len(prompts))
         fit_routers(trainer, orders, prompts, functools.partial(progress.advance, bar))
-    trainer.objective.order = next(iter(orders.values()))
-    trainer.orders = orders
-    trainer.save()  # a search takes minutes: a run killed after it goes on from here
+    return orders
 
 
 def own_or_shared(
@@ -102,7 +117,7 @@ def find_order(
     """All layers in the order of skipping, the first ones cost the least. advance: for a progress bar."""
     with trainer.autocast():
         if kind == "influence":
-            return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.accelerator.device)
+            return influence_order(trainer.lora, decoder_layers(trainer.lora), examples, trainer.processes.device)
         distill = trainer.settings.distill
         return skip_order(trainer.routed, _answer_batches(trainer, examples), _n_searched(trainer), distill, advance)
 

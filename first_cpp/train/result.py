@@ -24,7 +24,7 @@ from .validation import Losses, Scores
 
 def run_record(args: argparse.Namespace, trainer: Trainer, losses: Losses) -> dict[str, Any]:
     """What train.json holds of a run that ended with these validation losses."""
-    gpus = [torch.cuda.get_device_name(trainer.accelerator.device)] if trainer.accelerator.device.type == "cuda" else []
+    gpus = [torch.cuda.get_device_name(trainer.processes.device)] if trainer.processes.device.type == "cuda" else []
     return {
         "method": method_of(args),
         "data": f"{', '.join(map(os.path.basename, args.data or args.prompts))} ({len(trainer.examples)} examples)",
@@ -32,6 +32,7 @@ def run_record(args: argparse.Namespace, trainer: Trainer, losses: Losses) -> di
         "seconds": round(trainer.seconds),
         "steps": trainer.step,
         "updates": trainer.step * trainer.objective.n_passes,
+        "processes": trainer.processes.n,
         "settings": dataclasses.asdict(trainer.settings),
         "orders": trainer.orders,
         "valid_loss": losses,

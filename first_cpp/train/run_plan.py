@@ -37,7 +37,8 @@ def plan(args: argparse.Namespace, trainer: Trainer, valid: Sequence[Example]) -
     lines = [
         f"plan: {len(trainer.examples)} examples{several}",
         f"      {todo} step{'s' * (todo != 1)} of {s.batch_size * s.accumulate}{updates}"
-        + (f", from step {trainer.step}" * (trainer.step > 0)),
+        + (f", from step {trainer.step}" * (trainer.step > 0))
+        + (f", by {trainer.processes.n} processes" * (trainer.processes.n > 1)),
         *([f"      first a search for {searched} order{'s' * (searched > 1)} of the layers"] if searched else []),
         f"      about {in_words(estimate(trainer, valid, searched))}; a checkpoint every {args.checkpoint:g} minutes",
         "      Ctrl-C stops after the step; the same command with --resume goes on",
@@ -65,7 +66,7 @@ def estimate(trainer: Trainer, valid: Sequence[Example], n_searched: int) -> flo
     tries = trainer.objective.n_layer * (1 + TRIED_AGAIN / 2) / 2  # a layer is tried from itself on: half a pass
     total = n * (one_prompt + passes * (1 + BACKWARD) * one_answer)
     total += len(valid) * (one_prompt + len(SHARES) * one_answer)
-    return total + n_searched * per_search * (one_prompt + tries * one_answer)
+    return total / trainer.processes.n + n_searched * per_search * (one_prompt + tries * one_answer)
 
 
 def ending(args: argparse.Namespace, trainer: Trainer, losses: Losses, seconds: float) -> str:

@@ -21,6 +21,7 @@ from ..skip import check_layers, layers_for_share
 from .dense_answers import AskedPrompt, Step, as_examples, dense_answers, own_prompts, read_prompts
 from .examples import Example, draw, read_examples
 from .model import add_lora, decoder_layers, load_model, native_precision, start_from
+from .processes import Processes
 from .prompt_costs import with_predictions
 from .routed_model import RoutedModel
 from .router_bank import RouterBank
@@ -50,7 +51,7 @@ def set_up(args: argparse.Namespace) -> tuple[Trainer, list[Example]]:
     order = checked_order(args, len(layers))
     base = None if os.path.isdir(args.model) or not args.sets else ModelFile.open(args.model).base
     budget = SetBudget(read_sets(args.sets, base, len(layers))) if args.sets else None
-    data = read_data(args, tokenizer)
+    data = Processes().from_main(lambda: read_data(args, tokenizer))
     routed = make_routed(args, model, layers)
     settings = settings_of(args)
     taught = None if settings.teacher == "base" else find_adapter(settings.teacher)
@@ -62,7 +63,7 @@ def set_up(args: argparse.Namespace) -> tuple[Trainer, list[Example]]:
         settings = dataclasses.replace(settings, max_share=min(settings.max_share, budget.most))
     trainer = Trainer(routed, routed.model, data.train, settings, args.out, order, data.search)
     trainer.checkpoint_seconds = 60 * args.checkpoint
-    trainer.objective.teacher = teacher and teacher.to(trainer.accelerator.device)
+    trainer.objective.teacher = teacher and teacher.to(trainer.processes.device)
     return trainer, data.valid if budget is None else start_budget(trainer, budget, data.valid)
 
 
@@ -74,10 +75,10 @@ def start_budget(trainer: Trainer, budget: SetBudget, valid: list[Example]) -> l
             part = trainer.settings.part_tokens
             return with_predictions(trainer.routed, budget.probes, examples, part, trainer.to_device)
 
-    trainer.examples = predicted(trainer.examples)
+    trainer.examples, valid = trainer.processes.from_main(lambda: (predicted(trainer.examples), predicted(valid)))
     budget.learn(trainer.examples)
     trainer.objective.budget, trainer.routed.scores_prompts = budget, False
-    return predicted(valid)
+    return valid
 
 
 def checked_order(args: argparse.Namespace, n_layer: int) -> list[int]:

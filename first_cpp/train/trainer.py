@@ -18,6 +18,7 @@ from .examples import Example, batches, micro_batches
 from .interrupts import held_interrupts
 from .model import hold_in_bf16
 from .objective import Objective
+from .processes import Processes
 from .rounding import Rounding
 from .routed_model import RoutedModel
 from .run_log import RunLog
@@ -33,7 +34,8 @@ CHECKPOINT_SECONDS = 300.0
 
 
 class Trainer:
-    """Runs the loop under Accelerate: on one CPU, one GPU, or many by `accelerate launch`.
+    """Runs the loop under Accelerate: on one CPU, one GPU, or in the several processes of `torchrun`, which take parts of each
+    batch and come to the same weights.
 
     parameters: all that learn, LoRA weights first, then the routers'. orders: of layers, that routers started from, by task.
     checkpoint_seconds: after which the next step is followed by a checkpoint.
@@ -53,9 +55,8 @@ class Trainer:
 
         order: of the layers, where it is given. search_examples: to find one on, in place of the training data.
         """
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator()
+        self.processes = Processes()
+        self.accelerator = self.processes.accelerator
         self.routed, self.lora, self.examples, self.settings, self.out = routed, lora, examples, settings, out
         self.search_examples = search_examples or examples
         self.per_epoch = math.ceil(len(examples) / settings.batch_size)
@@ -69,11 +70,11 @@ class Trainer:
         self.orders: dict[str, list[int]] = {}
         self._scores: Scores = {}  # of the validation data, as last validated
         self._epoch, self._batches = -1, list[list[Example]]()
-        lora.to(self.accelerator.device)
-        routed.bank.to(self.accelerator.device)
+        lora.to(self.processes.device)
+        routed.bank.to(self.processes.device)
         self.parameters = [*self.lora_weights, *routed.bank.parameters()]
         self.average = WeightAverage(self.parameters)
-        self.log = RunLog(out, self.accelerator.is_main_process)
+        self.log = RunLog(out, self.processes.is_main)
         self.rounding = Rounding(lora, settings.quantize)
         if settings.precision == "bf16":
             hold_in_bf16(lora)
@@ -101,18 +102,18 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the settings; bf16 needs no scaling of gradients."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on the device that trains."""
-        device = self.accelerator.device
+        device = self.processes.device
         return dataclasses.replace(batch, ids=batch.ids.to(device), mask=batch.mask.to(device))
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint that `resume` goes on from exactly."""
-        if not self.accelerator.is_main_process:
+        if not self.processes.is_main:
             return
         state = {
             "step": self.step,
@@ -137,7 +138,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the last checkpoint. Raises TrainingError if there is none, or it is of another run: other settings,
         examples, temperature or weights to train."""
-        state = load_checkpoint(self.out, dataclasses.asdict(self.settings), self._depends_on, self.accelerator.device)
+        state = load_checkpoint(self.out, dataclasses.asdict(self.settings), self._depends_on, self.processes.device)
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
         self.average.load(state["means"], state["n_averaged"])
@@ -167,7 +168,7 @@ class Trainer:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True, quiet=not self.accelerator.is_main_process)
+        console = Console(stderr=True, quiet=not self.processes.is_main)
         return Progress(*columns, console=console, disable=quiet)
 
     def run(
@@ -183,7 +184,7 @@ class Trainer:
             while self.step < end:
                 progress.update(bar, description=self._timed_step())
                 progress.advance(bar)
-                if interrupted():
+                if any(self.processes.sums([float(interrupted())])):  # all stop after the same step
                     self.save()
                     raise KeyboardInterrupt
                 if self.is_due():
@@ -213,31 +214,40 @@ class Trainer:
 
         Returns the mean loss, the mean skip share, and the tokens.
         """
-        passes, tokens = self._passes()
-        total_loss, total_share = 0.0, 0.0
+        passes, own_tokens = self._passes()
+        total_loss, total_share, tokens = 0.0, 0.0, 0.0
         for _ in range(self.objective.n_passes):
+            own_loss, own_share = 0.0, 0.0
             for micro_batch in passes:
                 with self.autocast():
                     loss, share = next(micro_batch)
-                self._check(loss)
                 if loss.requires_grad:  # routers alone learn nothing where nothing is chosen
                     self.accelerator.backward(loss)
-                total_loss, total_share = total_loss + float(loss.detach()), total_share + share
+                own_loss, own_share = own_loss + float(loss.detach()), own_share + share
+            loss_of_all, share_of_all, tokens = self.processes.sums([own_loss, own_share, own_tokens])
+            self._check(loss_of_all)
+            total_loss, total_share = total_loss + loss_of_all, total_share + share_of_all
             self._update()
         self.rounding.apply()  # once a step: it costs as much as a pass, and an update moves few weights to another level
-        return total_loss / self.objective.n_passes, total_share / self.objective.n_passes, tokens
+        return total_loss / self.objective.n_passes, total_share / self.objective.n_passes, int(tokens)
 
     def _passes(self) -> tuple[list[Iterator[tuple[Tensor, float]]], int]:
-        """The passes of each micro-batch of a step, weighted to a mean over its examples, and the step's tokens."""
+        """The passes of each micro-batch of a step, weighted to a mean over its examples, and the step's tokens.
+
+        Of this process: the sum over all is the mean. One without a part of a batch learns nothing from its first example, so
+        that all take the same steps.
+        """
         passes, tokens = [], 0
         first = self.step * self.settings.accumulate
         numbers = range(first, min(first + self.settings.accumulate, self.n_batches))
         for number in numbers:
-            examples = self._own(self.batch_examples(number))
-            for group in micro_batches(examples, self.settings.part_tokens):
+            whole = self.batch_examples(number)
+            own = self.processes.own(whole)
+            for group in micro_batches(own or whole[:1], self.settings.part_tokens):
                 batch = self.to_device(collate(group))
-                passes.append(self.objective.passes(batch, self.step, len(group) / len(examples) / len(numbers)))
-                tokens += int(batch.mask.sum())
+                weight = len(group) / len(whole) / len(numbers) if own else 0.0
+                passes.append(self.objective.passes(batch, self.step, weight))
+                tokens += int(batch.mask.sum()) if own else 0
         return passes, tokens
 
     def batch_examples(self, number: int) -> list[Example]:
@@ -256,7 +266,7 @@ class Trainer:
 
     def _validate(self, valid: Sequence[Example]) -> Losses:
         with self.autocast():
-            losses, self._scores = validate(self.objective, valid, self.settings.batch_size, self.to_device)
+            losses, self._scores = validate(self.objective, valid, self.settings.batch_size, self.to_device, self.processes)
         self.log.add_validation(self.step, losses)
         return losses
 
@@ -266,21 +276,13 @@ class Trainer:
         for weight in self.lora_weights:
             weight.requires_grad_(lora)
 
-    def _own(self, examples: list[Example]) -> list[Example]:
-        """This process's part of a batch; one at least, so that all processes take the same steps."""
-        n, i = self.accelerator.num_processes, self.accelerator.process_index
-        return examples[i::n] or [examples[i % len(examples)]]
-
-    def _check(self, loss: Tensor) -> None:
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(f"the loss is {float(loss)} at step {self.step + 1}; the last checkpoint in {self.out} is kept")
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {self.step + 1}; the last checkpoint in {self.out} is kept")
 
     def _update(self) -> None:
         """One optimizer step with the gradients of all processes."""
-        if self.accelerator.num_processes > 1:
-            for p in self.parameters:
-                if p.grad is not None:
-                    p.grad = self.accelerator.reduce(p.grad, reduction="mean")
+        self.processes.sum_gradients(self.parameters)
         for group in self.optimizer.param_groups:  # apart: straight-through gradients are large, and would shrink LoRA's
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()

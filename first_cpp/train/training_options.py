@@ -131,6 +131,8 @@ def _run(add: Add) -> None:
     add("--checkpoint", type=number(0), default=5.0, metavar="MINUTES", help=minutes)
     add("--validate", type=whole_number(0), default=0, metavar="STEPS", help="steps between validations; 0: at the end")
     add("--seed", type=int, default=Settings.seed, metavar="N", help="same seed, same weights" + DEFAULT)
+    many = "on this machine, each with the model and a part of every batch" + DEFAULT
+    add("--processes", type=whole_number(1), default=1, metavar="N", help=many)
     add("--quiet", action="store_true", help="no plan and no progress bar")
 
 

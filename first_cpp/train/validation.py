@@ -13,6 +13,7 @@ from .batch import Batch, collate
 from .examples import Example, batches
 from .losses import answer_cross_entropy
 from .objective import Objective
+from .processes import Processes
 from .routed_model import RoutedModel
 
 SHARES = (0.0, 0.1, 0.25, 0.4)
@@ -26,24 +27,35 @@ Scores: TypeAlias = dict[str, Tensor]
 
 @torch.no_grad()
 def validate(
-    objective: Objective, examples: Sequence[Example], batch_size: int, to_device: Callable[[Batch], Batch]
+    objective: Objective,
+    examples: Sequence[Example],
+    batch_size: int,
+    to_device: Callable[[Batch], Batch],
+    processes: Processes,
 ) -> tuple[Losses, Scores]:
     """Of each task, the mean answer cross entropy at each of SHARES, for a dense run at 0 alone, for a budget up to its largest
-    level, and the keep scores."""
+    level, and the keep scores. Each process reads some of the batches; all know the result."""
     most = 0.0 if objective.settings.max_share == 0 else 1.0 if objective.budget is None else objective.budget.most
     shares = tuple(share for share in SHARES if share <= most)
+    groups = batches(examples, batch_size, 0, 0)
+    rows = [_read(objective, to_device(collate(group)), shares) for group in processes.own(groups)]
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in shares})
     scores: dict[str, list[Tensor]] = defaultdict(list)
-    for group in batches(examples, batch_size, 0, 0):
-        prefilled = objective.routed.prefill(to_device(collate(group)))
-        for example, keep in zip(group, prefilled.keep.cpu(), strict=True):
-            scores[example.task].append(keep)  # [n_layer]
-        for share in shares:
-            gate = (~objective.chosen_layers(prefilled, share)).float() if share else None  # [b, n_layer]
-            losses = answer_cross_entropy(objective.routed.answer_logits(prefilled, gate), prefilled.batch).tolist()
-            for example, loss in zip(group, losses, strict=True):
-                found[example.task][share].append(loss)
+    for group, (keep, losses) in zip(groups, processes.gathered(rows), strict=True):
+        for i, example in enumerate(group):
+            scores[example.task].append(keep[i])  # [n_layer]
+            for share, of_share in zip(shares, losses, strict=True):
+                found[example.task][share].append(of_share[i])
     return _means(found, shares), {task: torch.stack(rows) for task, rows in scores.items()}
+
+
+def _read(objective: Objective, batch: Batch, shares: Sequence[float]) -> tuple[Tensor, list[list[float]]]:
+    """Of a batch, the keep scores [b, n_layer], and by share the losses of its answers."""
+    prefilled, losses = objective.routed.prefill(batch), list[list[float]]()
+    for share in shares:
+        gate = (~objective.chosen_layers(prefilled, share)).float() if share else None  # [b, n_layer]
+        losses.append(answer_cross_entropy(objective.routed.answer_logits(prefilled, gate), prefilled.batch).tolist())
+    return prefilled.keep.cpu(), losses
 
 
 def _means(found: dict[str, dict[float, list[float]]], shares: Sequence[float]) -> Losses:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import multiprocessing
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,8 +17,9 @@ from first_cpp.calibrate.calibration import Calibration
 from first_cpp.calibrate.cost_store import CostStore
 from first_cpp.calibrate.engine import Engine
 from first_cpp.calibrate.findings import Speed, conclude
-from first_cpp.calibrate.procedure import SEARCHED, Plan, Procedure, Show
+from first_cpp.calibrate.procedure import SEARCHED, CalibrationError, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
+from first_cpp.calibrate.workers import measuring
 from first_cpp.cli.main import main
 from first_cpp.gguf.routers import Base
 from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model, write_random
@@ -107,6 +112,7 @@ def test_a_type_that_is_slow_in_batches_is_measured_on_a_copy(models, prompts, t
             super().__init__(path, *args, **kwargs)
 
     monkeypatch.setattr("first_cpp.calibrate.engine.Engine", Watched)
+    monkeypatch.setattr("first_cpp.calibrate.workers.Engine", Watched)
     assert calibrate(str(path), prompts, tmp_path / "x.gguf") == 0
     copy = str(tmp_path / "x.calibration.gguf")
     assert opened == [copy, str(path)]
@@ -248,6 +254,7 @@ def test_a_state_of_another_run_is_not_used(engine, tmp_path):
         (["-m", "{routed}"], "--replace"),
         (["--fidelity", "2"], "0.5 to 0.9999"),
         (["--minutes", "0"], "0.1 or more"),
+        (["-t", "2", "--processes", "3"], "--processes is 3, allowed: 1 to 2"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_measured(idle, prompts, tmp_path, more, said, capsys, monkeypatch):
@@ -269,6 +276,61 @@ def test_too_few_prompts_are_refused(idle, tmp_path, capsys):
     path.write_text("one\ntwo\n")
     assert calibrate(idle, str(path), tmp_path / "x.gguf") == 2
     assert "at least 16 are needed" in capsys.readouterr().err
+
+
+def test_two_processes_find_what_one_does(idle, prompts, tmp_path):
+    """Bit for bit: sets, probes, tolerance and table."""
+    found = []
+    for name, more in (("one", ["-t", "1"]), ("two", ["-t", "2", "--processes", "2"])):
+        assert calibrate(idle, prompts, tmp_path / f"{name}.gguf", "--sidecar", *more) == 0
+        found.append(Calibration.load(str(tmp_path / f"{name}.calibration.safetensors")))
+    one, two = (dataclasses.asdict(calibration) for calibration in found)
+    assert len(one["sets"]) > 2
+    for name in ("seconds", "command"):
+        del one["origin"][name], two["origin"][name]
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def by_workers(tiny, tmp_path, then):
+    """A procedure of two workers, with what is to happen as progress is shown."""
+    made = []
+    with contextlib.ExitStack() as stack:
+
+        def bar(what, done, _total):
+            then(what, done, made[0])
+
+        store = CostStore(str(tmp_path / "state"), {"of": "this"}, 40)
+        engine, workers = stack.enter_context(measuring(tiny, 300, 2, 4, 2, store))
+        procedure = make(engine, tmp_path, show=Show(bar=bar))
+        procedure.store = store
+        made.append(workers)
+        procedure.workers = workers
+        procedure.__post_init__()
+        return carry_out(procedure), store
+
+
+def test_a_process_that_dies_ends_the_run(tiny, tmp_path):
+    def kill(what, done, workers):
+        if what == "order of the layers" and done == 1:
+            os.kill(workers._processes[1].pid, signal.SIGKILL)
+
+    with pytest.raises(CalibrationError, match=r"process 2 of 2 ended with code -9; what was measured is in .*state, and the"):
+        by_workers(tiny, tmp_path, kill)
+    assert multiprocessing.active_children() == []
+
+
+def test_an_interrupt_with_two_processes_keeps_what_there_is(tiny, tmp_path):
+    def stop(what, done, _workers):
+        if what == "cost of each level" and done == 20:
+            raise KeyboardInterrupt
+
+    found, store = by_workers(tiny, tmp_path, stop)
+    assert len(found.tasks) == 20
+    assert found.numbers == tuple(sorted(found.numbers))
+    again = CostStore(store.path, {"of": "this"}, 40)
+    assert len(again.answered) == 40
+    assert set(again.costs) == set(store.costs)
 
 
 @pytest.mark.slow

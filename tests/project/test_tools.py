@@ -155,11 +155,24 @@ def test_what_the_report_on_another_release_is_made_of():
     assert result.attempted
     assert not result.failed
     moved = [("Llama.eval", "(self, tokens)", "(self, tokens, n=0)"), ("Llama.other", "", "()"), ("llama_decode", "[]", "")]
-    text = upstream.report(("0.3.36", "0.3.37"), moved, {"eval", "llama_decode"}, "9 passed", True)
+    text = upstream.report(("0.3.36", "0.3.37"), moved, {"eval", "llama_decode"}, upstream.Outcome(9, {}))
     assert "2 of the names that first_cpp uses moved, 1 others." in text
     assert "| `Llama.eval` | `(self, tokens)` | `(self, tokens, n=0)` |" in text
     assert "| `llama_decode` | `[]` | - |" in text
-    assert "Tests: **FAILED** (1 failed)" in upstream.report(("a", "b"), [], set(), "1 failed", False)
+    failing = upstream.report(("a", "b"), [], set(), upstream.Outcome(9, {"tests.a: test_b": (2, "assert 1 == 2")}))
+    assert "Tests: **FAILED** (7 of 9 passed)" in failing
+    assert "| tests.a: test_b | 2 | `assert 1 == 2` |" in failing
+    assert not upstream.Outcome(0, {}).passed
+
+
+def test_a_run_without_a_result_has_failed(tmp_path):
+    """As where pytest itself cannot start."""
+    import upstream
+
+    for package in ("first_cpp", "convert"):
+        (tmp_path / package).mkdir()
+    found = upstream.run_tests(sys.executable, tmp_path)  # there are no tests
+    assert not found.passed
 
 
 def test_the_surface_of_this_release_is_read():

@@ -87,7 +87,7 @@ def test_training_for_rounded_weights_is_better_once_they_are(tmp_path):
         run = lora_trainer(tmp_path / f"run{kind}", quantize=kind, epochs=4.0, max_share=0.0, lr=2e-3)
         run.run([], quiet=True)
         Rounding(run.lora, "" if kind else "Q4_0").apply()  # what was trained with rounding is rounded already
-        found, _ = validate(run.objective, examples(40), 8, run.to_device)
+        found, _ = validate(run.objective, examples(40), 8, run.to_device, run.processes)
         losses[kind] = found["mean"][0.0]
     assert losses["Q4_0"] < losses[""] - 0.05
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import reference
@@ -125,41 +122,6 @@ def test_micro_batches_have_the_same_gradient(tmp_path):
     assert found[0][2] == sum(len(e.prompt) + len(e.response) for i in (0, 1) for e in whole.batch_examples(i))
     for one, two in zip(found[0][3], found[1][3], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path):
-    """Each process takes half of a batch's rows, and the weights are those of one process."""
-    code = """
-import pathlib, sys, torch
-from training import trainer
-run = trainer(pathlib.Path(sys.argv[1]), "many", epochs=0.5)
-assert run.accelerator.num_processes == 2
-run.run([], quiet=True)
-if run.accelerator.is_main_process:
-    torch.save([p.detach() for p in run.parameters], sys.argv[2])
-"""
-    script, out = tmp_path / "script.py", tmp_path / "weights.pt"
-    script.write_text(code)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-        str(tmp_path),
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*command, str(out)], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    one = trainer(tmp_path, "one", epochs=0.5)
-    start = [p.detach().clone() for p in one.parameters]
-    one.run([], quiet=True)
-    for begun, alone, shared in zip(start, one.parameters, torch.load(out, weights_only=True), strict=True):
-        assert not torch.equal(begun, alone)
-        torch.testing.assert_close(alone.detach(), shared, rtol=0, atol=1e-4)
 
 
 def test_two_step_trains_routers_then_lora(tmp_path):
