@@ -11,7 +11,7 @@ from ..gguf.new_file import new_file
 from .rows import Row
 
 Answer = dict[str, Any]
-"""row, question, task, text; then error, or tokens, ended, times, layers, and what was measured against dense."""
+"""row, question, task, text; then error, or tokens, ids, ended, times, layers, and what was measured against dense."""
 
 
 class AnswerFile:

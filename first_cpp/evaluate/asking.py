@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from .rows import Row
 
 @dataclass(frozen=True)
 class Against:
-    """What divergence is measured against: the dense row, its model, and how many questions of each task are measured."""
+    """What divergence is measured against: the dense row, its model, and the numbers of the questions to measure it on."""
 
     row: Row
     llm: Llama
-    n_questions: int
+    measured: frozenset[int]
 
     def differs(self, row: Row) -> bool:
         """Whether a row is anything else than the dense model itself."""
@@ -45,17 +45,16 @@ def answer_all(
     missing = answers.missing(list(rows), len(questions))
     if not any(missing):
         return
-    measured = first_of_each_task(questions, against.n_questions) if against is not None else set()
     llm = Llama(rows[0].file, routers=rows[0].routers, skip=None, **settings)
     try:
         for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
-            compared = [row for row in here if against is not None and number in measured and against.differs(row)]
+            compared = [row for row in here if against is not None and number in against.measured and against.differs(row)]
             dense = DenseAnswer.of(against.llm, question, max_tokens) if against is not None and compared else None
             for row in sorted(here, key=needs_scores, reverse=True):
                 llm.skip, llm.tolerance = row.skip, row.tolerance
                 found = _answer(llm, question, max_tokens)
-                if dense is not None and row in compared and "error" not in found:
-                    found |= dense.compare(llm)
+                if "error" not in found:
+                    found |= _measured(llm, row, number, dense if row in compared else None, against)
                 answers.add({"row": row.name, "question": number, **found})
                 step(row)
     finally:
@@ -67,15 +66,23 @@ def needs_scores(row: Row) -> bool:
     return isinstance(row.skip, float) or row.skip == "auto"
 
 
-def first_of_each_task(questions: Sequence[Question], n: int) -> set[int]:
-    """The numbers of the first `n` questions of each task."""
+def _measured(llm: Llama, row: Row, number: int, dense: DenseAnswer | None, against: Against | None) -> Answer:
+    """What is measured along the dense answer; the dense row's own choices are its answer."""
+    if dense is not None:
+        return {**dense.compare(llm)}
+    is_dense = against is not None and number in against.measured and not against.differs(row)
+    return {"fidelity": 1.0} if is_dense else {}
+
+
+def measured_questions(questions: Sequence[Question], n: int, whole: Collection[str] = ()) -> frozenset[int]:
+    """The numbers of the first `n` questions of each task, and of all questions of the tasks in `whole`."""
     seen: dict[str, int] = {}
     chosen = set()
     for number, question in enumerate(questions):
         seen[question.task] = seen.get(question.task, 0) + 1
-        if seen[question.task] <= n:
+        if seen[question.task] <= n or question.task in whole:
             chosen.add(number)
-    return chosen
+    return frozenset(chosen)
 
 
 def _answer(llm: Llama, question: Question, max_tokens: int) -> Answer:
@@ -91,6 +98,7 @@ def _answer(llm: Llama, question: Question, max_tokens: int) -> Answer:
         "task": question.task,
         "text": llm.detokenize(answer.tokens).decode("utf-8", "replace").strip(),
         "tokens": len(answer.tokens),
+        "ids": answer.tokens,
         "ended": answer.ended,
         "ttft_ms": answer.ttft * 1e3,
         "tpot_ms": answer.tpot * 1e3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,12 +71,15 @@ def _over(value: float, by: float) -> float:
 
 
 def numbers_by_task(
-    metrics: Mapping[str, Sequence[Metric]], tasks: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
+    metrics: Mapping[str, Sequence[Metric]],
+    tasks: Sequence[str],
+    given: Sequence[Mapping[str, Any]],
+    references: Sequence[Sequence[str]],
 ) -> dict[str, list[tuple[Metric, Numbers]]]:
-    """For every task the numbers of its metrics, over its own questions."""
+    """For every task the numbers of its metrics, over its own questions. given: the records of a row's answers."""
     found = {}
-    for task in metrics:
+    for task, of_task in metrics.items():
         here = [i for i, name in enumerate(tasks) if name == task]
-        answers, expected = [texts[i] for i in here], [references[i] for i in here]
-        found[task] = [(metric, metric.numbers(answers, expected)) for metric in metrics[task]]
+        expected = [references[i] for i in here]
+        found[task] = [(one, one.numbers([given[i].get(one.reads) for i in here], expected)) for one in of_task]
     return found

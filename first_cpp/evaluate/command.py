@@ -39,7 +39,11 @@ EPILOG = """examples:
 
 Tasks are scored by what they are: translation (BLEU, chrF), tldr (ROUGE-L, best
 reference), dialogue (ROUGE-L, mean over references), qa (F1, exact match);
---metric names it for others.
+--metric names it for others. Tasks of prompts alone are scored by fidelity:
+the share of positions of the dense model's own answer (row dense) at which a
+row's first choice is the token there. Beside it stand, for all tasks, how far
+greedy answers agree with the dense ones before they part, how many end in a
+loop, and how many the limit of tokens cut off.
 
 Rows: base is the model as it came (--base, or --model where --routers brings a
 LoRA), dense the trained model with nothing skipped, routed@SHARE what the
@@ -79,8 +83,10 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("questions and answers").add_argument
-    add("--data", required=True, nargs="+", metavar="JSONL", help="test data: task, prompt, response, maybe references")
-    add("--metric", action="append", default=[], metavar="TASK=KIND", help="translation, summary, summary-mean or answer")
+    add("--data", required=True, nargs="+", metavar="JSONL", help="test data: task, prompt, response, maybe references; or "
+        "prompts alone, scored by the dense model's own answers")  # fmt: skip
+    add("--metric", action="append", default=[], metavar="TASK=KIND", help="translation, summary, summary-mean, answer, or "
+        "fidelity (to the dense model's own answers)")  # fmt: skip
     add("--limit", type=whole_number(1), metavar="N", help="only the first N lines of each file")
     add("-n", "--max-tokens", type=whole_number(1), default=128, metavar="N", help="longest answer (default: %(default)s)")
     add("--kl", type=whole_number(0), default=10, metavar="N", help="questions of each task to take KL and fidelity over "
@@ -100,20 +106,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Check everything, answer what is missing, report."""
     need_extra("eval", "eval", "matplotlib", "rouge_score", "sacrebleu")
-    from .metrics import kinds_of_tasks
-    from .questions import read_questions
+    from .metrics import FIDELITY, kinds_of_tasks
+    from .questions import check_references, read_questions, tasks_of_prompts
     from .report import FILES, draw, markdown, summarise, write
     from .rows import BASE
 
     check_folder(args.out, FILES)
     questions = read_questions(args.data, args.limit)
-    kinds = kinds_of_tasks(args.metric, [question.task for question in questions])
+    tasks = dict.fromkeys(question.task for question in questions)
+    kinds = kinds_of_tasks(args.metric, list(tasks), tasks_of_prompts(questions))
+    by_fidelity = [task for task in tasks if kinds[task] == FIDELITY]
+    check_references(questions, by_fidelity)
     find_models(args, "model", "routers", "base")
     settings = _settings(args)
     rows = _rows(args)
     if args.reference not in [row.name for row in rows]:
         raise OptionError(f"--reference {args.reference} is no row; rows are {', '.join(row.name for row in rows)}")
-    answers = _answer(args, rows, questions, settings)
+    answers = _answer(args, rows, questions, settings, by_fidelity)
     record = summarise(rows, questions, answers, kinds, args.reference, args.draws, args.seed)
     record |= _origin()
     write(record, args.out)
@@ -183,34 +192,38 @@ def _influence_order(args: argparse.Namespace) -> list[int]:
     return [int(layer) for layer in influence.argsort(kind="stable")]
 
 
-def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any]) -> AnswerFile:
-    """Answer what is missing, with a plan before and one bar over all of it."""
+def _answer(
+    args: argparse.Namespace, rows: list[Row], questions: list[Question], settings: dict[str, Any], by_fidelity: list[str]
+) -> AnswerFile:
+    """Answer what is missing, with a plan before and one bar over all of it. by_fidelity: the tasks scored by it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..llama import Llama
     from .answer_file import AnswerFile, check_same_run
-    from .asking import Against, answer_all
+    from .asking import Against, answer_all, measured_questions
     from .rows import DENSE
 
     os.makedirs(args.out, exist_ok=True)
-    check_same_run(args.out, _what_answers_depend_on(args, rows, questions, settings))
+    depends_on = _what_answers_depend_on(args, rows, questions, settings)
+    check_same_run(args.out, depends_on | {"tasks scored by fidelity": by_fidelity})
     answers = AnswerFile(os.path.join(args.out, "answers.jsonl"))
     n_missing = sum(map(len, answers.missing(rows, len(questions))))
     if not n_missing:
         return answers
     dense = next(row for row in rows if row.name == DENSE)
+    measured = measured_questions(questions, args.kl, by_fidelity)
     llm = Llama(dense.file, routers=dense.routers, skip=None, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     try:
         if not args.quiet:
-            console.print(_plan(args, llm, rows, questions, answers), highlight=False)
+            console.print(_plan(args, llm, rows, questions, answers, measured), highlight=False)
         with Progress(*columns, console=console, disable=args.quiet or not console.is_terminal) as progress:
             bar = progress.add_task(
                 "answering", total=len(rows) * len(questions), completed=len(rows) * len(questions) - n_missing
             )
-            against = Against(dense, llm, args.kl) if args.kl else None
+            against = Against(dense, llm, measured) if measured else None
 
             def step(row: Row) -> None:
                 progress.update(bar, advance=1, description=row.name)
@@ -223,16 +236,22 @@ def _answer(args: argparse.Namespace, rows: list[Row], questions: list[Question]
     return answers
 
 
-def _plan(args: argparse.Namespace, llm: Any, rows: list[Row], questions: list[Question], answers: AnswerFile) -> str:
-    """What is about to happen, and how long it takes at most."""
+def _plan(
+    args: argparse.Namespace,
+    llm: Any,
+    rows: list[Row],
+    questions: list[Question],
+    answers: AnswerFile,
+    measured: frozenset[int],
+) -> str:
+    """What is about to happen, and how long it takes at most. measured: questions that are followed along the dense answer."""
     from ..runtime.chat_prompt import chat_prompt
-    from .asking import first_of_each_task
     from .estimate import Pace, longest_seconds
 
     pace = Pace.of(llm, questions[0])
     missing = answers.missing(rows, len(questions))
     lengths = [len(chat_prompt(llm, question.prompt)) for question in questions]
-    seconds = longest_seconds(pace, missing, lengths, args.max_tokens, first_of_each_task(questions, args.kl))
+    seconds = longest_seconds(pace, missing, lengths, args.max_tokens, measured)
     n_missing = sum(map(len, missing))
     there = len(rows) * len(questions) - n_missing
     lines = [

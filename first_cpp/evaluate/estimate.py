@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import ContextFull
@@ -38,7 +38,7 @@ class Pace:
 
 
 def longest_seconds(
-    pace: Pace, missing: Sequence[Sequence[Row]], prompt_tokens: Sequence[int], max_tokens: int, compared: set[int]
+    pace: Pace, missing: Sequence[Sequence[Row]], prompt_tokens: Sequence[int], max_tokens: int, compared: Collection[int]
 ) -> float:
     """Seconds that the missing answers take at most: each as long as the limit, nothing gained by skipping.
 

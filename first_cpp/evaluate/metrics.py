@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,20 +17,28 @@ import numpy.typing as npt
 from ..errors import OptionError
 
 Numbers = npt.NDArray[np.float64]
+FIDELITY = "fidelity"
+"""The kind of a task whose reference is the dense model's own answer."""
 
 
 class Metric(Protocol):
-    """numbers: float64 [n, k] for n answers. score: from the sum over answers and their count, 0 to 100."""
+    """numbers: float64 [n, k] for n answers. score: from the sum over answers and their count, 0 to 100.
+
+    reads: what of an answer's record `numbers` gets, "text" or "fidelity"; nothing, as of an answer that failed, is None.
+    """
 
     name: str
+    reads: str
 
-    def numbers(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Numbers: ...
+    def numbers(self, answers: Sequence[Any], references: Sequence[Sequence[str]]) -> Numbers: ...
 
     def score(self, total: Numbers, count: int) -> float: ...
 
 
 class Corpus:
     """A sacrebleu metric: a corpus score from summed n-gram counts."""
+
+    reads = "text"
 
     def __init__(self, name: str) -> None:
         from sacrebleu.metrics import BLEU, CHRF
@@ -51,6 +59,8 @@ class Corpus:
 class Mean:
     """A metric with one value an answer, 0 to 1, and the mean as its score."""
 
+    reads = "text"
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._of = {"ROUGE-L": rouge_best, "ROUGE-L mean": rouge_mean, "F1": squad_f1, "EM": squad_exact}[name]
@@ -62,24 +72,39 @@ class Mean:
         return float(total[0]) / count * 100
 
 
+class Fidelity:
+    """Share of positions of the dense model's own answer at which the row's first choice is its token; mean over answers."""
+
+    name = reads = "fidelity"
+
+    def numbers(self, answers: Sequence[float | None], references: Sequence[Sequence[str]]) -> Numbers:
+        return np.array([[value or 0.0] for value in answers], np.float64)
+
+    def score(self, total: Numbers, count: int) -> float:
+        return float(total[0]) / count * 100
+
+
 METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("BLEU", "chrF"),
     "summary": ("ROUGE-L",),
     "summary-mean": ("ROUGE-L mean",),
     "answer": ("F1", "EM"),
+    FIDELITY: ("fidelity",),
 }
 """Kinds of task; the first metric is the one that is averaged over tasks."""
 
 KIND_OF_TASK = {"translation": "translation", "tldr": "summary", "dialogue": "summary-mean", "qa": "answer"}
 
 
-def kinds_of_tasks(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+def kinds_of_tasks(given: Sequence[str], tasks: Sequence[str], prompts_alone: Collection[str] = ()) -> dict[str, str]:
     """The kind of each task: those given as TASK=KIND, and those known. Raises OptionError for a task without one.
+
+    prompts_alone: tasks without a reference, scored by the dense model's own answers unless `given` says otherwise.
 
     >>> kinds_of_tasks(["poem=summary"], ["qa", "poem"])["poem"]
     'summary'
     """
-    kinds = dict(KIND_OF_TASK)
+    kinds = KIND_OF_TASK | dict.fromkeys(prompts_alone, FIDELITY)
     for text in given:
         task, sign, kind = text.partition("=")
         if not sign or kind not in METRICS:
@@ -93,6 +118,8 @@ def kinds_of_tasks(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]
 
 def metrics_of(kind: str) -> list[Metric]:
     """The metrics of a kind of task."""
+    if kind == FIDELITY:
+        return [Fidelity()]
     return [Corpus(name) if name in ("BLEU", "chrF") else Mean(name) for name in METRICS[kind]]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..gguf.new_file import new_file
 from .answer_file import AnswerFile
 from .bootstrap import Interval, Scores, numbers_by_task
+from .generated import LEAST_TOKENS, TIMES, measures
 from .metrics import metrics_of
 from .questions import Question
 from .rows import BASE, DENSE, ROUTED, Row
@@ -37,16 +38,15 @@ def summarise(
     metrics = {task: metrics_of(kinds[task]) for task in tasks}
     scores = Scores(n_draws, seed)
     found: list[Record] = []
+    dense = answers.of(next(row for row in rows if row.name == DENSE), len(questions))
     for row in rows:
         given = answers.of(row, len(questions))
-        of_tasks = numbers_by_task(
-            metrics, [q.task for q in questions], [one["text"] for one in given], [q.references for q in questions]
-        )
+        of_tasks = numbers_by_task(metrics, [q.task for q in questions], given, [q.references for q in questions])
         table: dict[str, dict[str, float]] = {}
         for task, measured in of_tasks.items():
             scores.add(row.name, task, *measured[0])
             table[task] = {metric.name: metric.score(numbers.sum(axis=0), len(numbers)) for metric, numbers in measured}
-        found.append({**_facts(row, given, tasks), "scores": table})
+        found.append({**_facts(row, given, tasks), **_beside_dense(given, dense, tasks), "scores": table})
     for one in found:
         one["ratio"] = _interval(scores.ratio(one["row"], reference, tasks))
     return {
@@ -68,12 +68,19 @@ def _facts(row: Row, given: Sequence[Record], tasks: Sequence[str]) -> Record:
         "tpot_ms": _tpot(good),
         "median_step_ms": statistics.median([one["median_step_ms"] for one in good if one["tokens"] > 1] or [0.0]),
         "tokens": sum(one["tokens"] for one in good),
-        "kl": _mean([one["kl"] for one in good if "kl" in one]),
-        "fidelity": _mean([one["fidelity"] for one in good if "fidelity" in one]),
         "cut_off": {task: sum(not one["ended"] for one in good if one["task"] == task) for task in tasks},
         "failed": {one["question"]: one["error"] for one in given if "error" in one},
         "layers": _layer_counts(good),
     }
+
+
+def _beside_dense(given: Sequence[Record], dense: Sequence[Record], tasks: Sequence[str]) -> Record:
+    """What `measures` finds in all answers, and by task."""
+    by_task = {}
+    for task in tasks:
+        here = [i for i, one in enumerate(given) if one["task"] == task]
+        by_task[task] = measures([given[i] for i in here], [dense[i] for i in here])
+    return {**measures(given, dense), "by_task": by_task}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -133,7 +140,7 @@ def write(record: Record, folder: str) -> None:
 
 def markdown(record: Record) -> str:
     """The tables, their columns aligned as text."""
-    parts = [_head(record), _overview(record), _scores(record)]
+    parts = [_head(record), _overview(record), _generated(record), _scores(record)]
     if record["leads"]:
         tasks = list(record["tasks"])
         leads = [
@@ -157,25 +164,36 @@ def _head(record: Record) -> str:
         f"{record['llama_cpp_python']}.\nGreedy answers. Questions: {questions}.\n"
         f"of reference: score / score of `{record['reference']}` on each task's first metric, mean\n"
         f"over tasks, 95 % interval of a paired bootstrap of {record['bootstrap']['draws']} draws.\n"
-        "fidelity, KL (nats per token): along the dense model's own answers.\n"
+        "fidelity: share of positions of the dense model's own answers at which the row's\n"
+        "first choice is the token there; KL: to the dense model there, nats per token.\n"
         "TPOT: mean time per output token after the first.\n"
-        "cut off: answers that the limit of tokens ended, not the model.\n"
+        "agrees: tokens that the row's greedy answer and the dense one begin with alike, over\n"
+        "those of the longer one, mean. loops: share of answers that end in one sequence of\n"
+        f"tokens {TIMES} times or more in a row ({LEAST_TOKENS} tokens or more). "
+        "cut off: share of answers that\nthe limit of tokens ended, not the model.\n"
     )
 
 
 def _overview(record: Record) -> str:
+    """Fidelity and KL only where they were measured."""
+    along = ["fidelity", "KL"] if any(one["kl"] is not None for one in record["rows"]) else []
     rows = [
         [
             one["row"],
             _number(one["share_skipped"], ".3f"),
             _ci(one["ratio"]),
-            _number(one.get("fidelity"), ".3f"),
-            _number(one["kl"], ".3f"),
+            *(_number(one.get(name.lower()), ".3f") for name in along),
             f"{one['tpot_ms']:.2f}",
         ]
         for one in record["rows"]
     ]
-    return _table(["row", "skipped", "of reference", "fidelity", "KL", "TPOT ms"], rows)
+    return _table(["row", "skipped", "of reference", *along, "TPOT ms"], rows)
+
+
+def _generated(record: Record) -> str:
+    names = {"agrees": "agreement", "loops": "repetition", "cut off": "cut_off_rate"}
+    rows = [[one["row"], *(_number(one.get(name), ".3f") for name in names.values())] for one in record["rows"]]
+    return _table(["row", *names], rows)
 
 
 def _scores(record: Record) -> str:
@@ -184,12 +202,11 @@ def _scores(record: Record) -> str:
         [
             one["row"],
             *(f"{one['scores'][task][name]:.1f}" for task, name in names),
-            str(sum(one["cut_off"].values())),
             str(len(one["failed"])),
         ]
         for one in record["rows"]
     ]
-    return _tables(["row", *(f"{task} {name}".strip() for task, name in names), "cut off", "failed"], rows, 1)
+    return _tables(["row", *(f"{task} {name}".strip() for task, name in names), "failed"], rows, 1)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -234,9 +234,9 @@ def test_answers_cut_off_are_counted(routed, data, tmp_path, monkeypatch, capsys
         {"qa": 0, "translation": 2, "tldr": 1, "dialogue": 1},
         {"qa": 2, "translation": 2, "tldr": 1, "dialogue": 1},
     ]
-    table = capsys.readouterr().out.split("| cut off")[1]
-    shown = [line.split("|")[-3].strip() for line in table.splitlines() if line.startswith("| ")]
-    assert shown[1:] == ["4", "6"]
+    table = capsys.readouterr().out.split("| cut off |")[1].split("\n\n")[0]
+    shown = [line.split("|")[-2].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert shown[1:] == ["0.667", "1.000"]
 
 
 def test_a_prompt_is_read_once_for_all_rows_of_a_file(routed, data, tmp_path, monkeypatch):

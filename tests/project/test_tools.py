@@ -98,6 +98,8 @@ def test_a_report_is_shown_in_its_part(tmp_path):
                 "ratio": [1, 0.5, 1.5],
                 "scores": {"qa": {"F1": 50.25}},
                 "kl": None,
+                "agreement": 0.5,
+                "cut_off_rate": 0.75,
                 "tpot_ms": 2.5,
                 "cut_off": {"qa": 4},
                 "failed": {},
@@ -113,7 +115,11 @@ def test_a_report_is_shown_in_its_part(tmp_path):
     lines = document.read_text().splitlines()
     assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| tuned")]
-    assert cells == [["tuned", "0.250", "1.000 (0.500 to 1.500)", "", "", "2.50"], ["tuned", "50.2", "4", "0"]]
+    assert cells == [
+        ["tuned", "0.250", "1.000 (0.500 to 1.500)", "2.50"],
+        ["tuned", "0.500", "", "0.750"],
+        ["tuned", "50.2", "0"],
+    ]
     assert lines[-1] == "after"
 
 
