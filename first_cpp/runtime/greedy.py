@@ -65,7 +65,7 @@ def timed_tokens(llm: llama_cpp.Llama, prompt: Sequence[int]) -> Generator[tuple
 def context_size(llm: llama_cpp.Llama) -> int:
     """Positions that a model has room for: llama.cpp rounds n_ctx up to a multiple of 256, and stock llama_cpp says so, but
     records no more tokens than it was asked for."""
-    return min(llm.n_ctx(), len(llm.input_ids))
+    return min(int(llm.n_ctx()), len(llm.input_ids))
 
 
 def answer_tokens(
