@@ -42,6 +42,12 @@ def load_checkpoint(folder: str, settings: dict[str, Any], depends_on: dict[str,
     return state
 
 
+def steps_done(folder: str) -> int:
+    """The step of the folder's checkpoint; 0 without one."""
+    path = os.path.join(folder, NAME)
+    return int(torch.load(path, map_location="cpu", weights_only=True)["step"]) if os.path.exists(path) else 0
+
+
 def digest(examples: Sequence[Example]) -> str:
     """A hash of what examples say."""
     return hashlib.sha256(repr([(one.task, one.prompt, one.response) for one in examples]).encode()).hexdigest()

@@ -18,8 +18,8 @@ from .option_checks import check_options
 from .training_options import add_arguments
 
 if TYPE_CHECKING:
-    from .examples import Example
-    from .trainer import Trainer
+    from .run_progress import RunProgress
+    from .run_setup import Run
     from .validation import Losses
 
 __all__ = ["add_arguments", "command"]
@@ -45,30 +45,37 @@ def command(args: argparse.Namespace) -> None:
     stop_with_parent()
     from .layer_orders import start_orders  # with PyTorch, which takes seconds
     from .result import run_record, save_result
-    from .run_plan import ending, plan
+    from .run_plan import ending, plan, planned
+    from .run_progress import Phase, RunProgress
     from .run_setup import set_up
 
     _quiet_libraries()
     started = time.time()
-    trainer, valid = set_up(args)
-    if args.resume:
-        trainer.resume()
+    run = set_up(args)
+    trainer, phases = run.trainer, list[Phase]()
     first = trainer.processes.is_main
     if first and not args.quiet:
-        print(plan(args, trainer, valid), file=sys.stderr, flush=True)
-    if not args.resume:
-        trainer.log.start()
-        start_orders(trainer, args.start, args.init is not None, args.quiet)
-    losses = _run(args, trainer, valid)
+        phases = planned(args, run)
+        print(plan(args, run, phases), file=sys.stderr, flush=True)
+    with RunProgress(phases, args.quiet, shown=first) as progress:
+        run.read_rest(progress)
+        if args.resume:
+            trainer.resume()
+        else:
+            trainer.log.start()
+            start_orders(trainer, args.start, args.init is not None, progress)
+        losses = _run(args, run, progress)
+        if first:
+            save_result(trainer, run_record(args, trainer, losses), args.skip)
     if first:
-        save_result(trainer, run_record(args, trainer, losses), args.skip)
         print(ending(args, trainer, losses, time.time() - started))
     trainer.processes.end()
 
 
-def _run(args: argparse.Namespace, trainer: Trainer, valid: list[Example]) -> Losses:
+def _run(args: argparse.Namespace, run: Run, progress: RunProgress) -> Losses:
+    trainer = run.trainer
     try:
-        return trainer.run(valid, args.validate, args.quiet, args.stop_after)
+        return trainer.run(run.valid, args.validate, args.quiet, args.stop_after, progress)
     except KeyboardInterrupt:
         if trainer.processes.is_main:
             where = f"stopped at step {trainer.step} of {trainer.n_steps}"

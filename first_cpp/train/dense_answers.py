@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..gguf.model_file import ModelFile
 from ..runtime.chat_prompt import chat_prompt, user_turn
 from ..runtime.greedy import answer_timed, context_size
 from .examples import Example, encode_prompt
+from .run_progress import Step
 from .settings import Ask
 
 ANSWERS, PROMPTS = "answers.jsonl", "prompts.jsonl"
@@ -32,9 +33,6 @@ TRIES = 10
 """For each prompt wanted: a model that writes fewer usable ones is no help."""
 HEAT = 1.0
 """Temperature of such prompts."""
-
-Step = Callable[[int, int], object]
-"""Called with what is done, of how much."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,7 @@ def dense_answers(
 
     Those in the folder's file are taken from there. A prompt that leaves no room for an answer is dropped.
     """
-    kept, of = Kept(os.path.join(folder, ANSWERS)), model_key(model)
-    settings = [ask.max_tokens] if ask.n == 0 else [ask.max_tokens, ask.temperature, ask.seed]
-    wanted = [
-        (prompt, number, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in range(max(1, ask.n))
-    ]
+    kept, wanted = Kept(os.path.join(folder, ANSWERS)), _wanted(model, prompts, ask)
     missing = [one for one in wanted if one[2] not in kept.found]
     with contextlib.ExitStack() as stack:
         llm = stack.enter_context(dense_model(model, n_ctx, n_threads)) if missing else None
@@ -132,6 +126,27 @@ def dense_answers(
             )
     step(len(wanted), len(wanted))
     return [kept.found[key] for _, _, key in wanted]
+
+
+def _wanted(model: str, prompts: Sequence[AskedPrompt], ask: Ask) -> list[tuple[AskedPrompt, int, str]]:
+    """The answers that are wanted: prompt, number and key."""
+    of = model_key(model)
+    settings = [ask.max_tokens] if ask.n == 0 else [ask.max_tokens, ask.temperature, ask.seed]
+    return [
+        (prompt, number, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in range(max(1, ask.n))
+    ]
+
+
+def unanswered(model: str, prompts: Sequence[AskedPrompt], ask: Ask, folder: str) -> list[AskedPrompt]:
+    """The prompts that the folder's file has not all answers to."""
+    kept = Kept(os.path.join(folder, ANSWERS))
+    return list(dict.fromkeys(prompt for prompt, _, key in _wanted(model, prompts, ask) if key not in kept.found))
+
+
+def n_written(folder: str) -> int:
+    """Usable prompts in the folder's file of those that a model wrote itself."""
+    kept = Kept(os.path.join(folder, PROMPTS)).found.values()
+    return len({" ".join(one["text"].split()) for one in kept if one["ended"] and is_usable(one["text"])})
 
 
 def _answer(llm: llama_cpp.Llama, prompt: list[int], ask: Ask, number: int) -> tuple[list[int], bool]:

@@ -7,7 +7,6 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,12 +15,10 @@ from .examples import Example, draw, micro_batches
 from .fit_routers import fit_routers
 from .model import decoder_layers
 from .order_search import losses_by_order, skip_order
+from .run_progress import FITTING, ORDERS, Counter, RunProgress
 from .settings import order_to_find
 from .torch_block_influence import influence_order
 from .trainer import Trainer
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 N_TOKENS, MOST_EXAMPLES = 640, 96
 """An order is searched on so many answer tokens: short answers need more examples to tell layers apart."""
@@ -31,18 +28,19 @@ STANDARD_ERRORS = 2.0
 """By so many a task's own order is to be better than the shared one: it was chosen by the same examples."""
 
 
-def start_orders(trainer: Trainer, start: str | None, initialised: bool, quiet: bool = True) -> None:
+def start_orders(trainer: Trainer, start: str | None, initialised: bool, progress: RunProgress | None = None) -> None:
     """Find the order of layers that the run needs, if any, and start the routers or the fixed set from it.
 
-    `trainer.orders` holds it, by task. start, initialised: as in `order_to_find`. quiet: no progress bar. Of several processes
+    `trainer.orders` holds it, by task. start, initialised: as in `order_to_find`. progress: of the whole run. Of several processes
     the main one searches.
     """
+    progress = progress or RunProgress(shown=trainer.processes.is_main)
     kind = order_to_find(trainer.settings.layers, start, initialised, trainer.settings.max_share)
     if kind is None:
         return
 
     def found() -> tuple[dict[str, list[int]], list[Tensor]]:
-        orders = _find_and_fit(trainer, kind, quiet)
+        orders = _find_and_fit(trainer, kind, progress)
         return orders, [p.detach().cpu() for p in trainer.routed.bank.parameters()]
 
     trainer.orders, routers = trainer.processes.from_main(found)
@@ -52,21 +50,21 @@ def start_orders(trainer: Trainer, start: str | None, initialised: bool, quiet: 
     trainer.save()  # a search takes minutes: a run killed after it goes on from here
 
 
-def _find_and_fit(trainer: Trainer, kind: str, quiet: bool) -> dict[str, list[int]]:
+def _find_and_fit(trainer: Trainer, kind: str, progress: RunProgress) -> dict[str, list[int]]:
     """The orders by task, the routers started from them."""
     layers, pool, seed = trainer.settings.layers, trainer.search_examples, trainer.settings.seed
     by_task = layers == "routers" and kind == "search"
     samples = sample_by_task(pool, seed) if by_task else {"all": draw(pool, MOST_EXAMPLES, seed)}
-    with trainer.progress(quiet) as progress:
-        find = functools.partial(_find_shown, trainer, kind, progress)
-        orders = {task: find(task or "the task", examples) for task, examples in samples.items()}
-        if len(orders) > 1:
-            shared = find("all tasks", draw(pool, MOST_EXAMPLES, seed))
-            say = progress.console.print
-            orders = {task: own_or_shared(trainer, task, own, shared, samples[task], say) for task, own in orders.items()}
-        prompts = draw(pool, N_FITTED * len(orders), seed)
-        bar = progress.add_task("fitting the routers to their orders", total=len(prompts))
-        fit_routers(trainer, orders, prompts, functools.partial(progress.advance, bar))
+    n_orders = len(samples) + (len(samples) > 1)
+    tried = Counter(progress.begin(ORDERS), n_orders * (trainer.objective.n_layer + _n_searched(trainer)))
+    find = functools.partial(_find_shown, trainer, kind, progress, tried)
+    orders = {task: find(task or "the task", examples) for task, examples in samples.items()}
+    if len(orders) > 1:
+        shared = find("all tasks", draw(pool, MOST_EXAMPLES, seed))
+        say = progress.say
+        orders = {task: own_or_shared(trainer, task, own, shared, samples[task], say) for task, own in orders.items()}
+    prompts = draw(pool, N_FITTED * len(orders), seed)
+    fit_routers(trainer, orders, prompts, Counter(progress.begin(FITTING), len(prompts)))
     return orders
 
 
@@ -81,10 +79,11 @@ def own_or_shared(
     return taken
 
 
-def _find_shown(trainer: Trainer, kind: str, progress: Progress, name: str, examples: Sequence[Example]) -> list[int]:
-    words = f"ordering the layers by {kind} for {name}, on {len(examples)} examples"
-    bar = progress.add_task(words, total=trainer.objective.n_layer + _n_searched(trainer) if kind == "search" else None)
-    return find_order(trainer, kind, examples, functools.partial(progress.advance, bar))
+def _find_shown(
+    trainer: Trainer, kind: str, progress: RunProgress, tried: Counter, name: str, examples: Sequence[Example]
+) -> list[int]:
+    progress.word(f"ordering the layers by {kind} for {name}, on {len(examples)} examples")
+    return find_order(trainer, kind, examples, tried)
 
 
 def sample(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -14,12 +14,18 @@ from .batch import Batch, collate
 from .examples import Example, micro_batches
 from .fit_routers import mean_inputs
 from .routed_model import RoutedModel
+from .trainer import Trainer
 
 
 def with_predictions(
-    routed: RoutedModel, probes: CostProbes, examples: Sequence[Example], part_tokens: int, to_device: Callable[[Batch], Batch]
+    routed: RoutedModel,
+    probes: CostProbes,
+    examples: Sequence[Example],
+    part_tokens: int,
+    to_device: Callable[[Batch], Batch],
+    step: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> list[Example]:
-    """The examples, in their order, each with what every level is predicted to cost its prompt."""
+    """The examples, in their order, each with what every level is predicted to cost its prompt. step: for a progress bar."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
     found: dict[int, Prediction] = {}
     done = 0
@@ -28,7 +34,18 @@ def with_predictions(
         for log_costs in log_cost(probes, inputs):
             found[order[done]] = predict(probes, log_costs)
             done += 1
+        step(done, len(examples))
     return [dataclasses.replace(example, prediction=found[i]) for i, example in enumerate(examples)]
+
+
+def predicted(
+    trainer: Trainer, examples: Sequence[Example], step: Callable[[int, int], object] = lambda _done, _total: None
+) -> list[Example]:
+    """`with_predictions` of a run whose budget chooses the layers."""
+    assert trainer.objective.budget is not None
+    with trainer.autocast():
+        part, probes = trainer.settings.part_tokens, trainer.objective.budget.probes
+        return with_predictions(trainer.routed, probes, examples, part, trainer.to_device, step)
 
 
 def log_cost(probes: CostProbes, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

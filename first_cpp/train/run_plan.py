@@ -5,68 +5,111 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
 from ..cli.duration import in_words
-from .batch import collate
-from .examples import Example, micro_batches, padding_cost
-from .layer_orders import MOST_EXAMPLES, N_TOKENS
+from .checkpoint import steps_done
+from .examples import padding_cost
+from .layer_orders import MOST_EXAMPLES, N_FITTED, sample_by_task
+from .phase_times import GROUP, Work, measure, phases
+from .prompt_costs import predicted
+from .run_progress import Phase
+from .run_setup import Run
 from .settings import order_to_find
-from .trainer import Trainer
-from .validation import SHARES, Losses, by_share
+from .trainer import Trainer, steps_of
+from .validation import Losses, by_share, validated_shares
 
-BACKWARD = 1.3
-"""Seconds of a backward pass for one of a forward pass over the answers."""
-TRIED_AGAIN = 3
-"""How often a search tries a layer for each one that it finds, beside the first round over all."""
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def plan(args: argparse.Namespace, trainer: Trainer, valid: Sequence[Example]) -> str:
+def planned(args: argparse.Namespace, run: Run) -> list[Phase]:
+    """The phases of a run with their seconds, measured on some of its examples."""
+    trainer = run.trainer
+    if (budget := run.budget) is not None:  # its tolerances are found anew once all examples are there
+        trainer.objective.budget, trainer.routed.scores_prompts = budget, False
+        budget.learn(predicted(trainer, trainer.examples[:GROUP]))
+    return phases(measure(trainer, trainer.examples), work_of(args, run), trainer.objective.n_layer)
+
+
+def work_of(args: argparse.Namespace, run: Run) -> Work:
+    """What the run is to do."""
+    trainer, s, asked = run.trainer, run.trainer.settings, run.asked
+    n_train = len(trainer.examples) if asked is None else asked.n_train
+    n_valid = len(run.valid) if asked is None else asked.n_valid
+    n_steps = steps_of(n_train, s)[2]
+    first = steps_done(args.out) if args.resume else 0
+    todo = max(0, min(n_steps, args.stop_after or n_steps) - first)
+    searched, fitted = orders_to_search(args, trainer)
+    of_pool = len(trainer.search_examples) if asked is None or args.search_data else n_train
+    alone = min(MOST_EXAMPLES, of_pool)
+    by_task = sum(map(len, sample_by_task(trainer.search_examples, s.seed).values())) if searched > 1 else 0
+    return Work(
+        prompts=asked.prompt_seconds if asked else 0.0,
+        answers=asked.answer_seconds if asked else 0.0,
+        predicted=n_train + n_valid if run.budget is not None else 0,
+        searched=alone + by_task if searched else 0,
+        fitted=fitted,
+        examples=round(todo / max(1, n_steps) * n_train * s.epochs / trainer.processes.n),
+        work=statistics.mean(map(padding_cost, trainer.examples)),
+        steps=todo,
+        updates=todo * trainer.objective.n_passes,
+        valid=-(-n_valid // trainer.processes.n),
+        shares=len(validated_shares(trainer.objective)),
+        validations=todo // args.validate if args.validate else 0,
+    )
+
+
+def orders_to_search(args: argparse.Namespace, trainer: Trainer) -> tuple[int, int]:
+    """Orders of the layers that are searched first, and the prompts that routers are fitted on."""
+    s, tasks = trainer.settings, {example.task for example in trainer.search_examples}
+    if args.resume or order_to_find(s.layers, args.start, args.init is not None, s.max_share) != "search":
+        return 0, 0
+    by_task = s.layers == "routers" and len(tasks) > 1
+    fitted = min(len(trainer.search_examples), N_FITTED * len(tasks)) if by_task else 0
+    return (len(tasks) + 1 if by_task else 1), fitted
+
+
+def plan(args: argparse.Namespace, run: Run, of: Sequence[Phase]) -> str:
     """Examples, steps, orders to search, time, checkpoints: lines for the user."""
-    s, tasks = trainer.settings, Counter(example.task for example in trainer.examples)
-    of_tasks = ", ".join(f"{task or 'without a task'} {n}" for task, n in sorted(tasks.items()))
-    several = f" ({of_tasks})" if len(tasks) > 1 else ""
-    todo = trainer.n_steps - trainer.step
-    kind = order_to_find(s.layers, args.start, args.init is not None, s.max_share) if not args.resume else None
-    searched = (len(tasks) + 1 if len(tasks) > 1 and s.layers == "routers" else 1) if kind == "search" else 0
+    trainer, s = run.trainer, run.trainer.settings
+    n = len(trainer.examples) if run.asked is None else run.asked.n_train
+    first, n_steps = steps_done(args.out) if args.resume else 0, steps_of(n, s)[2]
+    todo, (searched, _) = n_steps - first, orders_to_search(args, trainer)
     updates = f", {trainer.objective.n_passes} updates each" if trainer.objective.n_passes > 1 else ""
+    seconds = sum(phase.seconds for phase in of)
     lines = [
-        f"plan: {len(trainer.examples)} examples{several}",
+        f"plan: {n} examples{_of_tasks(run)}",
         f"      {todo} step{'s' * (todo != 1)} of {s.batch_size * s.accumulate}{updates}"
-        + (f", from step {trainer.step}" * (trainer.step > 0))
+        + (f", from step {first}" * (first > 0))
         + (f", by {trainer.processes.n} processes" * (trainer.processes.n > 1)),
         *([f"      first a search for {searched} order{'s' * (searched > 1)} of the layers"] if searched else []),
-        f"      about {in_words(estimate(trainer, valid, searched))}; a checkpoint every {args.checkpoint:g} minutes",
+        f"      about {in_words(seconds)}; a checkpoint every {args.checkpoint:g} minutes",
+        *parts(of),
         "      Ctrl-C stops after the step; the same command with --resume goes on",
     ]
     return "\n".join(lines)
 
 
-@torch.no_grad()
-def estimate(trainer: Trainer, valid: Sequence[Example], n_searched: int) -> float:
-    """Seconds of what is left of a run: its steps, by one batch of middling length, the search of orders, the validation."""
-    by_cost = sorted(trainer.examples, key=padding_cost)
-    middle = len(by_cost) // 2
-    group = micro_batches(by_cost[max(0, middle - 4) : middle + 4] or by_cost, trainer.settings.part_tokens)[0]
-    batch = trainer.to_device(collate(group))
-    with trainer.autocast():
-        started = time.perf_counter()
-        prefilled = trainer.routed.prefill(batch)
-        prompts = time.perf_counter() - started
-        trainer.routed.answer_logits(prefilled)
-        answers = time.perf_counter() - started - prompts
-    one_prompt, one_answer = prompts / len(group), answers / len(group)
-    passes = trainer.objective.n_passes
-    n = (trainer.n_steps - trainer.step) * trainer.settings.batch_size * trainer.settings.accumulate
-    per_search = min(MOST_EXAMPLES, N_TOKENS / max(1.0, statistics.mean(len(one.response) for one in group)))
-    tries = trainer.objective.n_layer * (1 + TRIED_AGAIN / 2) / 2  # a layer is tried from itself on: half a pass
-    total = n * (one_prompt + passes * (1 + BACKWARD) * one_answer)
-    total += len(valid) * (one_prompt + len(SHARES) * one_answer)
-    return total / trainer.processes.n + n_searched * per_search * (one_prompt + tries * one_answer)
+def _of_tasks(run: Run) -> str:
+    """How many examples there are of each task, where that is known and there are several."""
+    tasks = Counter(example.task for example in run.trainer.examples)
+    if run.asked is not None or len(tasks) < 2:
+        return ""
+    words = ", ".join(f"{task or 'without a task'} {n}" for task, n in sorted(tasks.items()))
+    return f" ({words})"
+
+
+def parts(of: Sequence[Phase]) -> list[str]:
+    """Lines that say what the time is for.
+
+    >>> parts([Phase("dense answers", 40.0), Phase("steps", 90.0)])
+    ['      dense answers 40 seconds, steps 90 seconds']
+    """
+    words = [f"{phase.name} {in_words(phase.seconds)}".replace(" ", _NO_BREAK) for phase in of]
+    lines = textwrap.wrap(", ".join(words), 80, initial_indent=6 * " ", subsequent_indent=6 * " ")
+    return [line.replace(_NO_BREAK, " ") for line in lines] if len(words) > 1 else []
 
 
 def ending(args: argparse.Namespace, trainer: Trainer, losses: Losses, seconds: float) -> str:
@@ -83,6 +126,6 @@ def ending(args: argparse.Namespace, trainer: Trainer, losses: Losses, seconds: 
     merged = "merged.gguf" if args.sets else first
     following = [f"  python -m convert --routers {args.out} --model {model} --merge{quantize} --out {merged}"]
     if args.sets:  # predictors and tolerance are to be those of the trained weights
-        following.append(f"  first-cpp calibrate -m {merged} --replace --out {first}")
+        following.append(f"  first-cpp calibrate -m {merged} --sets {args.sets} --replace --out {first}")
     following.append(f"  first-cpp eval --model {first} --base {model} --data test.jsonl --out report")
     return "\n".join([*lines, "next:", *following] if trainer.lora_weights else lines)

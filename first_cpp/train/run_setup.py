@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,42 +14,56 @@ from torch import nn
 from ..errors import OptionError
 from ..gguf.bundled import find_adapter
 from ..gguf.model_file import ModelFile
-from ..runtime.machine import physical_cores
 from ..skip import check_layers, layers_for_share
-from .dense_answers import AskedPrompt, Step, as_examples, dense_answers, own_prompts, read_prompts
+from .asked_data import AskedData, Data
 from .examples import Example, draw, read_examples
 from .model import add_lora, decoder_layers, load_model, native_precision, start_from
 from .processes import Processes
-from .prompt_costs import with_predictions
+from .prompt_costs import predicted
 from .routed_model import RoutedModel
 from .router_bank import RouterBank
+from .run_progress import PREDICTIONS, RunProgress
 from .set_budget import SetBudget, read_sets
-from .settings import Ask, Settings
+from .settings import Settings
 from .teacher import Teacher
 from .trainer import Trainer
 
-N_OWN_PROMPTS = 300
-"""That a model writes itself where no --limit says how many."""
 
+@dataclass
+class Run:
+    """A run that is set up: the trainer, its validation data so far, what chooses layers, and prompts still to be answered.
 
-@dataclass(frozen=True)
-class Data:
-    """The examples of a run: to train on, to validate on, and to order layers on (empty: the training data)."""
+    asked: where --prompts are not all answered yet; the trainer has some of the examples until `read_rest`.
+    """
 
-    train: list[Example]
+    trainer: Trainer
     valid: list[Example]
-    search: list[Example]
+    budget: SetBudget | None
+    asked: AskedData | None
+
+    def read_rest(self, progress: RunProgress) -> None:
+        """Let the dense model answer the other prompts, and predict what all cost."""
+        if (asked := self.asked) is not None:
+            data = self.trainer.processes.from_main(lambda: asked.read(progress))
+            self.trainer.use(data.train, data.search)
+            self.valid, self.asked = data.valid, None
+        if self.budget is not None:
+            self.valid = start_budget(self.trainer, self.budget, self.valid, progress)
 
 
-def set_up(args: argparse.Namespace) -> tuple[Trainer, list[Example]]:
-    """A trainer that is ready to run, and the validation data; the folder --out is made once all is known to be good."""
+def set_up(args: argparse.Namespace) -> Run:
+    """A trainer that is ready to run; the folder --out is made once all is known to be good.
+
+    Of prompts that are to be answered first, it has some, to measure on.
+    """
     torch.manual_seed(args.seed)
     model, tokenizer = load_model(args.model)
     layers = decoder_layers(model)
     order = checked_order(args, len(layers))
     base = None if os.path.isdir(args.model) or not args.sets else ModelFile.open(args.model).base
     budget = SetBudget(read_sets(args.sets, base, len(layers))) if args.sets else None
-    data = Processes().from_main(lambda: read_data(args, tokenizer))
+    asked, processes = AskedData(args, tokenizer) if args.prompts else None, Processes()
+    data = processes.from_main(lambda: read_data(args, tokenizer) if asked is None else asked.sample())
     routed = make_routed(args, model, layers)
     settings = settings_of(args)
     taught = None if settings.teacher == "base" else find_adapter(settings.teacher)
@@ -64,20 +76,25 @@ def set_up(args: argparse.Namespace) -> tuple[Trainer, list[Example]]:
     trainer = Trainer(routed, routed.model, data.train, settings, args.out, order, data.search)
     trainer.checkpoint_seconds = 60 * args.checkpoint
     trainer.objective.teacher = teacher and teacher.to(trainer.processes.device)
-    return trainer, data.valid if budget is None else start_budget(trainer, budget, data.valid)
+    return Run(trainer, data.valid, budget, asked)
 
 
-def start_budget(trainer: Trainer, budget: SetBudget, valid: list[Example]) -> list[Example]:
+def start_budget(
+    trainer: Trainer, budget: SetBudget, valid: list[Example], progress: RunProgress | None = None
+) -> list[Example]:
     """Let a file's budget choose the layers; returns the validation data with its predicted costs."""
+    n_train, n = len(trainer.examples), len(trainer.examples) + len(valid)
+    progress = progress or RunProgress()
+    trainer.objective.budget = budget
 
-    def predicted(examples: Sequence[Example]) -> list[Example]:
-        with trainer.autocast():
-            part = trainer.settings.part_tokens
-            return with_predictions(trainer.routed, budget.probes, examples, part, trainer.to_device)
+    def both() -> tuple[list[Example], list[Example]]:
+        step = progress.begin(PREDICTIONS)
+        found = predicted(trainer, trainer.examples, lambda done, _total: step(done, n))
+        return found, predicted(trainer, valid, lambda done, _total: step(n_train + done, n))
 
-    trainer.examples, valid = trainer.processes.from_main(lambda: (predicted(trainer.examples), predicted(valid)))
+    trainer.examples, valid = trainer.processes.from_main(both)
     budget.learn(trainer.examples)
-    trainer.objective.budget, trainer.routed.scores_prompts = budget, False
+    trainer.routed.scores_prompts = False
     return valid
 
 
@@ -102,52 +119,13 @@ def checked_order(args: argparse.Namespace, n_layer: int) -> list[int]:
 
 
 def read_data(args: argparse.Namespace, tokenizer: Any) -> Data:
-    """The examples that the options name, checked and limited; those of --prompts answered by the dense model."""
-    if args.prompts:
-        return asked_data(args, tokenizer)
+    """The examples that the options name, checked and limited."""
 
     def read(paths: list[str]) -> list[Example]:
         return read_examples(paths, tokenizer, args.max_prompt, args.max_response) if paths else []
 
     train = draw(read(args.data), args.limit, args.seed)
     return Data(train, draw(read(args.valid), args.valid_limit, 0), read(args.search_data))
-
-
-def asked_data(args: argparse.Namespace, tokenizer: Any) -> Data:
-    """The prompts of the options, or the model's own, with the dense model's answers; both are kept in --out."""
-    ask = Ask(args.samples, args.sample_temperature, args.max_tokens, args.seed)
-    threads = physical_cores()
-    os.makedirs(args.out, exist_ok=True)
-    with shown(args.quiet) as show:
-        if args.prompts == ["self"]:
-            n = args.limit or N_OWN_PROMPTS
-            prompts = own_prompts(args.model, n, args.seed, args.out, threads, show("prompts that the model writes"))
-        else:
-            prompts = draw(read_prompts(args.prompts), args.limit, args.seed)
-        valid = draw(read_prompts(args.valid), args.valid_limit, 0) if args.valid else []
-
-        def answered(of: list[AskedPrompt], words: str) -> list[Example]:
-            room = args.max_prompt + args.max_tokens + 1
-            records = dense_answers(args.model, of, ask, args.out, room, threads, show(words)) if of else []
-            return as_examples(records, tokenizer, args.max_prompt) if of else []
-
-        return Data(answered(prompts, "the dense model's answers"), answered(valid, "its answers to validate on"), [])
-
-
-@contextlib.contextmanager
-def shown(quiet: bool) -> Iterator[Callable[[str], Step]]:
-    """Yields what makes a bar on standard error, by its words."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-
-        def bar(words: str) -> Step:
-            task = progress.add_task(words, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar
 
 
 def make_routed(args: argparse.Namespace, model: Any, layers: nn.ModuleList) -> RoutedModel:

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +22,24 @@ from .processes import Processes
 from .rounding import Rounding
 from .routed_model import RoutedModel
 from .run_log import RunLog
+from .run_progress import STEPS, VALIDATION, Phase, RunProgress, Step
 from .settings import Settings
 from .validation import Losses, Scores, by_share, prompt_scores, validate
 from .weight_average import WeightAverage
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 CHECKPOINT_SECONDS = 300.0
 """Between two checkpoints, where nothing else is asked for."""
+
+
+def steps_of(n_examples: int, settings: Settings) -> tuple[int, int, int]:
+    """Batches of an epoch, batches and steps of a run.
+
+    >>> steps_of(10, Settings(batch_size=4, epochs=2.0, accumulate=2))
+    (3, 6, 3)
+    """
+    per_epoch = math.ceil(n_examples / settings.batch_size)
+    n_batches = math.ceil(per_epoch * settings.epochs)
+    return per_epoch, n_batches, math.ceil(n_batches / settings.accumulate)
 
 
 class Trainer:
@@ -59,9 +68,7 @@ class Trainer:
         self.accelerator = self.processes.accelerator
         self.routed, self.lora, self.examples, self.settings, self.out = routed, lora, examples, settings, out
         self.search_examples = search_examples or examples
-        self.per_epoch = math.ceil(len(examples) / settings.batch_size)
-        self.n_batches = math.ceil(self.per_epoch * settings.epochs)
-        self.n_steps = math.ceil(self.n_batches / settings.accumulate)
+        self._count()
         self.objective = Objective(routed, settings, self.n_steps, order)
         self.lora_weights = [p for p in lora.parameters() if p.requires_grad]
         self._make_optimizer()
@@ -69,7 +76,6 @@ class Trainer:
         self.checkpoint_seconds, self._saved = CHECKPOINT_SECONDS, time.monotonic()
         self.orders: dict[str, list[int]] = {}
         self._scores: Scores = {}  # of the validation data, as last validated
-        self._epoch, self._batches = -1, list[list[Example]]()
         lora.to(self.processes.device)
         routed.bank.to(self.processes.device)
         self.parameters = [*self.lora_weights, *routed.bank.parameters()]
@@ -79,6 +85,17 @@ class Trainer:
         if settings.precision == "bf16":
             hold_in_bf16(lora)
         self.rounding.apply()
+
+    def use(self, examples: Sequence[Example], search_examples: Sequence[Example] = ()) -> None:
+        """Train on these examples in place of others, before the first step."""
+        self.examples, self.search_examples = examples, search_examples or examples
+        self._count()
+        self.objective.n_steps = self.n_steps
+        self._make_optimizer()  # whose schedule depends on the number of steps
+
+    def _count(self) -> None:
+        self.per_epoch, self.n_batches, self.n_steps = steps_of(len(self.examples), self.settings)
+        self._epoch, self._batches = -1, list[list[Example]]()
 
     def _make_optimizer(self) -> None:
         groups = [
@@ -162,28 +179,29 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 
-    def progress(self, quiet: bool) -> Progress:
-        """A progress bar and its console on standard error, of the main process alone."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True, quiet=not self.processes.is_main)
-        return Progress(*columns, console=console, disable=quiet)
-
     def run(
-        self, valid: Sequence[Example], validate_every: int = 0, quiet: bool = False, stop_after: int | None = None
+        self,
+        valid: Sequence[Example],
+        validate_every: int = 0,
+        quiet: bool = False,
+        stop_after: int | None = None,
+        progress: RunProgress | None = None,
     ) -> Losses:
         """Train to the end, or to the step `stop_after`, on the same schedule. Ctrl-C ends it after a step, with a checkpoint.
 
+        progress: of the whole run; without one, the steps have a bar of their own unless `quiet`.
         Returns the validation loss by task and share (empty without validation data).
         """
-        with self.progress(quiet) as progress, held_interrupts() as interrupted:
-            end = min(self.n_steps, stop_after or self.n_steps)
-            bar = progress.add_task("training", total=end, completed=self.step)
+        if progress is None:
+            shown = self.processes.is_main
+            with RunProgress([Phase(STEPS, 1.0)], quiet, shown=shown) as alone:
+                return self.run(valid, validate_every, quiet, stop_after, alone)
+        with held_interrupts() as interrupted:
+            first, end = self.step, min(self.n_steps, stop_after or self.n_steps)
+            done = progress.begin(STEPS)
             while self.step < end:
-                progress.update(bar, description=self._timed_step())
-                progress.advance(bar)
+                progress.word(self._timed_step())
+                done(self.step - first, end - first)
                 if any(self.processes.sums([float(interrupted())])):  # all stop after the same step
                     self.save()
                     raise KeyboardInterrupt
@@ -191,12 +209,12 @@ class Trainer:
                     self.save()
                 if valid and validate_every and self.step % validate_every == 0:
                     found = self._validate(valid)
-                    progress.console.print(f"step {self.step}: validation loss by share {by_share(found['mean'])}")
+                    progress.say(f"step {self.step}: validation loss by share {by_share(found['mean'])}")
         self.save()
         if self.step == self.n_steps and self.average.count:  # after the checkpoint, which holds the last weights
             self.average.apply()
             self.rounding.apply()
-        return self._validate(valid) if valid else {}
+        return self._validate(valid, progress.begin(VALIDATION)) if valid else {}
 
     def _timed_step(self) -> str:
         """One step and its row in the log: words for the progress bar."""
@@ -264,9 +282,10 @@ class Trainer:
                 self._scores = prompt_scores(self.routed, self.examples[:200], self.settings.batch_size, self.to_device)
         return self._scores
 
-    def _validate(self, valid: Sequence[Example]) -> Losses:
+    def _validate(self, valid: Sequence[Example], step: Step = lambda _done, _total: None) -> Losses:
         with self.autocast():
-            losses, self._scores = validate(self.objective, valid, self.settings.batch_size, self.to_device, self.processes)
+            size = self.settings.batch_size
+            losses, self._scores = validate(self.objective, valid, size, self.to_device, self.processes, step)
         self.log.add_validation(self.step, losses)
         return losses
 

@@ -32,13 +32,17 @@ def validate(
     batch_size: int,
     to_device: Callable[[Batch], Batch],
     processes: Processes,
+    step: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> tuple[Losses, Scores]:
-    """Of each task, the mean answer cross entropy at each of SHARES, for a dense run at 0 alone, for a budget up to its largest
-    level, and the keep scores. Each process reads some of the batches; all know the result."""
-    most = 0.0 if objective.settings.max_share == 0 else 1.0 if objective.budget is None else objective.budget.most
-    shares = tuple(share for share in SHARES if share <= most)
-    groups = batches(examples, batch_size, 0, 0)
-    rows = [_read(objective, to_device(collate(group)), shares) for group in processes.own(groups)]
+    """Of each task, the mean answer cross entropy at each of `validated_shares`, and the keep scores.
+
+    Each process reads some of the batches; all know the result. step: for a progress bar.
+    """
+    shares, groups = validated_shares(objective), batches(examples, batch_size, 0, 0)
+    rows, own = list[tuple[Tensor, list[list[float]]]](), processes.own(groups)
+    for group in own:
+        rows.append(_read(objective, to_device(collate(group)), shares))
+        step(len(rows), len(own))
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: {share: [] for share in shares})
     scores: dict[str, list[Tensor]] = defaultdict(list)
     for group, (keep, losses) in zip(groups, processes.gathered(rows), strict=True):
@@ -56,6 +60,12 @@ def _read(objective: Objective, batch: Batch, shares: Sequence[float]) -> tuple[
         gate = (~objective.chosen_layers(prefilled, share)).float() if share else None  # [b, n_layer]
         losses.append(answer_cross_entropy(objective.routed.answer_logits(prefilled, gate), prefilled.batch).tolist())
     return prefilled.keep.cpu(), losses
+
+
+def validated_shares(objective: Objective) -> tuple[float, ...]:
+    """Those of SHARES that a run validates: for a dense one 0 alone, for a budget up to its largest level."""
+    most = 0.0 if objective.settings.max_share == 0 else 1.0 if objective.budget is None else objective.budget.most
+    return tuple(share for share in SHARES if share <= most)
 
 
 def _means(found: dict[str, dict[float, list[float]]], shares: Sequence[float]) -> Losses:

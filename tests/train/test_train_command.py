@@ -176,6 +176,8 @@ def test_a_plan_before_and_the_next_commands_after(tmp_path, capsys):
         "      first a search for 3 orders of the layers",
     ]
     assert re.fullmatch(r"      about \d+ seconds?; a checkpoint every 5 minutes", plan[3])
+    named = re.sub(r"\s+", " ", " ".join(plan[4:-1]))
+    assert re.search(r"order of the layers \d+ seconds?, .*steps \d+ seconds?, validation \d+ seconds?$", named)
     assert max(map(len, plan)) <= 80
     assert "step 2 of 3; the same command with --resume goes on" in part.out
     assert main([*words, "--resume"]) == 0
