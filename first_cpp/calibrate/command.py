@@ -30,9 +30,11 @@ from ..gguf.quantise import QuantizeError, quantise
 from ..gguf.router_format import router_keys
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
+from .given_sets import by_kind, read_given
 from .prompts import Prompt, in_turns, read_prompts
 
 if TYPE_CHECKING:
+    from ..gguf.cost_probes import CostProbes
     from .calibration import Calibration
     from .cost_store import CostStore
     from .engine import Engine
@@ -43,6 +45,8 @@ EPILOG = """examples:
   first-cpp calibrate -m model.gguf --out model-first.gguf
   first-cpp calibrate -m model.gguf --prompts mine.txt --minutes 20 \\
       --sidecar --out mine.gguf
+  first-cpp calibrate -m merged.gguf --sets model-first.gguf --replace \\
+      --out tuned.gguf
 
 Writes the model with levels, sets of layers and cost probes (--sidecar: these
 alone, for `--routers FILE`), and beside it NAME.calibration.safetensors, and
@@ -68,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", "--model", metavar="MODEL", help=f"{HELP} (default: the one of the demo extra)")
     add_offline(add)
     add("--out", required=True, metavar="FILE", help="the GGUF to write")
+    add("--sets", metavar="FILE", help="keep the sets of layers of an earlier calibrated file, as after the merge of a LoRA "
+        "that learned them: no search, the rest is fitted anew")  # fmt: skip
     add("--prompts", metavar="FILE", help="prompts like those the model will get (default: 314 built-in ones)")
     add(
         "--minutes",
@@ -100,11 +106,12 @@ def command(args: argparse.Namespace) -> None:
     model = ModelFile.open(find_model(args.model, args.offline))
     prompts = in_turns(read_prompts(args.prompts), args.seed)
     _check(args, model)
+    given = read_given(args.sets, model) if args.sets else None
     from .findings import sentence
     from .show import draw, progress, table
 
     with progress(args.quiet) as show:
-        found = _calibrate(args, model, prompts, show, started)
+        found = _calibrate(args, model, prompts, given, show, started)
     stem = _stem(args.out)
     found.calibration.save(f"{stem}.calibration.safetensors")
     _write(args, model, found.calibration)
@@ -140,7 +147,7 @@ def _check(args: argparse.Namespace, model: ModelFile) -> None:
         raise ModelFileError(f"{model.path} is split in {len(model.files)} files: write a --sidecar, or merge it before")
     if router_keys(model.first) and not args.sidecar and not args.replace:
         raise RouterError(f"{model.path} already carries routers; --replace puts the new ones in their place")
-    inputs = [*model.paths, *([args.prompts] if args.prompts else [])]
+    inputs = [*model.paths, *filter(None, (args.prompts, args.sets))]
     size = (1 << 20) if args.sidecar else os.path.getsize(model.path)
     check_output(args.out, inputs, args.force, size)
     check_output(_state(args.out), inputs, True, 64 << 20)
@@ -148,7 +155,9 @@ def _check(args: argparse.Namespace, model: ModelFile) -> None:
         check_regular(f"{_stem(args.out)}.calibration.{end}")
 
 
-def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], show: Show, started: float) -> Findings:
+def _calibrate(
+    args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], given: CostProbes | None, show: Show, started: float
+) -> Findings:
     from .cost_store import CostStore
     from .engine import Engine
     from .findings import conclude
@@ -171,7 +180,7 @@ def _calibrate(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]
         plan = Plan(max_tokens=args.max_tokens, seconds=60 * args.minutes)
         procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show, workers)
         try:
-            measured = procedure.carry_out()
+            measured = procedure.carry_out() if given is None else procedure.keep_sets(given)
         except KeyboardInterrupt:
             show.say(f"stopped; what was measured is in {store.path}, and the same command goes on from there")
             raise
@@ -244,11 +253,14 @@ def _quick_copy(model: ModelFile, out: str, show: Show) -> Iterator[str]:
 def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile, until: float) -> Speed:
     """What skipping gains on this machine, and the most that its bytes allow."""
     from ..gguf.byte_limit import kv_reads, weight_reads
+    from .answer_costs import NOTHING
     from .findings import Speed
+    from .procedure import SEARCHED
     from .step_times import step_times
 
     levels = (0, *measured.levels)
-    sets = [frozenset(measured.orders[0][:k]) for k in levels]
+    kept = by_kind(measured.given, SEARCHED[:1]).get(SEARCHED[0])
+    sets = [NOTHING, *(kept or (frozenset(measured.orders[0][:k]) for k in measured.levels))]
     times = step_times(engine, prompt, answer[:24], sets, until)
     reads = weight_reads(model.path)
     n_bytes = [reads.weights(layers) + kv_reads(engine.kv_cache, engine.n_ctx(), len(prompt), layers) for layers in sets]
@@ -260,6 +272,7 @@ def _origin(args: argparse.Namespace, measured: Measured, store: CostStore) -> d
     return {
         "source": os.path.basename(args.prompts) if args.prompts else "the built-in prompts of first_cpp",
         "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        **({"sets": os.path.basename(args.sets)} if args.sets else {}),
         "answers": measured.n_answers,
         "levels_measured": list(measured.levels),
         "orders": [list(order) for order in measured.orders],

@@ -13,6 +13,7 @@ from ..gguf.routers import Base
 from .budget import Ints, Outcomes, at_mean, holding_level, holding_tolerance, pick_sets, tolerance_at, within
 from .calibration import Calibration
 from .cost import AGREE, KL, SURPRISE
+from .given_sets import numbered
 from .probes import LEAST_COST, Floats64, fit, interpolate, interpolated, monotone
 from .procedure import SEARCHED, Measured
 
@@ -118,12 +119,7 @@ def conclude(
     tolerance = holding_tolerance(cost, real, fidelity)
     new = outcomes(measured, kinds[0], ~measured.in_search)  # the search chose the sets on the others
     used = len(kinds) if margin < NEVER else 1
-    sets = [
-        (k, kind, LayerSet(k, tuple(sorted(order[:k]))))
-        for k in levels
-        for kind, order in enumerate(measured.orders[:used])
-        if kind == 0 or set(order[:k]) != set(measured.orders[0][:k])
-    ]
+    sets = numbered(measured.given) or sets_of_orders(measured.orders[:used], levels)
     calibration = Calibration(
         base=base,
         sets=tuple(one for _, _, one in sets),
@@ -142,6 +138,16 @@ def conclude(
     )
     rows = _rows(measured, predicted, margin, tolerance, speed)
     return Findings(calibration, rows, coarse.r2, int(kept.sum()))
+
+
+def sets_of_orders(orders: Sequence[Sequence[int]], levels: Sequence[int]) -> list[tuple[int, int, LayerSet]]:
+    """Level, number of the order and layers of each set that orders give, those of later orders where they differ."""
+    return [
+        (k, kind, LayerSet(k, tuple(sorted(order[:k]))))
+        for k in levels
+        for kind, order in enumerate(orders)
+        if kind == 0 or set(order[:k]) != set(orders[0][:k])
+    ]
 
 
 def choose_margin(predicted: Predicted) -> float:

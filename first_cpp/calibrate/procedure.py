@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..gguf.cost_probes import CostProbes, LayerSet
 from ..runtime.layer_search import removal_order
 from ..skip import fixed_layers
 from .answer_costs import NOTHING
 from .cost import KL
 from .cost_store import CalibrationError, CostStore, Measure, Searched, Wanted
 from .engine import Engine
+from .given_sets import by_kind
 from .groups import groups_of
 from .probes import fit
 from .prompts import Prompt, is_kept_out
@@ -83,7 +85,8 @@ class Measured:
     orders: all layers, those missed least first; the first for all prompts, others for groups. levels: how many layers are
     skipped, ascending, as measured. costs: by kind of set, those of SEARCHED for each order, on prompts kept out also
     "influence" and "even": float64 [n, n_level, 3]; "dense" [n, 1, 3]. hidden: float32 [n, n_layer, n_embd] of the same
-    prompts. kept_out, in_search: bools [n]. tasks, numbers: of each prompt, [n]. n_answers: all that were given.
+    prompts. kept_out, in_search: bools [n]. tasks, numbers: of each prompt, [n]. n_answers: all that were given. given: the
+    sets of an earlier file, where these are kept: the j-th set of a level is of the j-th kind of SEARCHED.
     """
 
     orders: tuple[tuple[int, ...], ...]
@@ -95,6 +98,7 @@ class Measured:
     tasks: tuple[str, ...]
     numbers: tuple[int, ...]
     n_answers: int
+    given: tuple[LayerSet, ...] = ()
 
     def read_by_probes(self) -> npt.NDArray[np.float32]:
         """What the probes of the first order read of each prompt: [n, n_read * n_embd]."""
@@ -306,12 +310,20 @@ class Procedure:
                 self._stopped = True
         return measured if self._stopped or not own else self.measure_levels([order, *own], levels)
 
+    def keep_sets(self, given: CostProbes) -> Measured:
+        """In place of a search: the costs of the sets of an earlier file, every one measured."""
+        self.answer()
+        return self.measure_levels([given.order], given.levels, given.sets)
+
     # -- the cost of each level ---------------------------------------------------------------------------------------------
 
-    def sets(self, orders: Sequence[Sequence[int]], levels: Sequence[int]) -> dict[str, list[frozenset[int]]]:
-        """The set of each level: of the orders found, and of those that they are compared with."""
+    def sets(
+        self, orders: Sequence[Sequence[int]], levels: Sequence[int], given: Sequence[LayerSet] = ()
+    ) -> dict[str, list[frozenset[int]]]:
+        """The set of each level: of the orders found, or those given, and of those that they are compared with."""
         n_layer = self.engine.n_layer
         found = {name: [frozenset(order[:k]) for k in levels] for name, order in zip(SEARCHED, orders, strict=False)}
+        found |= by_kind(given, SEARCHED)
         if self.store.influence:
             by_influence = sorted(self.skippable, key=lambda layer: self.store.influence[layer])
             found["influence"] = [frozenset(by_influence[:k]) for k in levels]
@@ -319,10 +331,12 @@ class Procedure:
         found["even"] = even
         return found
 
-    def measure_levels(self, orders: Sequence[tuple[int, ...]], levels: Sequence[int]) -> Measured:
-        """The cost of every level on every prompt, or on as many as time allows."""
-        kept_out, searched = self.kept_out(), set(self.searched())
-        sets = self.sets(orders, levels)
+    def measure_levels(
+        self, orders: Sequence[tuple[int, ...]], levels: Sequence[int], given: Sequence[LayerSet] = ()
+    ) -> Measured:
+        """The cost of every level on every prompt, or on as many as time allows. given: sets that no search has chosen."""
+        kept_out, searched = self.kept_out(), set() if given else set(self.searched())
+        sets = self.sets(orders, levels, given)
         done = list[int]()
 
         def enough() -> bool:
@@ -345,7 +359,7 @@ class Procedure:
             self.show.say(f"interrupted: going by the {len(done)} prompts measured so far")
             self._stopped = True
         self.store.save()
-        return self._measured(sorted(done), orders, levels, sets, kept_out, searched)
+        return replace(self._measured(sorted(done), orders, levels, sets, kept_out, searched), given=tuple(given))
 
     def _measured(
         self,

@@ -31,8 +31,8 @@ STANDARD_ERRORS = 2.0
 def start_orders(trainer: Trainer, start: str | None, initialised: bool, progress: RunProgress | None = None) -> None:
     """Find the order of layers that the run needs, if any, and start the routers or the fixed set from it.
 
-    `trainer.orders` holds it, by task. start, initialised: as in `order_to_find`. progress: of the whole run. Of several processes
-    the main one searches.
+    `trainer.orders` holds it, by task. start, initialised: as in `order_to_find`. progress: of the whole run. Of several
+    processes the main one searches.
     """
     progress = progress or RunProgress(shown=trainer.processes.is_main)
     kind = order_to_find(trainer.settings.layers, start, initialised, trainer.settings.max_share)

@@ -31,8 +31,8 @@ SCORED = 200
 class Pace:
     """Seconds. prompt, answer: to read an example's, without gradients. step: all of its passes, forward and backward.
 
-    update: of the weights by the optimizer, after each pass over a batch; rounding: after a step. work: `padding_cost` of the example measured,
-    a mean.
+    update: of the weights by the optimizer, after each pass over a batch; rounding: after a step. work: `padding_cost` of the
+    example measured, a mean.
     """
 
     prompt: float
@@ -46,7 +46,8 @@ class Pace:
 @dataclass(frozen=True)
 class Work:
     """What is to be done. prompts, answers: seconds of those that the dense model is to write. examples, work: that steps read,
-    repeats counted, and their mean `padding_cost`. steps, updates: of the weights. validations: during the steps, beside the last.
+    repeats counted, and their mean `padding_cost`. steps, updates: of the weights. validations: during the steps, beside the
+    last.
 
     shares: that are validated. searched: examples of all searches for an order of the layers; fitted: prompts that routers are
     fitted on. predicted: prompts whose costs are predicted.

@@ -114,7 +114,7 @@ class Job:
                 self._train,
             ),
             Stage("merge", f"fold it into the weights, as {s.quantize}", pace.merge(), (self.merged, self.tuned), self._merge),
-            Stage("calibrate", "again, on the tuned model", minutes, (self.tuned,), self._fit),
+            Stage("calibrate", "again, the same sets on the tuned model", minutes, (self.tuned,), self._fit),
             Stage(
                 "eval",
                 f"the model as it came and the tuned one answer {n_test}",
@@ -152,9 +152,12 @@ class Job:
         merge(self.path("run"), self.model.path, self.merged, quantize=quantize, force=True, quiet=self.quiet)
 
     def _fit(self) -> None:
-        """Answers of a single token, as of a tuned classifier, cannot be calibrated on: the sets stay as they were found."""
+        """Predictors and tolerance anew, for the sets that the LoRA learned.
+
+        Answers of a single token, as of a tuned classifier, cannot be calibrated on: all stays as it was found.
+        """
         try:
-            self._calibrate("-m", self.merged, "--out", self.tuned, "--replace")
+            self._calibrate("-m", self.merged, "--out", self.tuned, "--replace", "--sets", self.path("sets.gguf"))
         except FirstCppError as error:
             print(f"not calibrated again: {error}", file=sys.stderr)
             os.replace(self.merged, self.tuned)

@@ -129,7 +129,7 @@ def test_from_a_calibrated_file_to_a_model_that_skips_its_sets(tmp_path, model, 
     assert main([*words, "--resume"]) == 0, capsys.readouterr().err
     merges, calibrates, _ = capsys.readouterr().out.splitlines()[-3:]
     assert merges.endswith("--merge --out merged.gguf")
-    assert calibrates == "  first-cpp calibrate -m merged.gguf --replace --out model-first.gguf"
+    assert calibrates == f"  first-cpp calibrate -m merged.gguf --sets {side} --replace --out model-first.gguf"
     left = read_safetensors(out, ModelFile.open(model).base, 1e-5)
     assert (left.kind, left.cost.sets, left.skip) == ("sets", routers.cost.sets, pytest.approx(routers.skip))
     assert "sets of side.gguf" in left.train["method"]

@@ -179,6 +179,7 @@ def test_every_stage_is_a_command_line_that_exists(tiny_job, monkeypatch):
     assert (sets.sidecar, sets.out) == (True, tiny_job.path("sets.gguf"))
     assert (train.sets, train.quantize) == (sets.out, "Q4_0")
     assert (quantize, fit.model, fit.out, fit.replace) == ("Q4_0", tiny_job.merged, tiny_job.tuned, True)
+    assert (sets.sets, fit.sets) == (None, sets.out)
     assert (evaluated.base, evaluated.model, evaluated.reference) == (tiny_job.model.path, tiny_job.tuned, "base")
     assert sets.prompts == fit.prompts != evaluated.data[0]
 
