@@ -112,14 +112,15 @@ class Outcome:
 
         >>> case = '<testcase classname="tests.a" name="test_b[{}]"><failure message="assert 1 == {}&#10;more"/></testcase>'
         >>> Outcome.read(f"<testsuites><testsuite>{case.format(1, 2)}{case.format(2, 3)}</testsuite></testsuites>")
-        Outcome(total=2, failed={'tests.a: test_b': (2, 'assert 1 == 2')})
+        Outcome(total=2, failed={'tests.a: test_b': (2, 'assert 1 == 2 more')})
         """
         failed = dict[str, tuple[int, str]]()
         cases = list(xml.etree.ElementTree.fromstring(junit).iter("testcase"))
         for case in cases:
             for fault in [*case.findall("failure"), *case.findall("error")]:
                 name = f"{case.get('classname')}: {str(case.get('name')).partition('[')[0]}"
-                count, message = failed.get(name, (0, str(fault.get("message")).partition("\n")[0]))
+                said = [line.strip() for line in str(fault.get("message")).splitlines() if line.strip()]
+                count, message = failed.get(name, (0, " ".join(said[:2])))
                 failed[name] = count + 1, message
         return cls(len(cases), failed)
 

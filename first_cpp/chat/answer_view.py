@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,10 +15,11 @@ from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
+from ..gguf.printable import without_controls
+
 Progress = Callable[[], "tuple[int, int] | None"]
 """The tokens of the prompt that were read, and all of them; None where no prompt is being read."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FRAMES = 12  # a second
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
 
@@ -34,15 +34,6 @@ class _Heading(Heading):
 
 class _Markdown(Markdown):
     elements: ClassVar[Any] = {**Markdown.elements, "heading_open": _Heading}
-
-
-def without_controls(text: str) -> str:
-    """Text that a terminal does not take for commands.
-
-    >>> without_controls("a\\x1b[2Jb\\n")
-    'a[2Jb\\n'
-    """
-    return _CONTROL.sub("", text)
 
 
 def markdown(text: str) -> Markdown:

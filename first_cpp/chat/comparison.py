@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cli.answer_record import AnswerRecord
-from .answer_view import Drawing, Progress, Waiting, markdown, without_controls
+from ..gguf.printable import without_controls
+from .answer_view import Drawing, Progress, Waiting, markdown
 
 
 class ComparisonView(Protocol):

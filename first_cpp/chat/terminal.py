@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from ..errors import OptionError
-from .answer_view import AnswerView, Progress, without_controls
+from ..gguf.printable import without_controls
+from .answer_view import AnswerView, Progress
 from .comparison import ColumnsView, ComparisonView, OneAfterAnother
 from .line_reader import Completions, LineReader, line_reader, typing_kept
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -61,11 +62,19 @@ def command(args: argparse.Namespace) -> None:
             measured = {"fidelity": fidelity_json(fidelity)} if args.fidelity else {}
             print(json.dumps({**made, "first_cpp": record.as_json() if record else None, **measured}))
         elif record is not None and sys.stderr.isatty():
-            print(record.line(), file=sys.stderr)
+            print(record.line(_columns()), file=sys.stderr)
         if args.fidelity and not args.json:
             print(fidelity.line() if fidelity else "nothing was skipped", file=sys.stderr)
     if reason == "interrupted":
         raise KeyboardInterrupt
+
+
+def _columns() -> int | None:
+    """Of the terminal that stderr is; None where it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def _measure(llm: Llama) -> Fidelity | None:

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from .printable import is_hidden
+
 _MOST = 40  # characters
 _LABEL_WORDS = 3  # a finetune of so many words is the label of a training run
 
@@ -32,5 +34,5 @@ def readable_name(metadata: Mapping[str, str], path: str) -> str:
 
 def _one_line(text: str) -> str:
     """Printable signs alone: a file may hold any, and terminals obey some."""
-    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    printable = "".join(" " if is_hidden(sign) else sign for sign in text)
     return " ".join(printable.split())

@@ -9,15 +9,11 @@ from typing import Any
 
 import torch
 
-from ..errors import FirstCppError
 from ..gguf.new_file import new_file
 from .examples import Example
+from .settings import TrainingError
 
 NAME = "checkpoint.pt"
-
-
-class TrainingError(FirstCppError, RuntimeError):
-    """Training that cannot go on; the last good checkpoint is kept."""
 
 
 def save_checkpoint(folder: str, state: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from ..runtime.machine import physical_cores
-from .checkpoint import TrainingError
+from .settings import TrainingError
 
 OURS = "FIRST_CPP_TRAIN_RANK"
 """In the environment of what `launch` started."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import FirstCppError
 from ..skip import needs_order
+
+
+class TrainingError(FirstCppError, RuntimeError):
+    """Training that cannot go on; the last good checkpoint is kept."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, collate
-from .checkpoint import TrainingError, digest, load_checkpoint, save_checkpoint
+from .checkpoint import digest, load_checkpoint, save_checkpoint
 from .examples import Example, batches, micro_batches
 from .interrupts import held_interrupts
 from .model import hold_in_bf16
@@ -23,7 +23,7 @@ from .rounding import Rounding
 from .routed_model import RoutedModel
 from .run_log import RunLog
 from .run_progress import STEPS, VALIDATION, Phase, RunProgress, Step
-from .settings import Settings
+from .settings import Settings, TrainingError
 from .validation import Losses, Scores, by_share, prompt_scores, validate
 from .weight_average import WeightAverage
 

@@ -53,6 +53,19 @@ def model_group(verb):
     return [(action.option_strings, action.default, action.help.removesuffix(several)) for action in group._group_actions]
 
 
+def test_the_command_line_needs_no_extra():
+    """As in an environment with the wheel alone."""
+    absent = ("torch", "transformers", "peft", "accelerate", "matplotlib", "fastapi", "uvicorn", "huggingface_hub")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))
+from first_cpp.cli.main import setup_arg_parser
+setup_arg_parser()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_verbs_that_answer_take_the_same_options_of_a_model():
     assert model_group("run") == model_group("chat") == model_group("serve")
 

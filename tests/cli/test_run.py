@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 
@@ -155,3 +156,20 @@ def test_fidelity_by_an_explicit_call(tiny, models):
     assert f"{found['equal']} of {found['positions']} choices are the full model's" in said
     dense = subprocess.run([*words, "--fidelity", "--skip", "none"], capture_output=True, text=True, check=True).stderr
     assert "nothing was skipped" in dense
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+@pytest.mark.parametrize("columns", [60, 200])
+def test_the_line_under_an_answer_fits_the_terminal(routed, columns):
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    arguments = ["-m", routed, "--skip", "0.34", "--raw", "-n", "12", "--temp", "0", "Once upon"]
+    done = subprocess.run([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    assert done.returncode == 0
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    (line,) = [line for line in shown.splitlines() if "tokens/s" in line]
+    assert len(line) <= columns
+    assert ("over dense" in line) is (columns == 200)

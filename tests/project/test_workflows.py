@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import pathlib
 import re
 import shlex
+import sys
 
 import pytest
+import upstream
 
 from first_cpp.cli.main import setup_arg_parser
 
 yaml = pytest.importorskip("yaml")
+tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
 ROOT = pathlib.Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
@@ -51,6 +55,38 @@ def test_the_commands_of_the_empty_environment_parse():
     assert len(commands) == 4
     for command in commands:
         setup_arg_parser().parse_args(shlex.split(command.split(" & ")[0]))
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """The modules that a file imports as it is loaded."""
+    tree = ast.parse(path.read_text())
+    found = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in found}
+
+
+def test_the_environment_of_a_wheel_has_what_its_tests_import():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["cibuildwheel"]
+    installed = [*project["project"]["dependencies"], *wheel["test-requires"]]
+    names = {re.match(r"[\w-]+", one)[0].replace("-", "_") for one in installed}
+    paths = [ROOT / name for command in wheel["test-command"] for name in re.findall(r"\{project\}/([\w/.]+)", command)]
+    files = [
+        ROOT / "tests" / "conftest.py",
+        *(file for path in paths for file in ([path] if path.is_file() else path.glob("*.py"))),
+    ]
+    assert len(files) > 10
+    support = {file.stem: file for file in (ROOT / "tests" / "support").glob("*.py")}
+    seen = set()
+    while files:
+        file = files.pop()
+        seen.add(file)
+        modules = imported(file)
+        files += [support[name] for name in modules & set(support) if support[name] not in seen]
+        assert modules <= set(sys.stdlib_module_names) | {"first_cpp", "llama_cpp", *support, *names}, file
+        assert not modules & {"resource", "fcntl", "pwd"}, f"{file}: Windows lacks it"
+    written = {re.sub(r"\s", "", one) for one in upstream.NEEDED}
+    assert set(wheel["test-requires"]) <= written
 
 
 def test_a_release_is_what_the_version_and_the_changelog_say():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import time
 
 import jsonschema
@@ -479,6 +478,7 @@ def test_a_schema_that_llama_cpp_cannot_convert(tiny, load):
 )  # fmt: skip
 def test_large_counts_cost_nothing(model, schema):
     """llama_cpp writes them out: 3.3 GB for 10^8."""
+    resource = pytest.importorskip("resource")  # not on Windows
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     grammar = llama_cpp.LlamaGrammar.from_json_schema(schema)
     assert model("Hello", grammar=grammar, max_tokens=5)["usage"]["completion_tokens"] > 0

@@ -11,10 +11,10 @@ import torch
 from training import examples, trainer
 
 from first_cpp.train import trainer as training_loop
-from first_cpp.train.checkpoint import TrainingError
 from first_cpp.train.interrupts import held_interrupts
 from first_cpp.train.layer_orders import start_orders
 from first_cpp.train.objective import Objective
+from first_cpp.train.settings import TrainingError
 from first_cpp.train.trainer import Trainer
 
 

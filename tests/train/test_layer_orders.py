@@ -7,9 +7,9 @@ import torch
 from training import answer, examples, trainer
 
 from first_cpp.train import layer_orders
-from first_cpp.train.checkpoint import TrainingError
 from first_cpp.train.examples import Example
 from first_cpp.train.layer_orders import find_order, sample, sample_by_task, start_orders
+from first_cpp.train.settings import TrainingError
 
 
 def test_routers_are_fitted_on_prompts_of_every_task(tmp_path, monkeypatch):
