@@ -96,7 +96,10 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests came to. total: of all tests. failed: how many of each function failed, and the first one's message."""
+    """What the tests came to.
+
+    total: of all tests but skipped ones. failed: how many of each function failed, and what the first one said.
+    """
 
     total: int
     failed: Mapping[str, tuple[int, str]]
@@ -115,7 +118,8 @@ class Outcome:
         Outcome(total=2, failed={'tests.a: test_b': (2, 'assert 1 == 2 more')})
         """
         failed = dict[str, tuple[int, str]]()
-        cases = list(xml.etree.ElementTree.fromstring(junit).iter("testcase"))
+        found = xml.etree.ElementTree.fromstring(junit).iter("testcase")
+        cases = [case for case in found if case.find("skipped") is None]
         for case in cases:
             for fault in [*case.findall("failure"), *case.findall("error")]:
                 name = f"{case.get('classname')}: {str(case.get('name')).partition('[')[0]}"
