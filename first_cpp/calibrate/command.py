@@ -26,7 +26,7 @@ from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.embed import embed, write_sidecar
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import check_output, check_regular
-from ..gguf.quantise import QuantizeError, quantise
+from ..gguf.quantise import QuantizeError, quantise, quiet_llama_cpp
 from ..gguf.router_format import router_keys
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
@@ -202,7 +202,9 @@ def _tokens(
 
     from ..runtime.chat_prompt import chat_prompt
 
-    with contextlib.closing(llama_cpp.Llama(model.path, vocab_only=True, verbose=False)) as vocabulary:
+    with quiet_llama_cpp():
+        opened = llama_cpp.Llama(model.path, vocab_only=True, verbose=False)
+    with contextlib.closing(opened) as vocabulary:
         if "tokenizer.chat_template" not in vocabulary.metadata:
             show.say("this model has no chat template: it continues the prompts as plain text")
         tokens = [chat_prompt(vocabulary, prompt.text) for prompt in prompts]
