@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
+from llama_cpp._logger import llama_log_callback
 
 from ..errors import FirstCppError, OptionError
 from .deferred_signals import DeferredSignals
@@ -101,11 +101,15 @@ def run_quantizer(model: str | os.PathLike[str], out: str | os.PathLike[str], pa
 
 @contextlib.contextmanager
 def quiet_llama_cpp() -> Iterator[None]:
-    """llama.cpp's quantizer logs a line for every tensor, a vocabulary without its model a false warning."""
-    logger = logging.getLogger("llama-cpp-python")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # llama_cpp logs llama.cpp's warnings as errors
+    """llama.cpp's quantizer logs a line for every tensor, a vocabulary without its model a false warning.
+
+    Its log goes nowhere: the level of llama_cpp's logger is set anew by every `Llama` that is made.
+    """
+    llama_cpp.llama_log_set(_nowhere, ctypes.c_void_p(0))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+
+
+_nowhere = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
