@@ -29,6 +29,7 @@ from first_cpp.calibrate.probes import Floats64
 from first_cpp.calibrate.procedure import SEARCHED, Measured, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.cli.jsonl import field, lines
+from first_cpp.gguf.cost_probes import LayerSet
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.runtime.chat_prompt import chat_prompt
 from first_cpp.runtime.machine import physical_cores
@@ -61,8 +62,10 @@ class AllKeptOut(Procedure):
     def searched(self) -> list[int]:
         return []
 
-    def sets(self, orders: Sequence[Sequence[int]], levels: Sequence[int]) -> dict[str, list[frozenset[int]]]:
-        found = super().sets(orders, levels)
+    def sets(
+        self, orders: Sequence[Sequence[int]], levels: Sequence[int], given: Sequence[LayerSet] = ()
+    ) -> dict[str, list[frozenset[int]]]:
+        found = super().sets(orders, levels, given)
         for kind in UNIFORM:  # a level that is not asked for costs nothing to measure, and is none below
             found[kind] = [one if k in self.uniform else NOTHING for k, one in zip(levels, found[kind], strict=True)]
         return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from chart import Axis, Panel, Series, draw
 from figures import Cells, adapter_rows, bench, four_task_rows, interval, machine, measured, results
-from marks import ROOT, fill
+from marks import NOTES, ROOT, fill
 
 PAGE = os.path.join(ROOT, "docs", "results.md")
 PICTURE = os.path.join(ROOT, "docs", "gain.svg")
@@ -70,9 +70,9 @@ def _pm(row: dict, key: str) -> str:
     return f"{row[key]:.3f} ± {row[f'{key}_stderr']:.3f}"
 
 
-def calibration() -> str:
-    """KL and fidelity of every way to skip, at equal mean share, on all kinds of prompts."""
-    if not measured("calibration"):
+def calibration(name: str = "calibration") -> str:
+    """KL and fidelity of every way to skip, at equal mean share, on all kinds of prompts. name: of the results."""
+    if not measured(name):
         return NOT_YET.format("calibration")
     rows = [
         [
@@ -83,10 +83,10 @@ def calibration() -> str:
             _with_interval(row, "kl_over_influence", 2),
             _with_interval(row, "kl_over_single set", 2),
         ]
-        for row in bench("calibration", kind="all")
+        for row in bench(name, kind="all")
     ]
     columns = ["mean share", "layers by", "KL", "fidelity", "KL / block influence", "KL / single set"]
-    return f"{table(columns, rows)}\n\n    {results('calibration')['command']}"
+    return f"{table(columns, rows)}\n\n    {results(name)['command']}"
 
 
 def calibration_kinds() -> str:
@@ -204,6 +204,8 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
     fill(PAGE, "tools/results_page.py calibrate_runs", calibrate_runs())
+    fill(NOTES, "tools/results_page.py chat_as_it_comes", calibration("calibration_chat"))
+    fill(NOTES, "tools/results_page.py chat_everyday", calibration("calibration_everyday"))
     fill(GUIDE, "tools/results_page.py calibration_growth", calibration_growth())
     with open(PICTURE, "w", encoding="utf-8") as file:
         file.write(picture())

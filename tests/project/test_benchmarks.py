@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import sys
 
+import calibration
 import pytest
 import what_else
 import what_else_page
+
+from first_cpp.calibrate.procedure import Procedure
 
 
 @pytest.fixture
@@ -70,3 +74,12 @@ def test_the_verdict_is_that_of_the_figures(monkeypatch):
     verdicts = what_else_page.verdict()
     assert "8 to 4 (Q8_0 to Q4_K_M): **little of it**, 40" in verdicts
     assert "4 to 2 (Q4_K_M to Q2_K): **part of it**, 71" in verdicts
+
+
+def test_a_benchmarks_own_steps_are_called_as_calibrates_are():
+    own = [name for name, value in vars(calibration.AllKeptOut).items() if inspect.isfunction(value)]
+    assert {"sets", "kept_out", "searched"} <= set(own)
+    for name in own:
+        if name in vars(Procedure):
+            mine, theirs = (list(inspect.signature(getattr(of, name)).parameters) for of in (calibration.AllKeptOut, Procedure))
+            assert mine == theirs, name
