@@ -66,7 +66,7 @@ class AllKeptOut(Procedure):
         self, orders: Sequence[Sequence[int]], levels: Sequence[int], given: Sequence[LayerSet] = ()
     ) -> dict[str, list[frozenset[int]]]:
         found = super().sets(orders, levels, given)
-        for kind in UNIFORM:  # a level that is not asked for costs nothing to measure, and is none below
+        for kind in found.keys() & set(UNIFORM):  # a level not asked for costs nothing to measure, and is none below
             found[kind] = [one if k in self.uniform else NOTHING for k, one in zip(levels, found[kind], strict=True)]
         return found
 
@@ -130,8 +130,10 @@ def at_share(calibration: Calibration, measured: Measured, which: np.ndarray, sh
     alone_cost, alone = predicted.with_margin(NEVER)
     cost, both = predicted.with_margin(calibration.margin)
     true_cost, best = predicted.oracle()
-    return {
-        "influence": _uniform(outcomes(measured, "influence", which), mean),
+    by_influence = (
+        {"influence": _uniform(outcomes(measured, "influence", which), mean)} if "influence" in measured.costs else {}
+    )
+    return by_influence | {
         "even": _uniform(outcomes(measured, "even", which), mean),
         "single set": _uniform(alone, mean),
         "sets by prompt": _uniform(both, mean),
@@ -158,14 +160,15 @@ def table(calibration: Calibration, measured: Measured, seeds: np.ndarray, share
     tasks, rng = np.array(measured.tasks), np.random.default_rng(0)
     rows: list[dict[str, object]] = []
     for share in shares:
-        found = {name: np.zeros((len(seeds), 3)) for name in SYSTEMS}
+        systems = [name for name in SYSTEMS if name in measured.costs or name not in UNIFORM]
+        found = {name: np.zeros((len(seeds), 3)) for name in systems}
         for seed in range(N_SEEDS):  # a budget at a mean is a matter of all prompts of one seed
             for name, values in at_share(calibration, measured, seeds == seed, share).items():
                 found[name][seeds == seed] = values
         for kind in ("all", *sorted(set(tasks))):
             of = np.flatnonzero(tasks == kind) if kind != "all" else np.arange(len(tasks))
             draws = _resampled(tasks[of], rng)
-            for name in SYSTEMS:
+            for name in systems:
                 rows.append({"share": share, "kind": kind, "system": name, **_summary(found, name, of, seeds, draws)})
     return rows
 
@@ -188,7 +191,7 @@ def _summary(
     row: dict[str, object] = {"n": len(of), "layers": layers, "kl": kl, "fidelity": fidelity}
     row["kl_interval"] = _interval(values[draws, 1].mean(axis=1))
     row["fidelity_interval"] = _interval(values[draws, 2].mean(axis=1))
-    for other in ("influence", "single set"):
+    for other in found.keys() & {"influence", "single set"}:
         base = found[other][of, 1]
         row[f"kl_over_{other}"] = float(values[:, 1].mean() / base.mean())
         row[f"kl_over_{other}_interval"] = _interval(values[draws, 1].mean(axis=1) / base[draws].mean(axis=1))
@@ -208,7 +211,7 @@ def measure(args, calibration: Calibration) -> tuple[Measured, np.ndarray]:
     store = CostStore(args.state, identity, len(prompts))
     if store.stale:
         raise SystemExit(f"{args.state} is of other prompts or another model; remove it")
-    store.influence = calibration.origin["influence"]
+    store.influence = calibration.origin.get("influence", [])  # not measured where sets were given
     procedure = AllKeptOut(engine, prompts, tokens, model.norm_eps, store, Plan(), Show(bar=_bar))
     means = [round(share * calibration.base.n_layer, 6) for share in args.shares]
     orders = [tuple(order) for order in calibration.origin["orders"]]
@@ -222,7 +225,7 @@ def measure(args, calibration: Calibration) -> tuple[Measured, np.ndarray]:
     engine.close()
     if len(measured.numbers) < len(procedure.usable()) and time.monotonic() < procedure.until:
         raise SystemExit(f"stopped; what was measured is in {args.state}")
-    for kind in UNIFORM:
+    for kind in measured.costs.keys() & set(UNIFORM):
         measured.costs[kind][:, [k not in procedure.uniform for k in levels]] = np.nan
     return measured, np.array(seeds)[list(measured.numbers)]
 

@@ -1,6 +1,6 @@
 """Where a training step's time goes: SmolLM2-135M on random tokens, three steps after one that warms up.
 
-    python research/profile_training.py [--page research/training_profile.md]
+    python research/profile_training.py [--precision bf16] [--quantize Q4_0] [--page research/training_profile.md]
 
 Prints a page, and writes it where --page says. Prompts have 60 to 260 tokens and answers 8 to 56; which tokens they are changes
 no time.
@@ -67,8 +67,8 @@ def random_examples(n: int, vocabulary: int) -> list[Example]:
     return [Example("t", tokens(60, 260), tokens(8, 56)) for _ in range(n)]
 
 
-def make_trainer(folder: str) -> Trainer:
-    """SmolLM2 with LoRA of rank 16 and routers that prefer the middle layers, batches of 8."""
+def make_trainer(folder: str, precision: str = "float32", quantize: str = "") -> Trainer:
+    """SmolLM2 with LoRA of rank 16 and routers that prefer the middle layers, batches of 8. Arguments: as in `Settings`."""
     torch.manual_seed(0)
     model, tokenizer = load_model(find_demo_model())
     layers = decoder_layers(model)
@@ -76,7 +76,7 @@ def make_trainer(folder: str) -> Trainer:
     bank = RouterBank(len(layers), model.config.hidden_size, 1e-5)
     torch.nn.init.normal_(bank.bias, std=0.3)
     routed = RoutedModel(lora, layers, bank)
-    settings = Settings(batch_size=8)
+    settings = Settings(batch_size=8, precision=precision, quantize=quantize)
     return Trainer(routed, lora, random_examples(8 * (STEPS + 1), len(tokenizer)), settings, folder)
 
 
@@ -137,7 +137,8 @@ def page(trainer: Trainer, clock: Clock, seconds: float) -> str:
             "# Where a training step's time goes",
             "",
             "Written by `python research/profile_training.py`: SmolLM2-135M, LoRA of rank 16, batches of 8, three passes, "
-            f"{trainer.settings.precision}; mean of {STEPS} steps after one that warms up.",
+            f"{', rounded to '.join(filter(None, (trainer.settings.precision, trainer.settings.quantize)))}; "
+            f"mean of {STEPS} steps after one that warms up.",
             f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads.",
             "",
             f"A step: {seconds / STEPS:.2f} s for {prompts / STEPS:.0f} prompt tokens and {tokens / STEPS:.0f} answer tokens; "
@@ -162,9 +163,11 @@ def page(trainer: Trainer, clock: Clock, seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", default="", metavar="FILE", help="where the figures go as well")
+    parser.add_argument("--precision", default="float32", choices=["bf16", "float32"], help="(default: %(default)s)")
+    parser.add_argument("--quantize", default="", metavar="TYPE", help="train for weights of this type")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(folder)
+        trainer = make_trainer(folder, args.precision, args.quantize)
         text = page(trainer, *profile(trainer))
     print(text)
     if args.page:

@@ -141,6 +141,8 @@ def calibration_growth() -> str:
 
 
 def _with_interval(row: dict, key: str, digits: int = 3) -> str:
+    if key not in row:
+        return ""
     value, low, high = (f"{number:.{digits}f}".replace("-0.000", "0.000") for number in (row[key], *row[f"{key}_interval"]))
     return f"{value} ({low} to {high})"
 

@@ -133,6 +133,7 @@ def test_the_command_writes_its_files_once_and_goes_on_after_ctrl_c(tmp_path, tr
         return reference.make_model(SHAPES["tiny"], seed=2), Words()
 
     monkeypatch.setattr("first_cpp.train.run_setup.load_model", load)
+    train = [*train[:-1], "--lr", "0.001", "--out"]  # Adam enlarges what sums differ by, the more the larger its steps
     assert main([*train, whole, "--epochs", "8", "--processes", "1"]) == 0
     with start(COMMAND, tmp_path, *train, broken, "--epochs", "8") as started:
         log = tmp_path / "broken" / "log.csv"
@@ -151,7 +152,7 @@ def test_the_command_writes_its_files_once_and_goes_on_after_ctrl_c(tmp_path, tr
     assert json.loads((tmp_path / "broken" / "train.json").read_text())["processes"] == 2
     adapters = [load_file(os.path.join(run, "adapter", "adapter_model.safetensors")) for run in (whole, broken)]
     for name, weight in adapters[0].items():
-        torch.testing.assert_close(weight, adapters[1][name], rtol=0, atol=1e-3)  # Adam enlarges what sums differ by
+        torch.testing.assert_close(weight, adapters[1][name], rtol=0, atol=1e-4)
     logs = [list(map(row, (tmp_path / run / "log.csv").read_text().split()[1:])) for run in ("whole", "broken")]
     for alone, shared in zip(*logs, strict=True):
         assert alone == pytest.approx(shared, abs=1e-4)
