@@ -110,8 +110,9 @@ def prefill_variants(trainer: Trainer) -> dict[str, float]:
     def whole(group: list[Example]) -> object:
         return trainer.routed.prefill(collate(group))
 
-    found = {"as in training": seconds(whole)}
-    with torch.no_grad():
+    with trainer.autocast():
+        found = {"as in training": seconds(whole)}
+    with torch.no_grad(), trainer.autocast():
         found["without gradients"] = seconds(whole)
         with trainer.lora.disable_adapter():
             found["without gradients and LoRA"] = seconds(whole)
