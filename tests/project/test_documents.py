@@ -152,7 +152,8 @@ def test_benchmarks_show_what_make_bench_runs(monkeypatch):
     import results_page
     import what_else_page
 
-    pages = [pathlib.Path(path).read_text() for path in (document.PATH, what_else_page.PAGE, results_page.PAGE)]
+    paths = (document.PATH, what_else_page.PAGE, results_page.PAGE, results_page.GUIDE, results_page.NOTES)
+    pages = [pathlib.Path(path).read_text() for path in paths]
     shown = {line for page in pages for line in re.findall(r"^    (.+)$", page, re.MULTILINE)}
     recorded = {path.stem: json.loads(path.read_text())["command"] for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert set(recorded.values()) <= shown
