@@ -28,7 +28,7 @@ def planned(args: argparse.Namespace, run: Run) -> list[Phase]:
     """The phases of a run with their seconds, measured on some of its examples."""
     trainer = run.trainer
     if (budget := run.budget) is not None:  # its tolerances are found anew once all examples are there
-        trainer.objective.budget, trainer.routed.scores_prompts = budget, False
+        trainer.objective.budget = budget
         budget.learn(predicted(trainer, trainer.examples[:GROUP]))
     return phases(measure(trainer, trainer.examples), work_of(args, run), trainer.objective.n_layer)
 

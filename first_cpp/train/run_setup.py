@@ -65,6 +65,7 @@ def set_up(args: argparse.Namespace) -> Run:
     asked, processes = AskedData(args, tokenizer) if args.prompts else None, Processes()
     data = processes.from_main(lambda: read_data(args, tokenizer) if asked is None else asked.sample())
     routed = make_routed(args, model, layers)
+    routed.scores_prompts = budget is None
     settings = settings_of(args)
     taught = None if settings.teacher == "base" else find_adapter(settings.teacher)
     teacher = Teacher(load_model(args.model)[0], taught) if settings.teacher else None
@@ -94,7 +95,6 @@ def start_budget(
 
     trainer.examples, valid = trainer.processes.from_main(both)
     budget.learn(trainer.examples)
-    trainer.routed.scores_prompts = False
     return valid
 
 

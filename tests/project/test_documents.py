@@ -121,6 +121,21 @@ def test_results_are_those_of_the_files(part):
     assert written == getattr(results_page, part)(), "run `make docs`"
 
 
+@pytest.mark.parametrize(
+    ("page", "part", "function", "given"),
+    [
+        ("GUIDE", "calibration_growth", "calibration_growth", ()),
+        ("NOTES", "chat_as_it_comes", "calibration", ("calibration_chat",)),
+        ("NOTES", "chat_everyday", "calibration", ("calibration_everyday",)),
+    ],
+)
+def test_tables_on_other_pages_are_those_of_the_files(page, part, function, given):
+    import results_page
+
+    written = written_part(pathlib.Path(getattr(results_page, page)), f"tools/results_page.py {part}")
+    assert written == getattr(results_page, function)(*given), "run `make docs`"
+
+
 def test_the_picture_is_drawn_from_the_files():
     import results_page
 
