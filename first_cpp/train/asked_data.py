@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..cli.jsonl import DataError
 from ..runtime.machine import physical_cores
@@ -46,8 +45,8 @@ class AskedData:
     each with all its answers counted.
     """
 
-    def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
-        self._args, self._tokenizer = args, tokenizer
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
         self._ask = Ask(args.samples, args.sample_temperature, args.max_tokens, args.seed)
         self._own = args.limit or N_OWN_PROMPTS if args.prompts == ["self"] else 0
         self._prompts = [] if self._own else draw(read_prompts(args.prompts), args.limit, args.seed)
@@ -99,7 +98,7 @@ class AskedData:
             return []
         room = self._args.max_prompt + self._args.max_tokens + 1
         records = dense_answers(self._args.model, of, self._ask, self._args.out, room, physical_cores(), step)
-        return as_examples(records, self._tokenizer, self._args.max_prompt)
+        return as_examples(records, self._args.max_prompt)
 
 
 def no_step(_done: int, _total: int) -> None:

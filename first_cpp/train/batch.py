@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.predicted_cost import Prediction
+from .dense_outputs import Outputs
 from .examples import Example
 
 IGNORED = -100
@@ -19,14 +20,15 @@ IGNORED = -100
 class Batch:
     """Prompts padded on the left, answers on the right: answers begin at column `split` in every row.
 
-    ids, mask: [b, t]. In column `split` stands the first answer token, and from there on positions skip layers. predictions: of
-    the examples that have one.
+    ids, mask: [b, t]. In column `split` stands the first answer token, and from there on positions skip layers. predictions,
+    outputs: of the examples that have one.
     """
 
     ids: Tensor
     mask: Tensor
     split: int
     predictions: Sequence[Prediction] = ()
+    outputs: Sequence[Outputs] = ()
 
     @property
     def prompt_mask(self) -> Tensor:
@@ -66,4 +68,5 @@ def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
         begin, end = split - len(example.prompt), split + len(example.response)
         ids[row, begin:end] = torch.tensor(example.prompt + example.response)
         mask[row, begin:end] = True
-    return Batch(ids, mask, split, [e.prediction for e in examples if e.prediction is not None])
+    predictions = [e.prediction for e in examples if e.prediction is not None]
+    return Batch(ids, mask, split, predictions, [e.outputs for e in examples if e.outputs is not None])

@@ -6,10 +6,12 @@ Both are kept beside the run, a JSON object a line, each under a key of what it 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,9 @@ from ..cli.jsonl import DataError, field, lines
 from ..errors import OptionError
 from ..gguf.model_file import ModelFile
 from ..runtime.chat_prompt import chat_prompt, user_turn
-from ..runtime.greedy import answer_timed, context_size
-from .examples import Example, encode_prompt
+from ..runtime.greedy import answer_tokens, context_size
+from .dense_outputs import N_TOP, Output, Outputs, last_output
+from .examples import Example
 from .run_progress import Step
 from .settings import Ask
 
@@ -106,7 +109,8 @@ def read_prompts(paths: Sequence[str]) -> list[AskedPrompt]:
 def dense_answers(
     model: str, prompts: Sequence[AskedPrompt], ask: Ask, folder: str, n_ctx: int, n_threads: int, step: Step
 ) -> list[dict[str, Any]]:
-    """The dense model's answers to prompts: records with task, prompt, tokens (the end token not among them) and ended.
+    """The dense model's answers to prompts: records with task, prompt, prompt_tokens, tokens, end (the token with which the
+    model ended the answer, or None) and what the model gave each of these (`Outputs.packed`).
 
     Those in the folder's file are taken from there. A prompt that leaves no room for an answer is dropped.
     """
@@ -119,11 +123,10 @@ def dense_answers(
             step(done, len(wanted))
             tokens = chat_prompt(llm, prompt.text)
             fits = len(tokens) + 2 <= context_size(llm)
-            found, ended = _answer(llm, tokens, ask, number) if fits else ([], False)
-            text = llm.detokenize(found).decode("utf-8", "replace")
-            kept.add(
-                {"key": key, "task": prompt.task, "prompt": prompt.text, "response": text, "tokens": found, "ended": ended}
-            )
+            one = _answer(llm, tokens, ask, number) if fits else Answer()
+            text = llm.detokenize(one.tokens).decode("utf-8", "replace")
+            record = {"key": key, "task": prompt.task, "prompt": prompt.text, "response": text, "prompt_tokens": tokens}
+            kept.add({**record, "tokens": one.tokens, "end": one.end, **one.packed()})
     step(len(wanted), len(wanted))
     return [kept.found[key] for _, _, key in wanted]
 
@@ -131,7 +134,7 @@ def dense_answers(
 def _wanted(model: str, prompts: Sequence[AskedPrompt], ask: Ask) -> list[tuple[AskedPrompt, int, str]]:
     """The answers that are wanted: prompt, number and key."""
     of = model_key(model)
-    settings = [ask.max_tokens] if ask.n == 0 else [ask.max_tokens, ask.temperature, ask.seed]
+    settings = [N_TOP, ask.max_tokens] if ask.n == 0 else [N_TOP, ask.max_tokens, ask.temperature, ask.seed]
     return [
         (prompt, number, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in range(max(1, ask.n))
     ]
@@ -149,29 +152,61 @@ def n_written(folder: str) -> int:
     return len({" ".join(one["text"].split()) for one in kept if one["ended"] and is_usable(one["text"])})
 
 
-def _answer(llm: llama_cpp.Llama, prompt: list[int], ask: Ask, number: int) -> tuple[list[int], bool]:
-    """Tokens of one answer, and whether the model ended it."""
-    if ask.n == 0:
-        one = answer_timed(llm, prompt, ask.max_tokens)
-        return one.tokens, one.ended
-    return _drawn(llm, prompt, ask.max_tokens, ask.temperature, ask.seed + number)
+@dataclass
+class Answer:
+    """Tokens of one answer, the token with which the model ended it, and the output at each of these."""
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    end: int | None = None
+    outputs: list[Output] = dataclasses.field(default_factory=list)
+
+    def packed(self) -> dict[str, object]:
+        """The outputs, for a record; nothing of an empty answer."""
+        return Outputs.stack(self.outputs).packed() if self.tokens else {}
 
 
-def _drawn(llm: llama_cpp.Llama, prompt: list[int], most: int, temperature: float, seed: int) -> tuple[list[int], bool]:
-    """Tokens drawn from the model's whole distribution, and whether it ended them."""
+def _answer(llm: llama_cpp.Llama, prompt: list[int], ask: Ask, number: int) -> Answer:
+    """One answer; it ends where the model ends it, at `max_tokens` or with the context."""
+    if ask.n > 0:
+        return _drawn(llm, prompt, ask.max_tokens, ask.temperature, ask.seed + number, functools.partial(last_output, llm))
+    one, tokens = Answer(), answer_tokens(llm, prompt, ask.max_tokens)
+    while True:
+        try:
+            token, _ = next(tokens)
+        except StopIteration as stop:
+            if stop.value:
+                one.outputs.append(last_output(llm))
+                one.end = int(one.outputs[-1][0][0])  # the most probable one: answers are greedy
+            return one
+        one.tokens.append(token)
+        one.outputs.append(last_output(llm))
+
+
+def _drawn(
+    llm: llama_cpp.Llama,
+    prompt: list[int],
+    most: int,
+    temperature: float,
+    seed: int,
+    output: Callable[[], Output] | None = None,
+) -> Answer:
+    """An answer drawn from the model's whole distribution. output: what the model gave the next token, where it is wanted."""
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
     most = min(most, context_size(llm) - len(prompt) - 1)
-    found: list[int] = []
+    one = Answer()
     llm.set_seed(seed)
     tokens = llm.generate(prompt, temp=temperature, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
     with contextlib.closing(tokens):
         for token in tokens:
+            if output is not None:
+                one.outputs.append(output())
             if llama_cpp.llama_vocab_is_eog(vocabulary, token):
-                return found, True
-            found.append(int(token))
-            if len(found) >= most:
+                one.end = int(token)
                 break
-    return found, False
+            one.tokens.append(int(token))
+            if len(one.tokens) >= most:
+                break
+    return one
 
 
 def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step: Step) -> list[AskedPrompt]:
@@ -192,8 +227,10 @@ def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step
             key = key_of(of, seed, number)
             if key not in kept.found:
                 llm = llm or stack.enter_context(dense_model(model, 1024, n_threads))
-                tokens, ended = _drawn(llm, user_turn(llm), MOST_PROMPT, HEAT, seed + number)
-                kept.add({"key": key, "text": llm.detokenize(tokens).decode("utf-8", "replace"), "ended": ended})
+                turn = _drawn(llm, user_turn(llm), MOST_PROMPT, HEAT, seed + number)
+                kept.add(
+                    {"key": key, "text": llm.detokenize(turn.tokens).decode("utf-8", "replace"), "ended": turn.end is not None}
+                )
             one = kept.found[key]
             if one["ended"] and is_usable(one["text"]):
                 found.setdefault(" ".join(one["text"].split()))
@@ -217,17 +254,16 @@ def is_usable(text: str) -> bool:
     return whole and varied and len(words) >= LEAST_WORDS and "<|" not in text and "|>" not in text
 
 
-def as_examples(records: Sequence[dict[str, Any]], tokenizer: Any, max_prompt: int) -> list[Example]:
-    """Examples to train on: answers in the tokens that the model chose, and its end token where it ended them.
+def as_examples(records: Sequence[dict[str, Any]], max_prompt: int) -> list[Example]:
+    """Examples to train on, in llama.cpp's tokens: what the model read and chose, the end token too where it ended an answer.
 
     Empty answers and prompts of more than `max_prompt` tokens are dropped. Raises DataError where nothing is left.
     """
     found = []
     for one in records:
-        prompt = encode_prompt(tokenizer, one["prompt"])
-        response = [*one["tokens"], *([tokenizer.eos_token_id] if one["ended"] else [])]
-        if one["tokens"] and len(prompt) <= max_prompt:
-            found.append(Example(one["task"], prompt, response))
+        response = one["tokens"] if one["end"] is None else [*one["tokens"], one["end"]]
+        if one["tokens"] and len(one["prompt_tokens"]) <= max_prompt:
+            found.append(Example(one["task"], one["prompt_tokens"], response, outputs=Outputs.unpacked(one)))
     if not found:
         raise DataError(
             f"the dense model answered none of {len(records)} prompts, or all are longer than --max-prompt {max_prompt}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,13 +11,15 @@ from typing import Any, Protocol, TypeVar
 
 from ..cli.jsonl import DataError, field, lines
 from ..runtime.predicted_cost import Prediction
+from .dense_outputs import Outputs
 
 
 @dataclass(frozen=True)
 class Example:
     """The tokens of one prompt, in the model's chat template, and of its answer, the end token included.
 
-    prediction: what a file's sets of layers are predicted to cost it, where a run trains for those.
+    prediction: what a file's sets of layers are predicted to cost it, where a run trains for those. outputs: what the dense
+    model gave the tokens of its response, where it was asked.
 
     >>> Example("qa", prompt=[1, 15, 27], response=[42, 2]).task
     'qa'
@@ -26,6 +29,7 @@ class Example:
     prompt: list[int]
     response: list[int]
     prediction: Prediction | None = None
+    outputs: Outputs | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:

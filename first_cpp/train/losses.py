@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
+
+Loss: TypeAlias = Callable[[Tensor], Tensor]
+"""The loss of each row's answer in nats, mean over its tokens: logits [b, a, v] -> [b]."""
 
 # In shapes: b rows of a batch, a answer columns (padding included), n answer tokens of all rows, v tokens of the vocabulary.
 
@@ -42,6 +49,42 @@ class AnswerLoss:
             return answer_cross_entropy(logits, self.batch)
         log_probabilities = logits[self.mask].float().log_softmax(-1)  # [n, v]
         return _mean_by_row(self.constant - (self.target * log_probabilities).sum(-1), self.mask)
+
+
+class RecordedLoss:
+    """KL of a batch's answers to what was recorded with them (`Batch.outputs`): the recorded tokens, and all others as one.
+
+    At most the KL of the whole outputs, and 0 where they are equal. weight: of the KL.
+    """
+
+    def __init__(self, batch: Batch, weight: float = 1.0) -> None:
+        self.mask, device = batch.answer_mask, batch.ids.device
+        self.tokens = torch.from_numpy(np.concatenate([one.tokens for one in batch.outputs])).long().to(device)  # [n, k]
+        log_top = torch.from_numpy(np.concatenate([one.log_probabilities for one in batch.outputs])).to(device)  # [n, k]
+        self.target = weight * with_others(log_top)  # [n, k + 1]
+        self.constant = (self.target * self.target.div(weight).clamp(min=LEAST).log()).sum(-1)  # [n]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The loss of each row's answer in nats, mean over its tokens: logits [b, a, v] -> [b]."""
+        found = logits[self.mask].float()  # [n, v]
+        log_top = found.gather(1, self.tokens) - found.logsumexp(-1, keepdim=True)  # [n, k]
+        log_others = (1 - log_top.exp().sum(-1, keepdim=True)).clamp(min=LEAST).log()  # [n, 1]
+        per_token = self.constant - (self.target * torch.cat([log_top, log_others], -1)).sum(-1)
+        return _mean_by_row(per_token, self.mask)
+
+
+LEAST = 1e-6
+"""A probability below which float32 sums say nothing."""
+
+
+def with_others(log_top: Tensor) -> Tensor:
+    """Probabilities of the recorded tokens and of all others together: log probabilities [n, k] -> [n, k + 1].
+
+    >>> with_others(torch.tensor([[0.5, 0.25]]).log()).tolist()
+    [[0.5, 0.25, 0.25]]
+    """
+    top = log_top.exp()
+    return torch.cat([top, (1 - top.sum(-1, keepdim=True)).clamp(min=0)], -1)
 
 
 def _mean_by_row(per_token: Tensor, mask: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..skip import fixed_layers, layers_for_share
 from .batch import Batch
-from .losses import AnswerLoss, answer_cross_entropy
+from .losses import AnswerLoss, Loss, RecordedLoss, answer_cross_entropy
 from .routed_model import Prefilled, RoutedModel
 from .router_bank import lowest
 from .set_budget import SetBudget
-from .settings import Settings
+from .settings import RECORDED, Settings
 
 
 def skip_shares(step: int, n_steps: int, settings: Settings) -> list[float]:
@@ -38,8 +38,8 @@ class Objective:
     """The losses of a batch's passes.
 
     order: all layers in the order of skipping, for the fixed sets that need one. teacher: computes the logits that all passes
-    are to match, in place of the answers, [b, t - split, n_vocab]. budget: chooses each prompt's set, where a run trains
-    for those of a file.
+    are to match, in place of the answers, [b, t - split, n_vocab], where the settings name one; none for "answers", whose
+    outputs the batches have. budget: chooses each prompt's set, where a run trains for those of a file.
     """
 
     def __init__(self, routed: RoutedModel, settings: Settings, n_steps: int, order: Sequence[int] = ()) -> None:
@@ -94,7 +94,7 @@ class Objective:
         The first pass alone gives a gradient to the prompts' keys and values, which the weights before it computed. Gradients
         of all passes with regard to the keep scores are summed and go on to the routers in the last one.
         """
-        taught = self.teacher is not None
+        taught = bool(self.settings.teacher)
         dense, answer_loss = self._targets(prefilled, 0.0 in shares)
         keep = prefilled.keep if self.settings.layers == "routers" else prefilled.keep.detach()  # [b, n_layer]
         scores, last = keep.detach().requires_grad_(keep.requires_grad), len(shares) - 1
@@ -111,15 +111,16 @@ class Objective:
             yield loss, weight * float(skipped.float().mean())
             prefilled, dense = prefilled.detached(), None
 
-    def _targets(self, prefilled: Prefilled, has_dense_pass: bool) -> tuple[Tensor | None, AnswerLoss]:
+    def _targets(self, prefilled: Prefilled, has_dense_pass: bool) -> tuple[Tensor | None, Loss]:
         """The logits of the dense pass, where there is one or KL needs them, and the loss of passes that skip layers."""
         distill = self.settings.distill
-        teacher_logits = None if self.teacher is None else self.teacher(prefilled.batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and has_dense_pass):
-            needed = has_dense_pass or (distill > 0 and teacher_logits is None)
+            needed = has_dense_pass or (distill > 0 and not self.settings.teacher)
             dense = self.routed.answer_logits(prefilled) if needed else None
-        if teacher_logits is not None:
-            return dense, AnswerLoss(prefilled.batch, teacher_logits, distill, kl_only=True)
+        if self.settings.teacher == RECORDED:
+            return dense, RecordedLoss(prefilled.batch, distill)
+        if self.teacher is not None:
+            return dense, AnswerLoss(prefilled.batch, self.teacher(prefilled.batch), distill, kl_only=True)
         return dense, AnswerLoss(prefilled.batch, dense, distill)
 
     def _soft(self, prefilled: Prefilled) -> tuple[Tensor, float]:

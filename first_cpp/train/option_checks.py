@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..errors import OptionError
 from ..gguf.new_file import check_folder
-from .settings import order_to_find
+from .settings import RECORDED, order_to_find
 
 FILES = (
     "train.json",
@@ -50,6 +50,8 @@ def _of_data(args: argparse.Namespace) -> Iterator[str]:
         yield f"--prompts are answered through llama.cpp: --model must be a GGUF file, {args.model} is a folder"
     if args.prompts and (args.recipe == "two-step" or args.distill == 0):
         yield "--prompts are learned by KL: --recipe must be exact and --distill above 0"
+    if args.teacher == RECORDED and not args.prompts:
+        yield "--teacher answers is what was recorded with answers to --prompts; --data has none: name a run, or base"
     if "self" in args.prompts and len(args.prompts) > 1:
         yield "--prompts self stands alone: the model writes all of them"
     if args.samples and not args.prompts:

@@ -24,7 +24,7 @@ from .routed_model import RoutedModel
 from .router_bank import RouterBank
 from .run_progress import PREDICTIONS, RunProgress
 from .set_budget import SetBudget, read_sets
-from .settings import Settings
+from .settings import RECORDED, Settings
 from .teacher import Teacher
 from .trainer import Trainer
 
@@ -62,15 +62,12 @@ def set_up(args: argparse.Namespace) -> Run:
     order = checked_order(args, len(layers))
     base = None if os.path.isdir(args.model) or not args.sets else ModelFile.open(args.model).base
     budget = SetBudget(read_sets(args.sets, base, len(layers))) if args.sets else None
-    asked, processes = AskedData(args, tokenizer) if args.prompts else None, Processes()
+    asked, processes = AskedData(args) if args.prompts else None, Processes()
     data = processes.from_main(lambda: read_data(args, tokenizer) if asked is None else asked.sample())
     routed = make_routed(args, model, layers)
     routed.scores_prompts = budget is None
     settings = settings_of(args)
-    taught = None if settings.teacher == "base" else find_adapter(settings.teacher)
-    teacher = Teacher(load_model(args.model)[0], taught) if settings.teacher else None
-    if teacher is not None and settings.precision == "bf16":
-        teacher.hold_in_bf16()
+    teacher = load_teacher(args, settings)
     os.makedirs(args.out, exist_ok=True)
     if budget is not None:
         settings = dataclasses.replace(settings, max_share=min(settings.max_share, budget.most))
@@ -78,6 +75,14 @@ def set_up(args: argparse.Namespace) -> Run:
     trainer.checkpoint_seconds = 60 * args.checkpoint
     trainer.objective.teacher = teacher and teacher.to(trainer.processes.device)
     return Run(trainer, data.valid, budget, asked)
+
+
+def load_teacher(args: argparse.Namespace, settings: Settings) -> Teacher | None:
+    """The model whose output is matched; none where the data has that output, or the run's own is taken."""
+    if settings.teacher in ("", RECORDED):
+        return None
+    teacher = Teacher(load_model(args.model)[0], None if settings.teacher == "base" else find_adapter(settings.teacher))
+    return teacher.hold_in_bf16() if settings.precision == "bf16" else teacher
 
 
 def start_budget(
@@ -153,7 +158,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         max_share=args.max_share,
         passes=args.passes,
         distill=args.distill,
-        teacher=args.teacher or ("base" if args.prompts else ""),
+        teacher=args.teacher or (RECORDED if args.prompts else ""),
         router_part=args.router_part,
         alpha=args.alpha,
         regulariser=args.regulariser,

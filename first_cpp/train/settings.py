@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..errors import FirstCppError
 from ..skip import needs_order
 
+RECORDED = "answers"
+"""The teacher of prompts that the dense model answered."""
+
 
 class TrainingError(FirstCppError, RuntimeError):
     """Training that cannot go on; the last good checkpoint is kept."""
@@ -50,8 +53,8 @@ class Settings:
     distill: float = 1.0
     """Weight of KL to the model's own dense output, beside cross entropy, or to the teacher's, in place of it."""
     teacher: str = ""
-    """Run whose dense output, not rounded, all passes are to match, or base, the model without LoRA. Empty: the answers and the
-    model's own dense output."""
+    """Run whose dense output, not rounded, all passes are to match; base, the model without LoRA; or answers, what was recorded
+    with the dense model's answers. Empty: the answers and the model's own dense output."""
     router_part: float = 0.3
     """two-step: part of the run in which the routers learn."""
     alpha: float = 0.1

@@ -8,10 +8,12 @@ import json
 import os
 
 import llama_cpp
+import numpy as np
 import pytest
 import reference
 import torch
 from helpers import greedy
+from scipy.special import logsumexp
 from training import Words
 
 from first_cpp.cli.jsonl import DataError
@@ -21,12 +23,18 @@ from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.runtime.chat_prompt import chat_prompt, user_turn
 from first_cpp.train import dense_answers as asking
 from first_cpp.train.dense_answers import AskedPrompt, as_examples, dense_answers, own_prompts, read_prompts
+from first_cpp.train.dense_outputs import N_TOP, Outputs
 from first_cpp.train.settings import Ask
 
 PROMPTS = [AskedPrompt("Once upon a time", "tale"), AskedPrompt("What is it?")]
 
 
 SIX = Ask(max_tokens=6)
+
+
+def outputs(n):
+    """The same two tokens at each of n positions."""
+    return Outputs(np.full((n, 2), 4, np.int32), np.full((n, 2), -1.0, np.float32))
 
 
 def answers(model, folder, ask=SIX, said=None):
@@ -37,8 +45,9 @@ def answers(model, folder, ask=SIX, said=None):
 def test_answers_are_stock_llama_cpps_greedy_ones(tiny, tmp_path, load):
     stock = load(tiny, llama_cpp.Llama)
     for one, prompt in zip(answers(tiny, tmp_path), PROMPTS, strict=True):
-        assert one["tokens"] == greedy(stock, chat_prompt(stock, prompt.text), 6)
-        assert (one["task"], one["prompt"], one["ended"]) == (prompt.task, prompt.text, False)
+        assert one["prompt_tokens"] == chat_prompt(stock, prompt.text)
+        assert one["tokens"] == greedy(stock, one["prompt_tokens"], 6)
+        assert (one["task"], one["prompt"], one["end"]) == (prompt.task, prompt.text, None)
 
 
 def test_a_rerun_asks_for_what_is_missing_alone(tiny, tmp_path, monkeypatch):
@@ -79,17 +88,46 @@ def _folders(tmp_path):
         (tmp_path / name).mkdir()
 
 
+def test_what_the_model_gave_each_token_is_kept_with_the_answer(tiny, tmp_path, load):
+    """The oracle reads each answer again in one call; of drawn ones too, and of the end token where there is one."""
+    stock = load(tiny, llama_cpp.Llama, logits_all=True)
+    for ask in (SIX, Ask(n=1, temperature=1.0, max_tokens=6)):
+        for one, prompt in zip(answers(tiny, tmp_path, ask), PROMPTS, strict=True):
+            found, tokens = Outputs.unpacked(one), chat_prompt(stock, prompt.text)
+            n = len(one["tokens"]) + (one["end"] is not None)
+            assert found.tokens.shape == found.log_probabilities.shape == (n, min(N_TOP, stock.n_vocab()))
+            stock.reset()
+            stock.eval([*tokens, *one["tokens"]])
+            rows = np.array(stock.scores[len(tokens) - 1 : len(tokens) - 1 + n], np.float64)
+            expected = rows - logsumexp(rows, axis=1, keepdims=True)
+            np.testing.assert_allclose(found.log_probabilities, np.take_along_axis(expected, found.tokens, 1), atol=2e-3)
+            assert (found.tokens[:, 0] == rows.argmax(1)).all()
+            assert (np.diff(found.log_probabilities, axis=1) <= 0).all()
+
+
+def test_an_answer_that_the_model_ends_keeps_what_it_gave_the_end(tiny, load, monkeypatch):
+    llm = load(tiny, llama_cpp.Llama)
+    tokens = greedy(llm, [5, 6, 7], 4)
+    ends = tokens.index(tokens[3])
+    monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda _vocabulary, token: token == tokens[3])
+    for ask in (SIX, Ask(n=1, temperature=1e-6, max_tokens=6)):
+        one = asking._answer(llm, [5, 6, 7], ask, 0)
+        assert (one.tokens, one.end) == (tokens[:ends], tokens[3])
+        assert [int(found[0]) for found, _ in one.outputs] == tokens[: ends + 1]
+
+
 def test_examples_have_the_models_own_tokens_and_its_end():
     records = [
-        {"task": "t", "prompt": "a b", "tokens": [7, 8], "ended": True},
-        {"task": "t", "prompt": "a b", "tokens": [7], "ended": False},
-        {"task": "t", "prompt": "a b", "tokens": [], "ended": True},
-        {"task": "t", "prompt": "a b c d", "tokens": [7], "ended": True},
+        {"task": "t", "prompt_tokens": [4, 5], "tokens": [7, 8], "end": 2, **outputs(3).packed()},
+        {"task": "t", "prompt_tokens": [4, 5], "tokens": [7], "end": None, **outputs(1).packed()},
+        {"task": "t", "prompt_tokens": [4, 5], "tokens": [], "end": 2},
+        {"task": "t", "prompt_tokens": [4, 5, 6, 7], "tokens": [7], "end": 2},
     ]
-    found = as_examples(records, Words(), max_prompt=3)
+    found = as_examples(records, max_prompt=3)
     assert [one.response for one in found] == [[7, 8, 2], [7]]
+    assert [one.outputs.tokens.shape for one in found] == [(3, 2), (1, 2)]
     with pytest.raises(DataError, match="answered none of 1 prompts"):
-        as_examples(records[2:3], Words(), max_prompt=3)
+        as_examples(records[2:3], max_prompt=3)
 
 
 def test_prompts_need_no_response_and_count_once(tmp_path):
@@ -114,7 +152,7 @@ def writing(monkeypatch):
     def drawn(llm, _prompt, _most, _temperature, seed):
         asked.append(seed)
         text = texts[seed % len(texts)]
-        return list(text.encode()), text != texts[-1]
+        return asking.Answer(list(text.encode()), None if text == texts[-1] else 2)
 
     class Spoken:
         def detokenize(self, tokens):
@@ -173,7 +211,7 @@ def test_a_run_learns_the_dense_models_answers_by_kl(tmp_path, capsys):
     words += ["--rank", "2", "--layers", "3,4", "--max-share", "0.3", "--batch-size", "4", "--precision", "float32", "--quiet"]
     assert main(words) == 0, capsys.readouterr().err
     record = json.loads((tmp_path / "run" / "train.json").read_text())
-    assert record["settings"]["teacher"] == "base"
+    assert record["settings"]["teacher"] == "answers"
     assert record["data"] == "p.jsonl (8 examples)"
     lines = (tmp_path / "run" / asking.ANSWERS).read_text().splitlines()
     assert len(lines) == 8  # those to validate on are the same

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from training import examples, make_routed
 
 from first_cpp.skip import fixed_layers
 from first_cpp.train.batch import collate
-from first_cpp.train.losses import AnswerLoss, answer_cross_entropy
+from first_cpp.train.dense_outputs import Outputs
+from first_cpp.train.losses import AnswerLoss, RecordedLoss, answer_cross_entropy
 from first_cpp.train.objective import Objective, below_half, skip_shares
 from first_cpp.train.router_bank import lowest
 from first_cpp.train.settings import Settings
@@ -55,6 +58,46 @@ def test_distillation_is_kl_to_the_dense_output(hf):
     assert float(same.detach().abs().max()) < 1e-6
     kl_only = AnswerLoss(prefilled.batch, dense, 0.5, kl_only=True)(other) / 0.5
     torch.testing.assert_close(kl_only, found, rtol=1e-3, atol=1e-5)
+
+
+def recorded(logits, tokens_of, k):
+    """What a dense model would have recorded, of logits [b, a, v] of a batch."""
+    rows = [logits[row, : len(tokens)].detach().log_softmax(-1).topk(k) for row, tokens in enumerate(tokens_of)]
+    return [Outputs(row.indices.int().numpy(), row.values.numpy()) for row in rows]
+
+
+def test_recorded_outputs_are_matched_by_kl(hf):
+    """Of the whole vocabulary it is the KL of the outputs; of a part, that of the part and the rest as one."""
+    from scipy.stats import entropy
+
+    routed, group = make_routed(hf), examples(3)
+    prefilled = routed.prefill(collate(group))
+    dense, other = routed.answer_logits(prefilled), routed.answer_logits(prefilled, (~lowest(prefilled.keep, 3)).float())
+    for k in (dense.shape[-1], 5):
+        batch = dataclasses.replace(prefilled.batch, outputs=recorded(dense, [one.response for one in group], k))
+        found = RecordedLoss(batch, 0.5)(other) / 0.5
+        for row, example in enumerate(group):
+            p, q = (x[row, : len(example.response)].detach().double().softmax(-1).numpy() for x in (dense, other))
+            top = np.argsort(-p, axis=1)[:, :k]
+            p, q = (np.take_along_axis(x, top, 1) for x in (p, q))
+            if k == 5:
+                p, q = (np.concatenate([x, 1 - x.sum(1, keepdims=True)], 1) for x in (p, q))
+            assert float(found[row].detach()) == pytest.approx(float(np.mean(entropy(p, q, axis=1))), rel=1e-3, abs=1e-5)
+        assert float(RecordedLoss(batch)(dense).detach().abs().max()) < 1e-5
+
+
+def test_a_run_taught_by_recorded_outputs_has_no_teacher(hf):
+    """All passes match them: of a model that gives the same, the first one has nothing to learn."""
+    routed, group = make_routed(hf), examples(3)
+    prefilled = routed.prefill(collate(group))
+    dense = routed.answer_logits(prefilled)
+    own = recorded(dense, [one.response for one in group], 8)
+    group = [dataclasses.replace(one, outputs=outputs) for one, outputs in zip(group, own, strict=True)]
+    objective = Objective(routed, Settings(teacher="answers", layers="even", max_share=0.5, passes=2), 1)
+    (first, _), (second, share) = objective.passes(collate(group), 0)
+    assert abs(float(first.detach())) < 1e-5
+    assert share > 0
+    assert float(second.detach()) > 0.01
 
 
 @pytest.mark.parametrize("kind", ["search", "influence", "given", "even", "random", "last"])

@@ -251,6 +251,7 @@ def test_values_out_of_range_are_refused(capsys, change):
         ["--quantize", "Q4_0", "--rank", "0"],
         ["--teacher", "none", "--distill", "0"],
         ["--teacher", "none", "--recipe", "two-step"],
+        ["--teacher", "answers"],
         ["--init", "none", "--rank", "0"],
         ["--start", "influence", "--layers", "even"],
         ["--start", "search", "--max-share", "0"],
