@@ -23,7 +23,6 @@ from first_cpp.calibrate.answer_costs import NOTHING
 from first_cpp.calibrate.budget import Outcomes, at_mean
 from first_cpp.calibrate.calibration import Calibration
 from first_cpp.calibrate.cost_store import CostStore
-from first_cpp.calibrate.engine import Engine
 from first_cpp.calibrate.findings import NEVER, Predicted, outcomes
 from first_cpp.calibrate.probes import Floats64
 from first_cpp.calibrate.procedure import SEARCHED, Measured, Plan, Procedure, Show
@@ -33,6 +32,7 @@ from first_cpp.gguf.cost_probes import LayerSet
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.runtime.chat_prompt import chat_prompt
 from first_cpp.runtime.machine import physical_cores
+from first_cpp.streams.engine import Engine
 
 N_SEEDS = 3
 MOST_TOKENS = 700

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..streams.engine import Engine
 from .cost import Floats, Targets
-from .engine import Engine
 
 NOTHING: frozenset[int] = frozenset()
 

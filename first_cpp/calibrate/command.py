@@ -35,9 +35,9 @@ from .prompts import Prompt, in_turns, read_prompts
 
 if TYPE_CHECKING:
     from ..gguf.cost_probes import CostProbes
+    from ..streams.engine import Engine
     from .calibration import Calibration
     from .cost_store import CostStore
-    from .engine import Engine
     from .findings import Findings, Speed
     from .procedure import Measured, Show
 
@@ -158,8 +158,8 @@ def _check(args: argparse.Namespace, model: ModelFile) -> None:
 def _calibrate(
     args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], given: CostProbes | None, show: Show, started: float
 ) -> Findings:
+    from ..streams.engine import Engine
     from .cost_store import CostStore
-    from .engine import Engine
     from .findings import conclude
     from .procedure import Plan, Procedure
     from .workers import measuring

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .engine import Engine
+from ..streams.engine import Engine
 
 LEAST_TURNS = 5
 """Times that the speed is measured, however short the time."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..streams.engine import ROOM, Engine
 from .answer_costs import NOTHING
 from .cost import Floats
 from .cost_store import CalibrationError, CostStore, Key, Measure, Wanted
-from .engine import ROOM, Engine
 from .first_pass import Answered
 
 Added = list[tuple[Key, int, Floats]]

@@ -25,7 +25,7 @@ from .settings import Ask
 
 N_OWN_PROMPTS = 300
 """That a model writes itself where no --limit says how many."""
-SAMPLE = 4
+SAMPLE = 16
 """Prompts, and answers, that are made before the plan: how long the others take is measured on them."""
 
 

@@ -6,23 +6,22 @@ Both are kept beside the run, a JSON object a line, each under a key of what it 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp
+import numpy as np
 
 from ..cli.jsonl import DataError, field, lines
 from ..errors import OptionError
 from ..gguf.model_file import ModelFile
 from ..runtime.chat_prompt import chat_prompt, user_turn
-from ..runtime.greedy import answer_tokens, context_size
-from .dense_outputs import N_TOP, Output, Outputs, last_output
+from ..streams.engine import Engine, Floats
+from ..streams.together import Answer, answers_together
+from .dense_outputs import N_TOP, Output, Outputs, most_probable
 from .examples import Example
 from .run_progress import Step
 from .settings import Ask
@@ -34,6 +33,8 @@ LEAST_WORDS = 3
 """Of such a prompt."""
 TRIES = 10
 """For each prompt wanted: a model that writes fewer usable ones is no help."""
+AT_ONCE = 64
+"""Of them."""
 HEAT = 1.0
 """Temperature of such prompts."""
 
@@ -78,17 +79,10 @@ def model_key(path: str) -> list[object]:
 
 
 @contextlib.contextmanager
-def dense_model(path: str, n_ctx: int, n_threads: int) -> Iterator[llama_cpp.Llama]:
-    """The model as it is, in stock llama_cpp."""
-    model = llama_cpp.Llama(
-        path,
-        n_ctx=min(n_ctx, ModelFile.open(path).context_length),
-        n_threads=n_threads,
-        n_threads_batch=n_threads,
-        verbose=False,
-    )
-    with contextlib.closing(model):
-        yield model
+def dense_model(path: str, n_ctx: int, n_threads: int) -> Iterator[Engine]:
+    """The model as it is, with room for a prompt and its answer of `n_ctx` tokens in each stream."""
+    with contextlib.closing(Engine(path, min(n_ctx, ModelFile.open(path).context_length), n_threads)) as engine:
+        yield engine
 
 
 def read_prompts(paths: Sequence[str]) -> list[AskedPrompt]:
@@ -115,35 +109,28 @@ def dense_answers(
     Those in the folder's file are taken from there. A prompt that leaves no room for an answer is dropped.
     """
     kept, wanted = Kept(os.path.join(folder, ANSWERS)), _wanted(model, prompts, ask)
-    missing = [one for one in wanted if one[2] not in kept.found]
-    with contextlib.ExitStack() as stack:
-        llm = stack.enter_context(dense_model(model, n_ctx, n_threads)) if missing else None
-        for done, (prompt, number, key) in enumerate(missing, len(wanted) - len(missing)):
-            assert llm is not None
-            step(done, len(wanted))
-            tokens = chat_prompt(llm, prompt.text)
-            fits = len(tokens) + 2 <= context_size(llm)
-            one = _answer(llm, tokens, ask, number) if fits else Answer()
-            text = llm.detokenize(one.tokens).decode("utf-8", "replace")
-            record = {"key": key, "task": prompt.task, "prompt": prompt.text, "response": text, "prompt_tokens": tokens}
-            kept.add({**record, "tokens": one.tokens, "end": one.end, **one.packed()})
+    missing = [one for one in wanted if one[1] not in kept.found]
+    if missing:
+        with dense_model(model, n_ctx, n_threads) as engine:
+            for done, record in enumerate(_answered(engine, missing, ask), len(wanted) - len(missing) + 1):
+                kept.add(record)
+                step(done, len(wanted))
     step(len(wanted), len(wanted))
-    return [kept.found[key] for _, _, key in wanted]
+    return [kept.found[key] for _, key in wanted]
 
 
-def _wanted(model: str, prompts: Sequence[AskedPrompt], ask: Ask) -> list[tuple[AskedPrompt, int, str]]:
-    """The answers that are wanted: prompt, number and key."""
+def _wanted(model: str, prompts: Sequence[AskedPrompt], ask: Ask) -> list[tuple[AskedPrompt, str]]:
+    """The answers that are wanted: prompt and key."""
     of = model_key(model)
     settings = [N_TOP, ask.max_tokens] if ask.n == 0 else [N_TOP, ask.max_tokens, ask.temperature, ask.seed]
-    return [
-        (prompt, number, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in range(max(1, ask.n))
-    ]
+    numbers = range(max(1, ask.n))
+    return [(prompt, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in numbers]
 
 
 def unanswered(model: str, prompts: Sequence[AskedPrompt], ask: Ask, folder: str) -> list[AskedPrompt]:
     """The prompts that the folder's file has not all answers to."""
     kept = Kept(os.path.join(folder, ANSWERS))
-    return list(dict.fromkeys(prompt for prompt, _, key in _wanted(model, prompts, ask) if key not in kept.found))
+    return list(dict.fromkeys(prompt for prompt, key in _wanted(model, prompts, ask) if key not in kept.found))
 
 
 def n_written(folder: str) -> int:
@@ -152,61 +139,40 @@ def n_written(folder: str) -> int:
     return len({" ".join(one["text"].split()) for one in kept if one["ended"] and is_usable(one["text"])})
 
 
-@dataclass
-class Answer:
-    """Tokens of one answer, the token with which the model ended it, and the output at each of these."""
+def _answered(engine: Engine, wanted: Sequence[tuple[AskedPrompt, str]], ask: Ask) -> Iterator[dict[str, Any]]:
+    """The records of prompts and keys, as the answers are done; an empty answer where a prompt leaves no room for one."""
+    tokens = [chat_prompt(engine, prompt.text) for prompt, _ in wanted]
+    outputs: list[list[Output]] = [[] for _ in wanted]
+    draws = [Draw(ask.temperature, key) for _, key in wanted] if ask.n else None
+    fits = [i for i, one in enumerate(tokens) if len(one) + 2 <= engine.room]
 
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    end: int | None = None
-    outputs: list[Output] = dataclasses.field(default_factory=list)
+    def choose(number: int, logits: Floats) -> int:
+        output = most_probable(logits)
+        outputs[fits[number]].append(output)
+        return int(output[0][0]) if draws is None else draws[fits[number]](logits)
 
-    def packed(self) -> dict[str, object]:
-        """The outputs, for a record; nothing of an empty answer."""
-        return Outputs.stack(self.outputs).packed() if self.tokens else {}
+    def record(i: int, answer: Answer) -> dict[str, Any]:
+        (prompt, key), own, outputs[i] = wanted[i], Outputs.stack(outputs[i]), []
+        text = engine.detokenize(answer.tokens).decode("utf-8", "replace")
+        asked = {"key": key, "task": prompt.task, "prompt": prompt.text, "prompt_tokens": tokens[i]}
+        return {**asked, "response": text, "tokens": answer.tokens, "end": answer.end, **own.packed()}
 
-
-def _answer(llm: llama_cpp.Llama, prompt: list[int], ask: Ask, number: int) -> Answer:
-    """One answer; it ends where the model ends it, at `max_tokens` or with the context."""
-    if ask.n > 0:
-        return _drawn(llm, prompt, ask.max_tokens, ask.temperature, ask.seed + number, functools.partial(last_output, llm))
-    one, tokens = Answer(), answer_tokens(llm, prompt, ask.max_tokens)
-    while True:
-        try:
-            token, _ = next(tokens)
-        except StopIteration as stop:
-            if stop.value:
-                one.outputs.append(last_output(llm))
-                one.end = int(one.outputs[-1][0][0])  # the most probable one: answers are greedy
-            return one
-        one.tokens.append(token)
-        one.outputs.append(last_output(llm))
+    yield from (record(i, Answer()) for i in range(len(wanted)) if i not in fits)
+    for number, answer in answers_together(engine, [tokens[i] for i in fits], ask.max_tokens, choose):
+        yield record(fits[number], answer)
 
 
-def _drawn(
-    llm: llama_cpp.Llama,
-    prompt: list[int],
-    most: int,
-    temperature: float,
-    seed: int,
-    output: Callable[[], Output] | None = None,
-) -> Answer:
-    """An answer drawn from the model's whole distribution. output: what the model gave the next token, where it is wanted."""
-    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
-    most = min(most, context_size(llm) - len(prompt) - 1)
-    one = Answer()
-    llm.set_seed(seed)
-    tokens = llm.generate(prompt, temp=temperature, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
-    with contextlib.closing(tokens):
-        for token in tokens:
-            if output is not None:
-                one.outputs.append(output())
-            if llama_cpp.llama_vocab_is_eog(vocabulary, token):
-                one.end = int(token)
-                break
-            one.tokens.append(int(token))
-            if len(one.tokens) >= most:
-                break
-    return one
+class Draw:
+    """Draws tokens from a model's whole distribution, the same ones for the same key."""
+
+    def __init__(self, temperature: float, key: str) -> None:
+        self._temperature, self._rng = temperature, np.random.default_rng(int(key, 16))
+
+    def __call__(self, logits: Floats) -> int:
+        """A token, for logits [n_vocab]."""
+        scaled = logits.astype(np.float64) / self._temperature
+        sums = np.exp(scaled - scaled.max()).cumsum()
+        return int(min(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"), len(sums) - 1))
 
 
 def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step: Step) -> list[AskedPrompt]:
@@ -215,31 +181,34 @@ def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step
     Duplicates and broken ones are dropped. Those in the folder's file are taken from there. Raises OptionError for a model
     without a chat template, DataError for one that writes too few usable ones.
     """
-    kept, of, found = Kept(os.path.join(folder, PROMPTS)), model_key(model), dict[str, None]()
     if "tokenizer.chat_template" not in ModelFile.open(model).first.keys():
         raise OptionError(f"--prompts self: {model} has no chat template, so it cannot write a user's turn; give prompts")
+    kept, of, found = Kept(os.path.join(folder, PROMPTS)), model_key(model), dict[str, None]()
+    keys = [key_of(of, seed, number) for number in range(TRIES * n)]
     with contextlib.ExitStack() as stack:
-        llm = None
-        for number in range(TRIES * n):
-            if len(found) == n:
-                break
+        engine = None
+        for first in range(0, len(keys), AT_ONCE):
+            wave = keys[first : first + AT_ONCE]
+            if missing := [key for key in wave if key not in kept.found]:
+                engine = engine or stack.enter_context(dense_model(model, 2 * MOST_PROMPT, n_threads))
+                for key, text, ended in written(engine, missing):
+                    kept.add({"key": key, "text": text, "ended": ended})
+            for one in (kept.found[key] for key in wave):
+                if len(found) < n and one["ended"] and is_usable(one["text"]):
+                    found.setdefault(" ".join(one["text"].split()))
             step(len(found), n)
-            key = key_of(of, seed, number)
-            if key not in kept.found:
-                llm = llm or stack.enter_context(dense_model(model, 1024, n_threads))
-                turn = _drawn(llm, user_turn(llm), MOST_PROMPT, HEAT, seed + number)
-                kept.add(
-                    {"key": key, "text": llm.detokenize(turn.tokens).decode("utf-8", "replace"), "ended": turn.end is not None}
-                )
-            one = kept.found[key]
-            if one["ended"] and is_usable(one["text"]):
-                found.setdefault(" ".join(one["text"].split()))
-    step(len(found), n)
-    if len(found) < n:
-        raise DataError(
-            f"--prompts self: the model wrote {len(found)} usable prompts in {TRIES * n} tries, {n} are wanted (--limit)"
-        )
-    return [AskedPrompt(text) for text in found]
+            if len(found) == n:
+                return [AskedPrompt(text) for text in found]
+    raise DataError(
+        f"--prompts self: the model wrote {len(found)} usable prompts in {TRIES * n} tries, {n} are wanted (--limit)"
+    )
+
+
+def written(engine: Engine, keys: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """What a model writes where its chat template has the user speak, for each key, and whether it ended it."""
+    turn, draws = user_turn(engine), [Draw(HEAT, key) for key in keys]
+    for number, one in answers_together(engine, [turn] * len(keys), MOST_PROMPT, lambda i, logits: draws[i](logits)):
+        yield keys[number], engine.detokenize(one.tokens).decode("utf-8", "replace"), one.end is not None
 
 
 def is_usable(text: str) -> bool:

@@ -9,7 +9,6 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -30,6 +29,8 @@ class Outputs:
     @classmethod
     def stack(cls, rows: Sequence[Output]) -> Outputs:
         """Of single positions, in order."""
+        if not rows:
+            return cls(np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32))
         return cls(np.stack([tokens for tokens, _ in rows]), np.stack([of for _, of in rows]))
 
     def packed(self) -> dict[str, object]:
@@ -56,13 +57,6 @@ class Outputs:
 
 Output = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 """Tokens and log probabilities of one position: [k] each."""
-
-
-def last_output(llm: llama_cpp.Llama) -> Output:
-    """What the last decode of a model gave the next token."""
-    n_vocab = llm.n_vocab()
-    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    return most_probable(np.ctypeslib.as_array(pointer, (n_vocab,)))
 
 
 def most_probable(logits: npt.NDArray[np.float32]) -> Output:

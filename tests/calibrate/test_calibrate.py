@@ -16,7 +16,6 @@ from routers_files import budget_routers, routed_model
 from first_cpp import Llama, load_routers
 from first_cpp.calibrate.calibration import Calibration
 from first_cpp.calibrate.cost_store import CostStore
-from first_cpp.calibrate.engine import Engine
 from first_cpp.calibrate.findings import Speed, conclude
 from first_cpp.calibrate.procedure import SEARCHED, CalibrationError, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
@@ -27,6 +26,7 @@ from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.routers import Base
 from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model, write_random
 from first_cpp.skip import fixed_layers
+from first_cpp.streams.engine import Engine
 
 IDLE = {1, 4}
 """Layers of the model below that do nothing."""
@@ -117,7 +117,7 @@ def test_a_type_that_is_slow_in_batches_is_measured_on_a_copy(models, prompts, t
             opened.append(path)
             super().__init__(path, *args, **kwargs)
 
-    monkeypatch.setattr("first_cpp.calibrate.engine.Engine", Watched)
+    monkeypatch.setattr("first_cpp.streams.engine.Engine", Watched)
     monkeypatch.setattr("first_cpp.calibrate.workers.Engine", Watched)
     assert calibrate(str(path), prompts, tmp_path / "x.gguf") == 0
     copy = str(tmp_path / "x.calibration.gguf")

@@ -9,10 +9,10 @@ from helpers import logits, tokens
 
 from first_cpp.calibrate.answer_costs import AnswerCosts
 from first_cpp.calibrate.cost import AGREE, KL, SURPRISE, Targets
-from first_cpp.calibrate.engine import Engine
 from first_cpp.calibrate.first_pass import answer_all, rmsnorm
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.runtime.teacher_forcing import log_probabilities
+from first_cpp.streams.engine import Engine
 
 PROMPTS = [tokens(n, seed=n) for n in (5, 40, 17, 23, 31)]
 SETS = [frozenset(s) for s in ({0}, {3}, {5}, {1, 4}, {0, 1, 2, 3}, {0, 2, 5}, {1, 2, 3, 4, 5})]
@@ -152,9 +152,7 @@ def test_answers_are_the_dense_greedy_ones(engine, tiny, load):
 
 
 def test_an_answer_that_ends_at_once_is_empty(engine, monkeypatch):
-    from first_cpp.calibrate import first_pass
-
-    monkeypatch.setattr(first_pass, "_ends", lambda _engine, _token: True)
+    monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda _vocabulary, _token: True)
     assert [one.answer for _, one in answer_all(engine, PROMPTS, 10, 1e-5)] == [[]] * len(PROMPTS)
 
 

@@ -19,11 +19,12 @@ ROOMS = (
     {"gguf"},
     {"runtime"},
     {"llama", "aio", "__init__"},
+    {"streams"},
     {"cli", "llm_plugin", "lm_eval"},
     {"chat", "serve", "bench", "evaluate", "train", "calibrate", "tune"},
     {"__main__"},
 )
-VERBS = ROOMS[5]
+VERBS = ROOMS[6]
 
 
 def modules() -> dict[str, pathlib.Path]:

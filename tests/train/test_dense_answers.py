@@ -22,7 +22,7 @@ from first_cpp.errors import OptionError
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.runtime.chat_prompt import chat_prompt, user_turn
 from first_cpp.train import dense_answers as asking
-from first_cpp.train.dense_answers import AskedPrompt, as_examples, dense_answers, own_prompts, read_prompts
+from first_cpp.train.dense_answers import AskedPrompt, as_examples, dense_answers, is_usable, own_prompts, read_prompts
 from first_cpp.train.dense_outputs import N_TOP, Outputs
 from first_cpp.train.settings import Ask
 
@@ -30,6 +30,11 @@ PROMPTS = [AskedPrompt("Once upon a time", "tale"), AskedPrompt("What is it?")]
 
 
 SIX = Ask(max_tokens=6)
+
+
+def said_of(record):
+    """A record without what the model gave each token."""
+    return {name: value for name, value in record.items() if not name.startswith("top_")}
 
 
 def outputs(n):
@@ -56,11 +61,17 @@ def test_a_rerun_asks_for_what_is_missing_alone(tiny, tmp_path, monkeypatch):
     text = path.read_text()
     path.write_text(text[:-9])  # a kill left the last line unfinished
     asked = []
-    answer = asking._answer
-    monkeypatch.setattr(asking, "_answer", lambda *words: asked.append(words[1]) or answer(*words))
-    assert answers(tiny, tmp_path) == first
+    answered = asking._answered
+    monkeypatch.setattr(asking, "_answered", lambda engine, of, ask: asked.extend(of) or answered(engine, of, ask))
+    found = answers(tiny, tmp_path)
+    assert [said_of(one) for one in found] == [said_of(one) for one in first]
+    for one, before in zip(found, first, strict=True):  # how many are decoded together changes the last digits
+        values = (Outputs.unpacked(record).log_probabilities for record in (one, before))
+        np.testing.assert_allclose(*values, atol=2e-3)
     assert len(asked) == 1
-    assert path.read_text() == text
+    lines = [[said_of(json.loads(line)) for line in of.splitlines()] for of in (path.read_text(), text)]
+    assert lines[0] == lines[1]
+    first = found
     monkeypatch.setattr(asking, "dense_model", lambda *_: pytest.fail("loaded for nothing"))
     said = []
     assert answers(tiny, tmp_path, said=said) == first
@@ -105,15 +116,29 @@ def test_what_the_model_gave_each_token_is_kept_with_the_answer(tiny, tmp_path, 
             assert (np.diff(found.log_probabilities, axis=1) <= 0).all()
 
 
-def test_an_answer_that_the_model_ends_keeps_what_it_gave_the_end(tiny, load, monkeypatch):
+def test_an_answer_that_the_model_ends_keeps_what_it_gave_the_end(tiny, tmp_path, load, monkeypatch):
     llm = load(tiny, llama_cpp.Llama)
-    tokens = greedy(llm, [5, 6, 7], 4)
+    tokens = greedy(llm, chat_prompt(llm, PROMPTS[0].text), 4)
     ends = tokens.index(tokens[3])
     monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda _vocabulary, token: token == tokens[3])
     for ask in (SIX, Ask(n=1, temperature=1e-6, max_tokens=6)):
-        one = asking._answer(llm, [5, 6, 7], ask, 0)
-        assert (one.tokens, one.end) == (tokens[:ends], tokens[3])
-        assert [int(found[0]) for found, _ in one.outputs] == tokens[: ends + 1]
+        one = answers(tiny, tmp_path, ask)[0]
+        assert (one["tokens"], one["end"]) == (tokens[:ends], tokens[3])
+        assert Outputs.unpacked(one).tokens[:, 0].tolist() == tokens[: ends + 1]
+
+
+def test_a_prompt_without_room_for_an_answer_is_dropped(tiny, tmp_path):
+    long = AskedPrompt("word " * 400)
+    one, other = dense_answers(tiny, [long, PROMPTS[0]], SIX, str(tmp_path), 256, 2, lambda *_: None)
+    assert (one["tokens"], len(other["tokens"])) == ([], 6)
+    assert [len(example.response) for example in as_examples([one, other], 500)] == [6]
+
+
+def test_draws_follow_the_distribution():
+    probabilities = np.array([0.5, 0.25, 0.125, 0.125])
+    draw = asking.Draw(2.0, "ab")
+    counts = np.bincount([draw(2 * np.log(probabilities).astype(np.float32)) for _ in range(4000)], minlength=4) / 4000
+    np.testing.assert_allclose(counts, probabilities, atol=0.03)
 
 
 def test_examples_have_the_models_own_tokens_and_its_end():
@@ -149,19 +174,16 @@ def writing(monkeypatch):
     texts += ["no no no no no no", "Who was the first king?", "cut off in the"]
     asked = []
 
-    def drawn(llm, _prompt, _most, _temperature, seed):
-        asked.append(seed)
-        text = texts[seed % len(texts)]
-        return asking.Answer(list(text.encode()), None if text == texts[-1] else 2)
-
-    class Spoken:
-        def detokenize(self, tokens):
-            return bytes(tokens)
+    def written(_engine, keys):
+        for key in keys:
+            text = texts[len(asked) % len(texts)]
+            asked.append(key)
+            yield key, text, text != texts[-1]
 
     opened = argparse.Namespace(first={"tokenizer.chat_template": ""}, fingerprint="f", paths=())
-    monkeypatch.setattr(asking, "_drawn", drawn)
-    monkeypatch.setattr(asking, "user_turn", lambda _llm: [1])
-    monkeypatch.setattr(asking, "dense_model", lambda *_: contextlib.nullcontext(Spoken()))
+    monkeypatch.setattr(asking, "written", written)
+    monkeypatch.setattr(asking, "AT_ONCE", 4)
+    monkeypatch.setattr(asking, "dense_model", lambda *_: contextlib.nullcontext(object()))
     monkeypatch.setattr(asking.ModelFile, "open", lambda _path: opened)
     return asked
 
@@ -169,12 +191,23 @@ def writing(monkeypatch):
 def test_duplicates_and_broken_prompts_are_dropped(tmp_path, writing):
     found = own_prompts("m.gguf", 3, 0, str(tmp_path), 1, lambda *_: None)
     assert [one.text for one in found] == ["What is rain?", "Name three birds.", "Who was the first king?"]
-    assert writing == list(range(8))
+    assert len(set(writing)) == len(writing) == 8
     writing.clear()
     assert own_prompts("m.gguf", 3, 0, str(tmp_path), 1, lambda *_: None) == found
     assert writing == []
     with pytest.raises(DataError, match="wrote 3 usable prompts in 40 tries, 4 are wanted"):
         own_prompts("m.gguf", 4, 0, str(tmp_path), 1, lambda *_: None)
+
+
+@pytest.mark.smollm2
+def test_a_model_writes_users_turns(smollm2):
+    with asking.dense_model(smollm2, 256, 2) as engine:
+        found = dict((key, (text, ended)) for key, text, ended in asking.written(engine, ["0a", "0b", "0c", "0d"]))
+        again = {key: (text, ended) for key, text, ended in asking.written(engine, ["0c"])}
+    assert set(found) == {"0a", "0b", "0c", "0d"}
+    assert len({text for text, _ in found.values()}) == 4
+    assert any(ended and is_usable(text) for text, ended in found.values())
+    assert again["0c"][0][:10] == found["0c"][0][:10]
 
 
 def test_a_model_without_a_template_writes_none(tiny, tmp_path, load):

@@ -24,7 +24,7 @@ ROOM = 256
 
 
 class Engine(Llama):
-    """The model that is calibrated. Evaluates by `read_prompt`, `answers` and `rows`; `generate` is not for this one.
+    """A model that reads in several streams. Evaluates by `read_prompt`, `answers` and `rows`; `generate` is not for this one.
 
     n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together.
     """
@@ -129,11 +129,9 @@ class Engine(Llama):
 
     # -- answers --------------------------------------------------------------------------------------------------------
 
-    def next_tokens(self, tokens: Sequence[int], positions: Sequence[int], streams: Sequence[int]) -> list[int]:
-        """The greedy choice after one more token in each of `streams`."""
-        n = len(tokens)
-        self._decode(self._tokens(tokens, positions, streams, [True] * n))
-        return [int(self.row(i).argmax()) for i in range(n)]
+    def read_next(self, tokens: Sequence[int], positions: Sequence[int], streams: Sequence[int]) -> None:
+        """Read one more token in each of `streams`; what follows them is in `row(0)`, `row(1)` and so on."""
+        self._decode(self._tokens(tokens, positions, streams, [True] * len(tokens)))
 
     def row(self, i: int) -> Floats:
         """The logits of output `i` of the last evaluation, float32 [n_vocab]; gone with the next one."""
