@@ -13,8 +13,6 @@ import importlib.util
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.embed import embed, write_sidecar
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import check_output, check_regular
-from ..gguf.quantise import QuantizeError, quantise, quiet_llama_cpp
+from ..gguf.quantise import quiet_llama_cpp
 from ..gguf.router_format import router_keys
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
@@ -56,8 +54,6 @@ are the model's own. Ctrl-C stops; the same command goes on from
 NAME.calibration.state.
 """
 
-SLOW_IN_BATCHES = ("q4_1", "q5_0", "q5_1")
-"""Types that llama.cpp multiplies row by row: Q8_0 is twice as fast with the tokens of an answer."""
 MOST_POSITIONS = 2048
 """Of a prompt and its answer: longer prompts are not used."""
 SPEED_PART = 0.08
@@ -159,6 +155,7 @@ def _calibrate(
     args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], given: CostProbes | None, show: Show, started: float
 ) -> Findings:
     from ..streams.engine import Engine
+    from ..streams.quick_copy import quick_copy
     from .cost_store import CostStore
     from .findings import conclude
     from .procedure import Plan, Procedure
@@ -174,7 +171,7 @@ def _calibrate(
     streams = max(1, min(16, MOST_STREAM_POSITIONS // longest))
     threads = args.threads or physical_cores()
     with (
-        _quick_copy(model, args.out, show) as path,
+        quick_copy(model, f"{_stem(args.out)}.calibration.gguf", show.say) as path,
         measuring(path, longest, threads, streams, args.processes, store) as (engine, workers),
     ):
         plan = Plan(max_tokens=args.max_tokens, seconds=60 * args.minutes)
@@ -222,34 +219,6 @@ def _identity(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt])
     digest = hashlib.sha256(repr([(prompt.task, prompt.text) for prompt in prompts]).encode())
     sizes = [os.path.getsize(path) for path in model.paths]
     return {"fingerprint": model.fingerprint, "bytes": sizes, "prompts": digest.hexdigest(), "max_tokens": args.max_tokens}
-
-
-@contextlib.contextmanager
-def _quick_copy(model: ModelFile, out: str, show: Show) -> Iterator[str]:
-    """The file to measure costs on: the model's own, or a Q8_0 copy where llama.cpp is slow with batches of its type.
-
-    Costs compare the model with itself, so the little that Q8_0 rounds does not matter: it is far finer than those types.
-    """
-    n_bytes = Counter[str]()
-    for _, tensor in model.tensors():
-        n_bytes[tensor.type] += tensor.n_bytes
-    if 2 * sum(n_bytes[kind] for kind in SLOW_IN_BATCHES) < n_bytes.total():
-        yield model.path
-        return
-    path = f"{_stem(out)}.calibration.gguf"
-    check_output(path, model.paths, True, 2 * n_bytes.total())
-    show.say(f"measuring on a copy in Q8_0, {path}: batches of {n_bytes.most_common(1)[0][0]} are slow in llama.cpp")
-    try:
-        try:
-            quantise(model.path, path, "Q8_0")
-        except QuantizeError as error:
-            show.say(f"{error}: measuring on the model itself")
-            path = model.path
-        yield path
-    finally:
-        if path != model.path:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
 
 
 def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile, until: float) -> Speed:

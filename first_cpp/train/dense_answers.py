@@ -20,13 +20,14 @@ from ..errors import OptionError
 from ..gguf.model_file import ModelFile
 from ..runtime.chat_prompt import chat_prompt, user_turn
 from ..streams.engine import Engine, Floats
+from ..streams.quick_copy import quick_copy
 from ..streams.together import Answer, answers_together
 from .dense_outputs import N_TOP, Output, Outputs, most_probable
 from .examples import Example
 from .run_progress import Step
 from .settings import Ask
 
-ANSWERS, PROMPTS = "answers.jsonl", "prompts.jsonl"
+ANSWERS, PROMPTS, COPY = "answers.jsonl", "prompts.jsonl", "answers.gguf"
 MOST_PROMPT = 128
 """Tokens of a prompt that the model writes itself."""
 LEAST_WORDS = 3
@@ -79,9 +80,14 @@ def model_key(path: str) -> list[object]:
 
 
 @contextlib.contextmanager
-def dense_model(path: str, n_ctx: int, n_threads: int) -> Iterator[Engine]:
-    """The model as it is, with room for a prompt and its answer of `n_ctx` tokens in each stream."""
-    with contextlib.closing(Engine(path, min(n_ctx, ModelFile.open(path).context_length), n_threads)) as engine:
+def dense_model(path: str, folder: str, n_ctx: int, n_threads: int) -> Iterator[Engine]:
+    """The model, with room for a prompt and its answer of `n_ctx` tokens in each stream. folder: for a quick copy."""
+    model = ModelFile.open(path)
+    room = min(n_ctx, model.context_length)
+    with (
+        quick_copy(model, os.path.join(folder, COPY), lambda _text: None) as quick,
+        contextlib.closing(Engine(quick, room, n_threads)) as engine,
+    ):
         yield engine
 
 
@@ -111,7 +117,7 @@ def dense_answers(
     kept, wanted = Kept(os.path.join(folder, ANSWERS)), _wanted(model, prompts, ask)
     missing = [one for one in wanted if one[1] not in kept.found]
     if missing:
-        with dense_model(model, n_ctx, n_threads) as engine:
+        with dense_model(model, folder, n_ctx, n_threads) as engine:
             for done, record in enumerate(_answered(engine, missing, ask), len(wanted) - len(missing) + 1):
                 kept.add(record)
                 step(done, len(wanted))
@@ -190,7 +196,7 @@ def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step
         for first in range(0, len(keys), AT_ONCE):
             wave = keys[first : first + AT_ONCE]
             if missing := [key for key in wave if key not in kept.found]:
-                engine = engine or stack.enter_context(dense_model(model, 2 * MOST_PROMPT, n_threads))
+                engine = engine or stack.enter_context(dense_model(model, folder, 2 * MOST_PROMPT, n_threads))
                 for key, text, ended in written(engine, missing):
                     kept.add({"key": key, "text": text, "ended": ended})
             for one in (kept.found[key] for key in wave):

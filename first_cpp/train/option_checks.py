@@ -18,6 +18,7 @@ FILES = (
     "routers.safetensors",
     "layers.png",
     "answers.jsonl",
+    "answers.gguf",
     "prompts.jsonl",
 )
 """Of a run's folder."""

@@ -200,8 +200,8 @@ def test_duplicates_and_broken_prompts_are_dropped(tmp_path, writing):
 
 
 @pytest.mark.smollm2
-def test_a_model_writes_users_turns(smollm2):
-    with asking.dense_model(smollm2, 256, 2) as engine:
+def test_a_model_writes_users_turns(smollm2, tmp_path):
+    with asking.dense_model(smollm2, str(tmp_path), 256, 2) as engine:
         found = dict((key, (text, ended)) for key, text, ended in asking.written(engine, ["0a", "0b", "0c", "0d"]))
         again = {key: (text, ended) for key, text, ended in asking.written(engine, ["0c"])}
     assert set(found) == {"0a", "0b", "0c", "0d"}
