@@ -19,7 +19,7 @@ SLOW_IN_BATCHES = ("q4_1", "q5_0", "q5_1")
 def quick_copy(model: ModelFile, path: str, say: Callable[[str], object]) -> Iterator[str]:
     """The file to evaluate: the model's own, or a Q8_0 copy at `path`, removed afterwards, where batches of its type are slow.
 
-    What follows compares the model with itself, so the little that Q8_0 rounds does not matter: it is far finer than those types.
+    What follows compares the model with itself, so what Q8_0 rounds does not matter: it is far finer than those types.
     Raises OutputError where the copy cannot be written. say: told of the copy.
     """
     n_bytes = Counter[str]()

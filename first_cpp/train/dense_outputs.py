@@ -67,8 +67,18 @@ def most_probable(logits: npt.NDArray[np.float32]) -> Output:
     (1, 0.5)
     """
     k = min(N_TOP, len(logits))
-    top = np.argpartition(logits, len(logits) - k)[len(logits) - k :]
-    top = top[np.argsort(-logits[top], kind="stable")]
+    top = _candidates(logits, k)
+    top = top[np.argsort(-logits[top], kind="stable")][:k]
     highest = logits[top[0]]
     log_sum = highest + np.log(np.sum(np.exp(logits - highest), dtype=np.float64))
     return top.astype(np.int32), (logits[top] - log_sum).astype(np.float32)
+
+
+def _candidates(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.intp]:
+    """Where the k highest logits are, among others: those above a bound that a sample gives, a tenth of the time of a partition."""
+    sample = logits[::64]
+    if len(sample) >= 16:
+        found = np.flatnonzero(logits >= np.partition(sample, -8)[-8])
+        if len(found) >= k:
+            return found
+    return np.arange(len(logits))

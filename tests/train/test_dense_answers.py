@@ -134,6 +134,22 @@ def test_a_prompt_without_room_for_an_answer_is_dropped(tiny, tmp_path):
     assert [len(example.response) for example in as_examples([one, other], 500)] == [6]
 
 
+@pytest.mark.parametrize("kind", ["normal", "equal", "steep", "few at the sample's places"])
+def test_the_most_probable_tokens_are_found(kind):
+    logits = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
+    if kind == "equal":
+        logits[:] = 1
+    elif kind == "steep":
+        logits *= 50
+    elif kind == "few at the sample's places":
+        logits[::64] += 20
+    tokens, values = asking.most_probable(logits)
+    expected = np.sort(logits - logsumexp(logits.astype(np.float64)))[::-1][:N_TOP]
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+    assert len(set(tokens.tolist())) == N_TOP
+    np.testing.assert_allclose(logits[tokens], np.sort(logits)[::-1][:N_TOP])
+
+
 def test_draws_follow_the_distribution():
     probabilities = np.array([0.5, 0.25, 0.125, 0.125])
     draw = asking.Draw(2.0, "ab")
