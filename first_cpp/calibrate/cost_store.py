@@ -179,14 +179,18 @@ class Measure:
     ) -> Iterator[tuple[int, Answered]]:
         """The dense model's answers to the prompts, given by number in chunks; `tokens` of all prompts."""
         for chunk in chunks:
-            for i, one in answer_all(self.engine, [tokens[i] for i in chunk], max_tokens, norm_eps):
-                yield chunk[i], one
+            yield from self._answers(chunk, [tokens[i] for i in chunk], max_tokens, norm_eps)
 
     def answer_chunk(
         self, chunk: Sequence[int], tokens: Sequence[list[int]], max_tokens: int, norm_eps: float
     ) -> list[tuple[int, Answered]]:
-        """Of one chunk; `tokens` of its prompts."""
-        return [(chunk[i], one) for i, one in answer_all(self.engine, tokens, max_tokens, norm_eps)]
+        """Of one chunk, when all are done; `tokens` of its prompts."""
+        return list(self._answers(chunk, tokens, max_tokens, norm_eps))
+
+    def _answers(
+        self, chunk: Sequence[int], tokens: Sequence[list[int]], max_tokens: int, norm_eps: float
+    ) -> Iterator[tuple[int, Answered]]:
+        return ((chunk[i], one) for i, one in answer_all(self.engine, tokens, max_tokens, norm_eps))
 
     def pace(self, prompt: int, n_tokens: int, layers: Sequence[int]) -> float:
         """Seconds that trying a layer on a prompt takes, by these layers."""

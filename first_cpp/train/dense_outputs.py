@@ -75,7 +75,7 @@ def most_probable(logits: npt.NDArray[np.float32]) -> Output:
 
 
 def _candidates(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.intp]:
-    """Where the k highest logits are, among others: those above a bound that a sample gives, a tenth of the time of a partition."""
+    """Where the k highest logits are, among others: above a bound that a sample gives, a tenth of the time of a partition."""
     sample = logits[::64]
     if len(sample) >= 16:
         found = np.flatnonzero(logits >= np.partition(sample, -8)[-8])
