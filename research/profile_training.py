@@ -1,9 +1,10 @@
 """Where a training step's time goes: SmolLM2-135M on random tokens, three steps after one that warms up.
 
-    python research/profile_training.py [--precision bf16] [--quantize Q4_0] [--page research/training_profile.md]
+    python research/profile_training.py [--precision bf16] [--quantize Q4_0] [--passes 2] [--teacher base] [--page FILE]
 
 Prints a page, and writes it where --page says. Prompts have 60 to 260 tokens and answers 8 to 56; which tokens they are changes
-no time.
+no time. --teacher: what answers are matched, as in `first-cpp train`: nothing but the answers and the model's own dense output;
+the base, computed beside; or answers, what was recorded with them.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.runtime.machine import describe_machine
 from first_cpp.train import objective
 from first_cpp.train.batch import collate
+from first_cpp.train.dense_outputs import N_TOP, Outputs
 from first_cpp.train.examples import Example
-from first_cpp.train.losses import AnswerLoss
+from first_cpp.train.losses import AnswerLoss, RecordedLoss
 from first_cpp.train.model import add_lora, decoder_layers, load_model
 from first_cpp.train.routed_model import RoutedModel
 from first_cpp.train.router_bank import RouterBank
 from first_cpp.train.settings import Settings
+from first_cpp.train.teacher import Teacher
 from first_cpp.train.trainer import Trainer
 
 STEPS = 3
@@ -58,17 +62,22 @@ class Clock:
 
 
 def random_examples(n: int, vocabulary: int) -> list[Example]:
-    """Prompts of 60 to 260 tokens and answers of 8 to 56."""
+    """Prompts of 60 to 260 tokens and answers of 8 to 56, as if the dense model had given each token as likely as the next."""
     rng = random.Random(0)
 
     def tokens(low: int, high: int) -> list[int]:
         return [rng.randrange(3, vocabulary) for _ in range(rng.randint(low, high))]
 
-    return [Example("t", tokens(60, 260), tokens(8, 56)) for _ in range(n)]
+    def example() -> Example:
+        prompt, answer = tokens(60, 260), tokens(8, 56)
+        top = np.array([rng.sample(range(vocabulary), N_TOP) for _ in answer], np.int32)
+        return Example("t", prompt, answer, outputs=Outputs(top, np.full(top.shape, -np.log(2.0 * N_TOP), np.float32)))
+
+    return [example() for _ in range(n)]
 
 
-def make_trainer(folder: str, precision: str = "float32", quantize: str = "") -> Trainer:
-    """SmolLM2 with LoRA of rank 16 and routers that prefer the middle layers, batches of 8. Arguments: as in `Settings`."""
+def make_trainer(folder: str, **of: Any) -> Trainer:
+    """SmolLM2 with LoRA of rank 16 and routers that prefer the middle layers, batches of 8. of: as in `Settings`."""
     torch.manual_seed(0)
     model, tokenizer = load_model(find_demo_model())
     layers = decoder_layers(model)
@@ -76,8 +85,12 @@ def make_trainer(folder: str, precision: str = "float32", quantize: str = "") ->
     bank = RouterBank(len(layers), model.config.hidden_size, 1e-5)
     torch.nn.init.normal_(bank.bias, std=0.3)
     routed = RoutedModel(lora, layers, bank)
-    settings = Settings(batch_size=8, precision=precision, quantize=quantize)
-    return Trainer(routed, lora, random_examples(8 * (STEPS + 1), len(tokenizer)), settings, folder)
+    settings = Settings(batch_size=8, **of)
+    trainer = Trainer(routed, lora, random_examples(8 * (STEPS + 1), len(tokenizer)), settings, folder)
+    if settings.teacher == "base":
+        teacher = Teacher(load_model(find_demo_model())[0], None)
+        trainer.objective.teacher = teacher.hold_in_bf16() if settings.precision == "bf16" else teacher
+    return trainer
 
 
 def profile(trainer: Trainer) -> tuple[Clock, float]:
@@ -86,8 +99,10 @@ def profile(trainer: Trainer) -> tuple[Clock, float]:
     clock = Clock()
     clock.watch(RoutedModel, "prefill", "prefill of the prompts")
     clock.watch(RoutedModel, "answer_logits", lambda _self, _p, gate=None: f"forward, {'dense' if gate is None else 'gated'}")
-    clock.watch(AnswerLoss, "__init__", LOSSES[0])
-    clock.watch(AnswerLoss, "__call__", LOSSES[1])
+    clock.watch(Teacher, "__call__", "the teacher, prompts and answers")
+    for loss in (AnswerLoss, RecordedLoss):
+        clock.watch(loss, "__init__", LOSSES[0])
+        clock.watch(loss, "__call__", LOSSES[1])
     clock.watch(objective, "answer_cross_entropy", LOSSES[2])
     clock.watch(trainer.accelerator, "backward", "backward")
     clock.watch(trainer, "_update", "clipping and optimizer")
@@ -120,8 +135,8 @@ def prefill_variants(trainer: Trainer) -> dict[str, float]:
     return found
 
 
-def page(trainer: Trainer, clock: Clock, seconds: float) -> str:
-    """The figures as Markdown."""
+def page(trainer: Trainer, clock: Clock, seconds: float, command: str) -> str:
+    """The figures as Markdown. command: that makes them."""
     numbers = range(1, 1 + STEPS)
     batches = [collate(trainer.batch_examples(number)) for number in numbers]
     cells, tokens = sum(b.answer_mask.numel() for b in batches), sum(int(b.answer_mask.sum()) for b in batches)
@@ -137,9 +152,8 @@ def page(trainer: Trainer, clock: Clock, seconds: float) -> str:
         [
             "# Where a training step's time goes",
             "",
-            "Written by `python research/profile_training.py`: SmolLM2-135M, LoRA of rank 16, batches of 8, three passes, "
-            f"{', rounded to '.join(filter(None, (trainer.settings.precision, trainer.settings.quantize)))}; "
-            f"mean of {STEPS} steps after one that warms up.",
+            f"Written by `{command}`: SmolLM2-135M, LoRA of rank 16, batches of 8, "
+            f"{trainer.settings.passes} passes; mean of {STEPS} steps after one that warms up.",
             f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads.",
             "",
             f"A step: {seconds / STEPS:.2f} s for {prompts / STEPS:.0f} prompt tokens and {tokens / STEPS:.0f} answer tokens; "
@@ -166,10 +180,14 @@ def main() -> None:
     parser.add_argument("--page", default="", metavar="FILE", help="where the figures go as well")
     parser.add_argument("--precision", default="float32", choices=["bf16", "float32"], help="(default: %(default)s)")
     parser.add_argument("--quantize", default="", metavar="TYPE", help="train for weights of this type")
+    parser.add_argument("--passes", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--teacher", default="", choices=["", "base", "answers"])
     args = parser.parse_args()
+    of = {name: value for name, value in vars(args).items() if name != "page"}
+    words = [f"--{name} {value}" for name, value in of.items() if value != parser.get_default(name)]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(folder, args.precision, args.quantize)
-        text = page(trainer, *profile(trainer))
+        trainer = make_trainer(folder, **of)
+        text = page(trainer, *profile(trainer), " ".join(["python research/profile_training.py", *words]))
     print(text)
     if args.page:
         with open(args.page, "w", encoding="utf-8") as file:

@@ -105,7 +105,7 @@ def calibration_kinds() -> str:
 
 def calibrate_runs() -> str:
     """What calibrate says of models, in how long and how much memory."""
-    found = [name for name in ("calibrate_runs", "calibrate_runs_1b") if measured(name)]
+    found = [name for name in ("calibrate_runs_smollm2", "calibrate_runs", "calibrate_runs_1b") if measured(name)]
     if not found:
         return NOT_YET.format("calibrate_runs")
     rows = [
@@ -206,6 +206,8 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
     fill(PAGE, "tools/results_page.py calibrate_runs", calibrate_runs())
+    fill(PAGE, "tools/results_page.py calibration_gemma", calibration("calibration_gemma"))
+    fill(PAGE, "tools/results_page.py calibration_adapter", calibration("calibration_adapter"))
     fill(NOTES, "tools/results_page.py chat_as_it_comes", calibration("calibration_chat"))
     fill(NOTES, "tools/results_page.py chat_everyday", calibration("calibration_everyday"))
     fill(GUIDE, "tools/results_page.py calibration_growth", calibration_growth())

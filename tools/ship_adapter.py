@@ -1,8 +1,9 @@
 """Puts a training run and its evaluation into the package: weights in F16, and a card whose figures are the evaluation's.
 
-    python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md
+    python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md [--routers calibrated.gguf]
 
 RUN is what `first-cpp train` left, REPORT what `first-cpp eval` left, about.md says what no file knows: data and licences.
+--routers: a file whose routers take the place of the run's, such as `first-cpp calibrate` wrote for the trained weights.
 The tables of REPORT go into research/notes.md as well; `make docs` then takes what users read from the card.
 """
 
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from first_cpp.evaluate.report import markdown
 from first_cpp.gguf.bundled import FOLDER
+from first_cpp.gguf.router_format import load_routers, write_safetensors
 
 LIMIT = 12_000_000
 
@@ -27,10 +29,13 @@ def read_json(*parts: str) -> dict:
         return json.load(file)
 
 
-def copy_weights(run: str, out: str, base: str) -> None:
-    """Routers as they are; the adapter in F16, and without the path that the base had on the machine of the run."""
+def copy_weights(run: str, out: str, base: str, routers: str | None) -> None:
+    """Routers of the run or of a file; the adapter in F16, and without the path that the base had on the machine of the run."""
     os.makedirs(os.path.join(out, "adapter"), exist_ok=True)
-    shutil.copy(os.path.join(run, "routers.safetensors"), out)
+    if routers is None:
+        shutil.copy(os.path.join(run, "routers.safetensors"), out)
+    else:
+        write_safetensors(out, load_routers(routers))
     name = os.path.join("adapter", "adapter_model.safetensors")
     weights = {key: value.astype("float16") for key, value in load_file(os.path.join(run, name)).items()}
     save_file(weights, os.path.join(out, name), {"format": "pt"})
@@ -71,16 +76,17 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--base", required=True)
     parser.add_argument("--about", required=True)
+    parser.add_argument("--routers")
     args = parser.parse_args()
     out = os.path.join(FOLDER, args.name)
     with open(args.about, encoding="utf-8") as file:
         about = file.read()
     report = read_json(args.report, "report.json")
     text = card(read_json(args.run, "train.json"), report, args.name, args.base, about)
-    copy_weights(args.run, out, args.base)
+    copy_weights(args.run, out, args.base, args.routers)
     with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
-    fill(NOTES, "tools/ship_adapter.py", markdown(report).replace("# Evaluation\n", ""))
+    fill(NOTES, f"tools/ship_adapter.py {args.name}", markdown(report).replace("# Evaluation\n", ""))
     size = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(out) for name in names)
     if size > LIMIT:
         raise SystemExit(f"{out} has {size} bytes, allowed: {LIMIT}")
