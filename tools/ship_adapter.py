@@ -1,15 +1,18 @@
 """Puts a training run and its evaluation into the package: weights in F16, and a card whose figures are the evaluation's.
 
-    python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md [--routers calibrated.gguf]
+    python tools/ship_adapter.py RUN REPORT NAME --base "SmolLM2-135M-Instruct" --about about.md \\
+        [--routers calibrated.gguf --fidelity 0.85]
 
 RUN is what `first-cpp train` left, REPORT what `first-cpp eval` left, about.md says what no file knows: data and licences.
---routers: a file whose routers take the place of the run's, such as `first-cpp calibrate` wrote for the trained weights.
+--routers: a file whose routers take the place of the run's, such as `first-cpp calibrate` wrote for the trained weights;
+--fidelity: with the largest tolerance of its table that keeps so much.
 The tables of REPORT go into research/notes.md as well; `make docs` then takes what users read from the card.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from first_cpp.evaluate.report import markdown
 from first_cpp.gguf.bundled import FOLDER
 from first_cpp.gguf.router_format import load_routers, write_safetensors
+from first_cpp.gguf.routers import Routers
 
 LIMIT = 12_000_000
 
@@ -29,13 +33,22 @@ def read_json(*parts: str) -> dict:
         return json.load(file)
 
 
-def copy_weights(run: str, out: str, base: str, routers: str | None) -> None:
-    """Routers of the run or of a file; the adapter in F16, and without the path that the base had on the machine of the run."""
+def with_tolerance(routers: Routers, fidelity: float) -> Routers:
+    """The routers, recommending the largest tolerance of their table at which prompts kept out had this fidelity."""
+    assert routers.cost is not None, "--fidelity is of routers that `first-cpp calibrate` wrote"
+    points = [point for point in routers.cost.table if point.fidelity >= fidelity]
+    return dataclasses.replace(
+        routers, cost=dataclasses.replace(routers.cost, tolerance=points[-1].tolerance, fidelity=fidelity)
+    )
+
+
+def copy_weights(run: str, out: str, base: str, routers: Routers | None) -> None:
+    """Routers of the run, or others; the adapter in F16, and without the path that the base had on the machine of the run."""
     os.makedirs(os.path.join(out, "adapter"), exist_ok=True)
     if routers is None:
         shutil.copy(os.path.join(run, "routers.safetensors"), out)
     else:
-        write_safetensors(out, load_routers(routers))
+        write_safetensors(out, routers)
     name = os.path.join("adapter", "adapter_model.safetensors")
     weights = {key: value.astype("float16") for key, value in load_file(os.path.join(run, name)).items()}
     save_file(weights, os.path.join(out, name), {"format": "pt"})
@@ -77,13 +90,15 @@ def main() -> None:
     parser.add_argument("--base", required=True)
     parser.add_argument("--about", required=True)
     parser.add_argument("--routers")
+    parser.add_argument("--fidelity", type=float)
     args = parser.parse_args()
     out = os.path.join(FOLDER, args.name)
     with open(args.about, encoding="utf-8") as file:
         about = file.read()
     report = read_json(args.report, "report.json")
     text = card(read_json(args.run, "train.json"), report, args.name, args.base, about)
-    copy_weights(args.run, out, args.base, args.routers)
+    routers = load_routers(args.routers) if args.routers else None
+    copy_weights(args.run, out, args.base, with_tolerance(routers, args.fidelity) if routers and args.fidelity else routers)
     with open(os.path.join(out, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
     fill(NOTES, f"tools/ship_adapter.py {args.name}", markdown(report).replace("# Evaluation\n", ""))

@@ -19,7 +19,7 @@ from typing import TextIO
 import llama_cpp
 
 from ..errors import OptionError
-from ..gguf.bundled import DEMO_ADAPTER, find_adapter, find_demo_model
+from ..gguf.bundled import TASK_ADAPTER, find_adapter, find_demo_model
 from ..gguf.model_file import ModelFile
 from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
@@ -100,7 +100,7 @@ def command(args: argparse.Namespace) -> None:
 
 def _setting(skip: Skip, routers: Routers | None) -> SkipSetting:
     """The setting as `Llama` takes it; a share of its own where the routers recommend none."""
-    if skip == "auto" and routers is not None and not routers.skip:
+    if skip == "auto" and routers is not None and routers.cost is None and not routers.skip:
         return SKIP_WITHOUT_ADVICE
     return list(skip) if isinstance(skip, tuple) else skip
 
@@ -120,7 +120,7 @@ def _model(given: str | None) -> Iterator[tuple[str, str, Routers | None]]:
     name = f"{os.path.basename(base).split('.')[0]} Q4_0 with the trained routers"
     with tempfile.TemporaryDirectory() as folder:
         merged = os.path.join(folder, "model-first.gguf")
-        merge(find_adapter(DEMO_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
+        merge(find_adapter(TASK_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
         yield merged, name, None
 
 

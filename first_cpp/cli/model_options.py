@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError, SkipError
+from ..gguf.demo_model import demo_model_with_routers
 from ..gguf.model_file import ModelFile, context_length
 from ..gguf.router_format import router_keys
 from ..llama import Llama
@@ -60,7 +61,12 @@ class ModelOptions:
 
     @functools.cached_property
     def path(self) -> str:
-        """The model's file, downloaded where that is needed. Raises as `find_model`."""
+        """The model's file, downloaded where that is needed; the demo model comes with the adapter made for it.
+
+        Raises as `find_model`.
+        """
+        if self.model is None and self.routers is None and self.lora is None:
+            return demo_model_with_routers(say=lambda text: print(text, file=sys.stderr))
         return find_model(self.model, self.offline)
 
     @property

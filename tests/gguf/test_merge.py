@@ -158,13 +158,14 @@ def test_run_without_an_adapter(run, tmp_path, capsys):
 
 
 @pytest.mark.smollm2
-def test_bundled_adapter_fits_the_demo_model(smollm2, tmp_path, load):
-    """It merges by its name, is trained (prompts differ in their layers), small, and says where it comes from."""
-    from first_cpp.gguf.bundled import DEMO_ADAPTER
-
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [("smollm2-135m-instruct", ("CC BY-SA 4.0", "routed@0.25")), ("smollm2-135m-everyday", ("MIT", "budget@0.25"))],
+)
+def test_bundled_adapters_fit_the_demo_model(smollm2, tmp_path, load, name, facts):
+    """Each merges by its name, is trained (prompts differ in their layers), small, and says where it comes from."""
     out = str(tmp_path / "first.gguf")
-    arguments = ["--routers", DEMO_ADAPTER, "--model", smollm2, "--merge", "--quantize", "Q4_0", "--out", out, "--quiet"]
-    assert main(arguments) == 0
+    assert main(["--routers", name, "--model", smollm2, "--merge", "--quantize", "Q4_0", "--out", out, "--quiet"]) == 0
     llm = load(out, n_ctx=256)
     chosen = set()
     for text in (
@@ -174,14 +175,17 @@ def test_bundled_adapter_fits_the_demo_model(smollm2, tmp_path, load):
     ):
         llm.create_chat_completion([{"role": "user", "content": text}], max_tokens=2)
         chosen.add(llm.routing.skipped)
-    assert {len(layers) for layers in chosen} == {8}
     assert len(chosen) > 1
-    folder = find_adapter(DEMO_ADAPTER)
+    if llm.routers.cost is None:
+        assert {len(layers) for layers in chosen} == {8}
+    else:  # a budget: whole sets of the file's, or nothing
+        assert chosen <= {(), *(tuple(sorted(one.layers)) for one in llm.routers.cost.sets)}
+    folder = find_adapter(name)
     files = {name: os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names}
     assert sum(files.values()) <= 12_000_000
     with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
         card = file.read()
-    for fact in ("CC BY-SA 4.0", "Apache-2.0", "first-cpp train", "seed", "first-cpp eval", "routed@0.25"):
+    for fact in (*facts, "Apache-2.0", "first-cpp train", "seed", "first-cpp eval"):
         assert fact in card
 
 

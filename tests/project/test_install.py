@@ -38,7 +38,8 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel):
     assert page == set(PAGE_ROUTES.values())
     assert {f"first_cpp/serve/page/{name}" for name in page} <= set(names)
     adapter = ("README.md", "routers.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-    assert {f"first_cpp/adapters/smollm2-135m-instruct/{name}" for name in adapter} <= set(names)
+    for bundled in ("smollm2-135m-everyday", "smollm2-135m-instruct"):
+        assert {f"first_cpp/adapters/{bundled}/{name}" for name in adapter} <= set(names)
 
 
 @pytest.mark.slow

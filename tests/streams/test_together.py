@@ -1,0 +1,67 @@
+"""Many prompts answered in one context: as stock llama_cpp answers each alone."""
+
+from __future__ import annotations
+
+import llama_cpp
+import pytest
+from helpers import greedy
+
+from first_cpp.gguf.model_file import ModelFile
+from first_cpp.gguf.quantise import quantise
+from first_cpp.streams.engine import Engine
+from first_cpp.streams.quick_copy import quick_copy
+from first_cpp.streams.together import answers_together
+
+PROMPTS = [[5, 6, 7], [9], [30, 31, 32, 33, 34, 35], [7, 7], [12, 90, 4]]
+
+
+@pytest.fixture
+def engine(tiny):
+    made = Engine(tiny, 64, 1, streams=2)
+    yield made
+    made.close()
+
+
+def test_answers_are_those_of_each_prompt_alone(engine, tiny, load):
+    """More prompts than streams: a stream that is free reads the next one."""
+    found = dict(answers_together(engine, PROMPTS, 9))
+    stock = load(tiny, llama_cpp.Llama)
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for number, prompt in enumerate(PROMPTS):
+        assert (found[number].tokens, found[number].end) == (greedy(stock, prompt, 9), None)
+
+
+def test_an_answer_ends_with_the_model_or_with_its_room(engine, monkeypatch):
+    long = [5] * (engine.room - 2)
+    found = dict(answers_together(engine, [long, PROMPTS[0]], 20))
+    assert (len(found[0].tokens), len(found[1].tokens)) == (2, 20)
+    last = found[1].tokens[3]
+    monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda _vocabulary, token: token == last)
+    again = dict(answers_together(engine, [PROMPTS[0]], 20))
+    ends = found[1].tokens.index(last)
+    assert (again[0].tokens, again[0].end) == (found[1].tokens[:ends], last)
+
+
+def test_another_choice_and_another_way_to_read(engine):
+    """What a caller chooses is what is read on, and it is told which prompt it reads."""
+    read = []
+
+    def read_prompt(number, prompt, stream):
+        read.append((number, len(prompt)))
+        engine.read_prompt(prompt, stream)
+
+    found = dict(answers_together(engine, PROMPTS, 4, lambda number, logits: number + 40, read_prompt))
+    assert {number: one.tokens for number, one in found.items()} == {number: [number + 40] * 4 for number in range(5)}
+    assert sorted(read) == [(number, len(prompt)) for number, prompt in enumerate(PROMPTS)]
+
+
+def test_a_copy_is_made_where_batches_are_slow_and_removed(tiny, tmp_path):
+    slow, path, said = str(tmp_path / "slow.gguf"), tmp_path / "copy.gguf", []
+    with quick_copy(ModelFile.open(tiny), str(path), said.append) as found:
+        assert (found, said) == (tiny, [])
+    quantise(tiny, slow, "Q4_1")
+    with quick_copy(ModelFile.open(slow), str(path), said.append) as found:
+        assert found == str(path)
+        assert {tensor.type for _, tensor in ModelFile.open(found).tensors()} == {"q8_0", "f32"}
+    assert not path.exists()
+    assert said == [f"evaluating a copy in Q8_0, {path}: batches of q4_1 are slow in llama.cpp"]
