@@ -10,11 +10,11 @@ from helpers import logits, tokens
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from routers_files import budget_routers, routed_model
+from second_turn import CLOSE
 
 from first_cpp import AnswerCancelled, Llama
 from first_cpp.gguf.embed import embed
 
-CLOSE = 0.03  # logits, as in test_second_turns.py
 SKIPS = st.sampled_from([None, "auto", 0, 0.17, 0.34, 0.5, (0,), (2, 3), (0, 5), (1, 2, 3, 4)])
 CONTEXTS = st.sampled_from(
     [
