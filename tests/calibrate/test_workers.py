@@ -18,6 +18,7 @@ from first_cpp.calibrate.procedure import CalibrationError, Show
 from first_cpp.calibrate.workers import measuring
 
 
+@pytest.mark.slow  # calibrates twice, and starts two processes; those below start two without a whole calibration
 def test_two_processes_find_what_one_does(idle, prompts, tmp_path):
     """Bit for bit: sets, probes, tolerance and table."""
     found = []

@@ -85,7 +85,7 @@ PROMPTS = [
 
 
 @pytest.mark.smollm2
-@pytest.mark.parametrize("prompts", [PROMPTS[:3], pytest.param(PROMPTS[3:], marks=pytest.mark.slow)], ids=["three", "more"])
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], pytest.param(PROMPTS[1:], marks=pytest.mark.slow)], ids=["one", "more"])
 def test_ordinary_answers_are_json(smollm2, load, prompts):
     llm = load(smollm2, n_ctx=2048)
     schema = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 150}}, "required": ["text"]}
