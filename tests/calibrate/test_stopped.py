@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from calibrating import make
@@ -11,11 +13,18 @@ from first_cpp.calibrate.findings import Speed, conclude
 from first_cpp.calibrate.procedure import SEARCHED, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.gguf.routers import Base
+from first_cpp.streams.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """What a run finds that nothing stopped."""
+    with contextlib.closing(Engine(tiny, 300, 1, streams=4)) as engine:
+        return make(engine, tmp_path_factory.mktemp("unbroken")).carry_out()
 
 
 @pytest.mark.parametrize("when", ["dense answers", "each layer alone", "order of the layers"])
-def test_a_stopped_run_goes_on_to_the_same_result(engine, tmp_path, when, monkeypatch):
-    whole = make(engine, tmp_path, name="whole").carry_out()
+def test_a_stopped_run_goes_on_to_the_same_result(whole, engine, tmp_path, when, monkeypatch):
     calls = []
 
     def stop(what, done, _total):

@@ -30,9 +30,9 @@ def calibrate(model, prompts, out, *more):
     return main(["calibrate", "-m", model, "--prompts", prompts, "--out", str(out), "-n", "8", "-t", "1", "--quiet", *more])
 
 
-def make(engine, tmp_path, plan=None, show=None, name="state"):
+def make(engine, folder, plan=None, show=None):
     prompts = [Prompt(f"q{i}") for i in range(40)]
     tokens = [engine.tokenize(f"Question {i}: what is it?".encode()) for i in range(40)]
-    store = CostStore(str(tmp_path / name), {"of": "this"}, len(prompts))
+    store = CostStore(str(folder / "state"), {"of": "this"}, len(prompts))
     plan = plan or Plan(max_tokens=6, search_prompts=12, search_tokens=5, first=4)
     return Procedure(engine, prompts, tokens, 1e-5, store, plan, show or Show())
