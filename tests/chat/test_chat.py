@@ -267,6 +267,7 @@ class TestTerminal:
             process.send("More\r")
             process.expect(r"before: fidelity \d\.\d\d: \d of 7 choices are the full model's")
 
+    @pytest.mark.slow
     def test_it_reads_nothing_again_where_that_is_turned_off(self, arguments, tmp_path):
         with terminal(arguments, tmp_path, "--no-catch-up") as process:
             process.send("Hello\r")

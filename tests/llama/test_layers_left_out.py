@@ -33,8 +33,13 @@ def random_sets(n_layer: int, n: int, seed: int) -> list[list[int]]:
     return sets
 
 
+SETS_OF_6 = random_sets(6, 14, seed=3)
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("layers", random_sets(6, 14, seed=3), ids=str)
+@pytest.mark.parametrize(
+    "layers", [*SETS_OF_6[:7], *(pytest.param(one, marks=pytest.mark.slow) for one in SETS_OF_6[7:])], ids=str
+)
 def test_bit_identical_to_pruned_file(tiny, models, load, context, layers):
     pruned = models / f"tiny-without-{'-'.join(map(str, layers))}.gguf"
     if not pruned.exists():

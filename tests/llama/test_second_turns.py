@@ -68,9 +68,15 @@ def cached(llm):
 FIRST_TURNS = [plain, abandoned, one_token, with_exception, saved_and_loaded, reset_between, cached]
 
 
-@pytest.mark.parametrize("skip", SETTINGS, ids=str)
-@pytest.mark.parametrize("first_turn", FIRST_TURNS)
-@pytest.mark.parametrize("context", [{}, {"flash_attn": True, "n_ubatch": 16}], ids=["plain", "flash"])
+FLASH = {"flash_attn": True, "n_ubatch": 16}
+CASES = [  # with flash attention a first turn of each kind, and each setting
+    pytest.param(first, skip, context, id=f"{'flash' if context else 'plain'}-{first.__name__}-{skip}",
+                 marks=[pytest.mark.slow] if context and first is not plain and skip != 0.5 else [])
+    for context in ({}, FLASH) for first in FIRST_TURNS for skip in SETTINGS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first_turn", "skip", "context"), CASES)
 def test_second_turn_is_a_fresh_model(routed, load, first_turn, skip, context):
     used, fresh = load(routed, skip=skip, **context), load(routed, skip=skip, **context)
     prompt = PROMPT + first_turn(used) + MORE
@@ -84,7 +90,7 @@ def test_second_turn_is_a_fresh_model(routed, load, first_turn, skip, context):
     np.testing.assert_allclose(row, fresh_row, rtol=0, atol=CLOSE)
 
 
-@pytest.mark.parametrize("skip", ["auto", 0.5])
+@pytest.mark.parametrize("skip", ["auto", pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["sets", "layers"])
 @pytest.mark.parametrize("first_turn", FIRST_TURNS)
 def test_second_turn_of_a_budget(tiny, load, first_turn, kind, skip):

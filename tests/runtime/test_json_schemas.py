@@ -44,7 +44,7 @@ def check_random_schema(tokenizer, schema, seed) -> None:
     check_valid(schema, text)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, seed=st.integers(0, 2**20))
 def test_what_a_mask_allows_is_valid(byte_tokenizer, schema, seed):
     check_random_schema(byte_tokenizer, schema, seed)

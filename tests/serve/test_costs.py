@@ -227,18 +227,18 @@ def _short_deadline() -> str:
 def test_a_connection_that_is_used_is_kept(routed):
     """The deadline is for requests, not for answers: a stream lasts longer, and so does a connection between requests."""
     with serving(routed, "-c", 2048, "--chat-format", "chatml", code=_short_deadline()) as server:
-        body = chat(stream=True, max_tokens=400, logit_bias=NO_END)
+        body = chat(stream=True, max_tokens=200, logit_bias=NO_END)
         with httpx.stream("POST", server.url + CHAT, json=body, timeout=60) as stream:
             lines = []
             for line in stream.iter_lines():
                 lines.append(line)
-                if len(lines) < 40:
+                if len(lines) < 30:
                     time.sleep(0.05)
         assert lines[-2] == "data: [DONE]"
         with httpx.Client(base_url=server.url) as http:
             for _ in range(3):
                 assert http.get("/health").status_code == 200
-                time.sleep(0.6)
+                time.sleep(0.4)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------

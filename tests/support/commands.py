@@ -7,20 +7,22 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from first_cpp.cli.main import main
 
 
-def command(*words: str, text: str = "", encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+def command(
+    *words: str, text: str = "", encoding: str = "utf-8", entry: Callable[[Sequence[str]], int] = main
+) -> subprocess.CompletedProcess[str]:
     """Its exit code, what it printed, and what it and llama.cpp wrote to stderr; `text` is what stdin holds."""
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(text.encode(encoding))
         given.seek(0)
         with _streams(given, out, err, encoding):
             try:
-                code = main(words)
+                code = entry(words)
             except SystemExit as end:  # argparse
                 code = end.code
         for file in (out, err):
