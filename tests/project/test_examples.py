@@ -34,9 +34,8 @@ def test_every_example_is_tried_and_listed():
     assert set(re.findall(r"\]\((\w+)\.py\)", (EXAMPLES / "README.md").read_text())) == names
 
 
-ON_TINY = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "server_client" else name for name in SHOWN
-]  # it waits for a server
+WAITS = "server_client"  # for a server that it starts, for seconds
+ON_TINY = [pytest.param(name, marks=pytest.mark.slow) if name == WAITS else name for name in SHOWN]
 
 
 @pytest.mark.parametrize("name", ON_TINY)
