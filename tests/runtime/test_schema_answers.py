@@ -114,7 +114,8 @@ def test_a_schema_that_llama_cpp_cannot_convert(model, tiny, load):
     schema = '{"type": "string", "pattern": "ab"}'
     grammar = llama_cpp.LlamaGrammar.from_json_schema(schema)
     processors = llama_cpp.LogitsProcessorList([Closing(model)])
-    found = model("Hello", grammar=grammar, max_tokens=400, seed=3, logits_processor=processors)["choices"][0]
+    often = {3 + ord("a"): 5.0, 3 + ord("b"): 5.0}  # a random text would hardly have one after the other
+    found = model("Hello", grammar=grammar, max_tokens=400, seed=3, logits_processor=processors, logit_bias=often)["choices"][0]
     assert found["finish_reason"] == "stop"
     assert "ab" in json.loads(found["text"])
     with pytest.raises(ValueError, match="llama_cpp cannot convert this JSON schema"):
