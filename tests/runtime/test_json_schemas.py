@@ -57,9 +57,20 @@ def test_what_a_mask_allows_is_valid_at_length(byte_tokenizer, schema, seed):
     check_random_schema(byte_tokenizer, schema, seed)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), schema=st.one_of(LEAVES, arrays(LEAVES)))
 def test_a_mask_allows_what_is_valid(byte_tokenizer, data, schema):
+    check_valid_value(byte_tokenizer, data, schema)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), schema=st.one_of(LEAVES, arrays(LEAVES)))
+def test_a_mask_allows_what_is_valid_at_length(byte_tokenizer, data, schema):
+    check_valid_value(byte_tokenizer, data, schema)
+
+
+def check_valid_value(byte_tokenizer, data, schema) -> None:
     text = json.dumps(schema)
     assume(
         "format" not in text and "\\\\" not in text
