@@ -9,8 +9,9 @@ python=${PYTHON:-python3}
 out=build/$mode
 bin=$out/venv/bin
 tools=$(cd "$(dirname "$(command -v "$python")")" && pwd)
-tests=(tests/llama/test_llama.py tests/llama/test_misuse.py tests/cli/test_ending.py tests/gguf/test_convert.py tests/gguf/test_router_faults.py tests/llama/test_layers_left_out.py
-    tests/llama/test_second_turns.py tests/llama/test_kv_keep.py tests/runtime/test_kv_record.py tests/runtime/test_policy.py)
+tests=(tests/llama/test_{llama,skip_settings,one_llama_cpp,no_models,detokenize,misuse,layers_left_out}.py
+    tests/llama/test_{second_turns,read_again,answers_broken_off,images,kv_keep}.py tests/cli/test_ending.py
+    tests/gguf/test_{convert,router_faults}.py tests/runtime/test_{kv_record,policy}.py)
 
 packages() { "$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 

@@ -13,8 +13,8 @@ from typing import Any
 import jsonschema
 import llama_cpp
 import numpy as np
+from json_schemas import EXACT, REFUSED, Closing, answer
 from test_grammars import CORPUS, DEAD_ENDS, ENDLESS
-from test_json_schemas import EXACT, REFUSED, Closing, answer
 
 Attack = Callable[[Any, str], str]
 """Takes the class and a model's path. Returns "held", or what is wrong, which an exception is too."""

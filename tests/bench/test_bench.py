@@ -226,8 +226,14 @@ def test_every_file_type_loads(load, tmp_path, file_type):
     assert np.isfinite(llama_cpp.llama_get_logits_ith(llm.ctx, -1)[:320]).all()
 
 
-@pytest.mark.parametrize(("tied", "n_head_kv"), [(False, 2), (True, 2), (True, 1)])
-@pytest.mark.parametrize("file_type", sorted(set(FILE_TYPES) - {"f32", "f16", "bf16"}))
+MIXED = [  # each type once, and one of them for every shape
+    pytest.param(kind, *shape, marks=[pytest.mark.slow] if shape != (False, 2) and kind != "q4_k_m" else [])
+    for kind in sorted(set(FILE_TYPES) - {"f32", "f16", "bf16"})
+    for shape in ((False, 2), (True, 2), (True, 1))
+]
+
+
+@pytest.mark.parametrize(("file_type", "tied", "n_head_kv"), MIXED)
 def test_types_are_mixed_as_llama_cpps_quantizer_mixes_them(tmp_path, file_type, tied, n_head_kv):
     shape = Shape(16, 256, 4, n_head_kv, 512, 320, tied=tied)
     ours, full, theirs = (str(tmp_path / name) for name in ("ours.gguf", "full.gguf", "theirs.gguf"))

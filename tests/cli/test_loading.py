@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from commands import command
 from helpers import survives
 from raw_gguf import with_metadata
 from routers_files import routed_model
@@ -116,15 +117,10 @@ def test_a_broken_template_in_every_verb(broken, capsys, monkeypatch):
         assert server.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}).status_code == 200
 
 
-def run(*args):
-    command = [sys.executable, "-m", "first_cpp", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, input="")
-
-
 def test_a_model_without_a_template_goes_on_with_the_text(bare, load):
     """Under Llama 2's format, which llama_cpp takes for it, models that never saw it end at once."""
     asked = ["-m", bare, "-n", "6", "--temp", "0", "-c", "256"]
-    chatted, raw = run("run", *asked, "Once upon"), run("run", *asked, "--raw", "Once upon")
+    chatted, raw = command("run", *asked, "Once upon"), command("run", *asked, "--raw", "Once upon")
     assert chatted.stdout == raw.stdout
     assert chatted.stderr.count("has no chat template") == 1
     assert raw.stderr == ""
@@ -139,10 +135,8 @@ def test_a_model_without_a_template_goes_on_with_the_text(bare, load):
 
 
 def test_chat_without_a_template_warns_once(bare):
-    done = subprocess.run(
-        [sys.executable, "-m", "first_cpp", "chat", "-m", bare, "-n", "4", "-c", "256"],
-        input="One\nTwo\n", capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = command("chat", "-m", bare, "-n", "4", "-c", "256", text="One\nTwo\n")
+    assert done.returncode == 0
     assert done.stderr.count("has no chat template") == 1
 
 
@@ -164,14 +158,14 @@ def test_the_plugin_without_a_template(bare, load, capsys):
 @pytest.mark.parametrize("verb", [["run", "x"], ["chat"], ["serve"]], ids=lambda verb: verb[0])
 def test_a_context_beyond_all_sense_is_refused_at_once(tiny, verb):
     began = time.monotonic()
-    done = run(verb[0], "-m", tiny, "-c", "999999999", *verb[1:])
+    done = command(verb[0], "-m", tiny, "-c", "999999999", *verb[1:])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "-c 999999999: the model was trained for 2048 tokens" in done.stderr
     assert time.monotonic() - began < 10
 
 
 def test_a_port_beyond_65535():
-    done = run("serve", "--port", "65536")
+    done = command("serve", "--port", "65536")
     assert done.returncode == 2
     assert "65536 is above 65535" in done.stderr
 
@@ -192,11 +186,9 @@ def test_a_saved_conversation_is_a_regular_file(routed, tmp_path):
 
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    done = subprocess.run(
-        [sys.executable, "-m", "first_cpp", "chat", "-m", routed, "-c", "256", "--chat-format", "chatml"],
-        input=f"/save {fifo}\n/save /dev/null\n/save {tmp_path}\n/save {tmp_path}/fine.json\n",
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    text = f"/save {fifo}\n/save /dev/null\n/save {tmp_path}\n/save {tmp_path}/fine.json\n"
+    done = command("chat", "-m", routed, "-c", "256", "--chat-format", "chatml", text=text)
+    assert done.returncode == 0
     assert done.stdout.count("messages saved") == 1
     assert fifo.is_fifo()
     assert not os.path.isfile("/dev/null")

@@ -10,9 +10,11 @@ import subprocess
 import sys
 
 import pytest
+from commands import command
 from fake_hub import fake_hub
 from routers_files import routed_model
 
+from convert.__main__ import main as convert
 from first_cpp.cli.main import main
 from first_cpp.cli.model_name import HubName, find_model
 from first_cpp.errors import MissingExtraError, MissingFileError, OptionError
@@ -93,9 +95,9 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def first_cpp(*arguments: object, env: dict[str, str], module: str = "first_cpp", cwd=None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False, cwd=cwd)
+def first_cpp(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "first_cpp", *map(str, arguments)]
+    return subprocess.run(words, env={**os.environ, **env}, capture_output=True, text=True, check=False)
 
 
 RUN = ("--temp", "0", "--raw", "-n", 4, "-c", 64, "--json", "Once")
@@ -139,16 +141,17 @@ def test_what_the_hub_does_not_have(hub, tmp_path, name, options, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_every_command_that_takes_a_model_takes_a_name(hub, cache, tmp_path):
-    offline, env, name = "--offline", hub.variables(cache), "hf:org/gone"
+def test_every_command_that_takes_a_model_takes_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    offline, name = "--offline", "hf:org/gone"
     for verb, rest in {
         "bench": (), "calibrate": ("--out", tmp_path / "o.gguf"), "chat": (), "demo": (), "serve": (),
         "eval": ("--data", "d.jsonl", "--out", "o"), "train": ("--data", "d.jsonl", "--out", tmp_path / "run"),
     }.items():  # fmt: skip
         (tmp_path / "d.jsonl").write_text('{"task": "qa", "prompt": "a", "response": "b"}\n')
-        done = first_cpp(verb, "--model", name, offline, *rest, env=env, cwd=tmp_path)
+        done = command(verb, "--model", name, offline, *map(str, rest))
         assert "hf:org/gone is not in the cache" in done.stderr, (verb, done.stderr)
-    done = first_cpp("--routers", "r.safetensors", "--model", name, offline, "--out", "o.gguf", env=env, module="convert")
+    done = command("--routers", "r.safetensors", "--model", name, offline, "--out", "o.gguf", entry=convert)
     assert "hf:org/gone is not in the cache" in done.stderr
 
 

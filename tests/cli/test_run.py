@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import command
 from routers_files import routed_model
 
 from first_cpp.cli.model_options import watched
@@ -23,8 +24,8 @@ def routed(tiny, models):
     return routed_model(tiny, models, seed=42)
 
 
-def run(*args, stdin="", **kwargs):
-    return subprocess.run([*COMMAND, *args], input=stdin, capture_output=True, text=True, check=False, **kwargs)
+def run(*args, stdin=""):
+    return command("run", *args, text=stdin)
 
 
 def test_bytes_that_are_no_text_are_refused(tiny):
@@ -35,11 +36,14 @@ def test_bytes_that_are_no_text_are_refused(tiny):
 
 
 def test_the_text_is_create_completions(routed, load):
-    done = run("-m", routed, "--skip", "0.34", "--raw", "-n", "12", "--temp", "0", "Once upon")
+    words = ("-m", routed, "--skip", "0.34", "--raw", "-n", "12", "--temp", "0", "Once upon")
+    done = subprocess.run([*COMMAND, *words], input="", capture_output=True, text=True, check=False)
     expected = load(routed, skip=0.34, n_ctx=2048).create_completion("Once upon", max_tokens=12, temperature=0)
     assert done.returncode == 0
     assert done.stdout == expected["choices"][0]["text"] + "\n"
     assert done.stderr == ""
+    here = run(*words)  # as the other tests ask it
+    assert (here.stdout, here.stderr) == (done.stdout, "")
 
 
 def test_one_json_object(routed):
@@ -146,15 +150,13 @@ def test_loading_is_watched(routed, monkeypatch):
 def test_fidelity_by_an_explicit_call(tiny, models):
     model = routed_model(tiny, models, seed=47)
     arguments = ["-m", model, "--skip", "0.34", "--temp", "0", "-n", "12", "--raw", "Once"]
-    words = [sys.executable, "-m", "first_cpp", "run", *arguments]
-    done = subprocess.run([*words, "--json", "--fidelity"], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)["fidelity"]
+    found = json.loads(run(*arguments, "--json", "--fidelity").stdout)["fidelity"]
     assert found["positions"] >= 11
     assert found["share"] == round(found["equal"] / found["positions"], 4)
-    assert "fidelity" not in json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, check=True).stdout)
-    said = subprocess.run([*words, "--fidelity"], capture_output=True, text=True, check=True).stderr
+    assert "fidelity" not in json.loads(run(*arguments, "--json").stdout)
+    said = run(*arguments, "--fidelity").stderr
     assert f"{found['equal']} of {found['positions']} choices are the full model's" in said
-    dense = subprocess.run([*words, "--fidelity", "--skip", "none"], capture_output=True, text=True, check=True).stderr
+    dense = run(*arguments, "--fidelity", "--skip", "none").stderr
     assert "nothing was skipped" in dense
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import openai
 import pytest
+from commands import command
 from routers_files import budget_routers
 from server import chat, serving
 
@@ -36,16 +35,10 @@ def check(record: dict, n_skipped: int, cost: float, change: float) -> None:
     )
 
 
-def command(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
-    run = [sys.executable, "-m", "first_cpp", *arguments]
-    return subprocess.run(run, capture_output=True, text=True, check=False, **kwargs)
-
-
 def test_run(budget):
     run = ("run", "-m", budget, "--raw", "-n", "4", "--json", "Once upon")
     found = [
-        json.loads(command(*run, *more, stdin=subprocess.DEVNULL).stdout)["first_cpp"]
-        for more in ((), ("--tolerance", "0.5"), ("--tolerance", "1e-9"))
+        json.loads(command(*run, *more).stdout)["first_cpp"] for more in ((), ("--tolerance", "0.5"), ("--tolerance", "1e-9"))
     ]
     check(found[0], 2, 0.0498, 0.046)
     check(found[1], 4, 0.3679, 0.2)
@@ -57,7 +50,7 @@ def test_mistakes_are_one_line(budget, tiny, capsys):
     with pytest.raises(SystemExit):
         main(["run", "-m", budget, "--tolerance", "-1", "x"])
     assert "argument --tolerance" in capsys.readouterr().err
-    done = command("run", "-m", tiny, "--tolerance", "0.1", "x", stdin=subprocess.DEVNULL)
+    done = command("run", "-m", tiny, "--tolerance", "0.1", "x")
     assert done.returncode == 2
     assert "tolerance=0.1 needs cost probes" in done.stderr
 
@@ -71,7 +64,7 @@ def test_the_line_under_an_answer():
 def test_chat(budget):
     lines = ("/tolerance", "Hello", "/layers", "/tolerance 0.5", "Again", "/layers", "/tolerance lots", "/tolerance -1")
     text = "\n".join((*lines, "/skip 0.17", "More", "/layers", ""))
-    done = command("chat", "-m", budget, "-n", "6", "--temp", "0", "-c", "512", "--chat-format", "chatml", input=text)
+    done = command("chat", "-m", budget, "-n", "6", "--temp", "0", "-c", "512", "--chat-format", "chatml", text=text)
     out = done.stdout
     assert "tolerance is 0.06 nats a token" in out
     assert "###..#  2 of 6 layers: expected to change about 5 in 100 words (predicted cost 0.0498, tolerance 0.06" in out
@@ -129,7 +122,7 @@ def test_serve(budget):
             assert refused.value.param == "tolerance"
 
 
-def test_serve_with_limits(budget, tiny):
+def test_serve_with_limits(budget):
     with serving(budget, "-c", 512, "--chat-format", "chatml", "--tolerance", "0.5") as server:
         assert server.health()["tolerance"] == 0.5
         answer = server.http.post("/v1/chat/completions", json=chat()).json()
@@ -137,11 +130,6 @@ def test_serve_with_limits(budget, tiny):
     done = command("serve", "-m", budget, "--port", "0", "--max-skip", "0.4")
     assert done.returncode == 2
     assert "skip='auto', a share of 0.667, is above the maximum of this server, 0.4" in done.stderr
-    with serving(tiny, "-c", 512, "--chat-format", "chatml") as server:
-        assert server.health()["tolerance"] is None
-        refused = server.http.post("/v1/chat/completions", json=chat(tolerance=0.1))
-        assert refused.status_code == 400
-        assert "needs cost probes" in refused.json()["error"]["message"]
 
 
 def test_llm_plugin(budget, load):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluating import QUESTIONS, evaluate
 from routers_files import budget_routers
-from test_eval import QUESTIONS, evaluate
 
 from first_cpp import Llama
 from first_cpp.errors import ContextFull
@@ -23,13 +23,6 @@ def budget(tiny, models):
     path = str(models / "budget-eval.gguf")
     embed(budget_routers(tiny, scale=0.05, table=TABLE, tolerance=0.06), tiny, path, quiet=True)
     return path
-
-
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "test.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
-    return str(path)
 
 
 def expected_share(model: str, tolerance: float) -> float:

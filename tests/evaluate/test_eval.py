@@ -1,182 +1,18 @@
-"""`first-cpp eval`: metrics against their libraries, the bootstrap against a formula, rows, resume and the report."""
+"""`first-cpp eval` as a whole: rows, answers, resumed runs and the report."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 
 import llama_cpp
-import numpy as np
 import pytest
+from evaluating import QUESTIONS, evaluate
 from routers_files import routed_model
 
 from first_cpp import Llama
 from first_cpp.cli.main import main
-from first_cpp.errors import MissingFileError, SkipError
 from first_cpp.evaluate import asking
-from first_cpp.evaluate.bootstrap import Scores
-from first_cpp.evaluate.metrics import Corpus, Mean, squad_exact, squad_f1
-from first_cpp.evaluate.rows import RowPlan, parse_row
-from first_cpp.skip import fixed_layers
-
-QUESTIONS = [
-    {
-        "task": "qa",
-        "prompt": "Who wound the clock?",
-        "response": "the caretaker",
-        "references": ["the caretaker", "a caretaker"],
-    },
-    {"task": "qa", "prompt": "How long is it?", "response": "three metres"},
-    {"task": "translation", "prompt": "Translate to German: a dog.", "response": "Ein Hund."},
-    {"task": "translation", "prompt": "Translate to German: a cat runs.", "response": "Eine Katze rennt."},
-    {"task": "tldr", "prompt": "Summarize: the ferry leaves at noon.", "response": "The ferry leaves at noon."},
-    {
-        "task": "dialogue",
-        "prompt": "Summarize the dialogue: A: hi. B: hi.",
-        "response": "They greet.",
-        "references": ["They greet.", "Hi."],
-    },
-]
-
-
-@pytest.fixture(scope="module")
-def routed(tiny, models):
-    return routed_model(tiny, models, seed=71)
-
-
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "test.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
-    return str(path)
-
-
-def evaluate(routed, data, out, *args):
-    small = ["-n", "8", "--kl", "1", "--draws", "50", "--quiet", "-t", "2", "-c", "512"]
-    return main(["eval", "--model", routed, "--data", data, "--out", str(out), *small, *args])
-
-
-# -- metrics -------------------------------------------------------------------------------------------------------
-
-TEXTS = ["Ein Hund läuft über das Gras.", "Eine Katze", "", "Zwei Männer stehen vor einem Haus."]
-EXPECTED = [["Ein Hund rennt über das Gras."], ["Eine Katze schläft."], ["Ein Mann."], ["Zwei Männer stehen vor einem Haus."]]
-
-
-@pytest.mark.parametrize("name", ["BLEU", "chrF"])
-def test_corpus_scores_are_sacrebleus(name):
-    import sacrebleu
-
-    metric = Corpus(name)
-    numbers = metric.numbers(TEXTS, EXPECTED)
-    theirs = {"BLEU": sacrebleu.corpus_bleu, "chrF": sacrebleu.corpus_chrf}[name](TEXTS, [[one[0] for one in EXPECTED]]).score
-    assert metric.score(numbers.sum(axis=0), 4) == pytest.approx(theirs, abs=1e-9)
-
-
-def test_rouge_over_references():
-    best, mean = Mean("ROUGE-L"), Mean("ROUGE-L mean")
-    texts, wanted = ["the cat sat"], [["the cat sat", "dogs bark"]]
-    assert best.score(best.numbers(texts, wanted).sum(axis=0), 1) == 100
-    assert mean.score(mean.numbers(texts, wanted).sum(axis=0), 1) == 50
-
-
-@pytest.mark.parametrize(
-    ("text", "references", "f1", "exact"),
-    [
-        ("The caretaker.", ["caretaker"], 1, 1),
-        ("the old caretaker", ["a caretaker", "nobody"], 2 / 3, 0),
-        ("", ["caretaker"], 0, 0),
-        ("three  Metres!", ["3 metres", "three metres"], 1, 1),
-    ],
-)
-def test_squads_rules(text, references, f1, exact):
-    assert squad_f1(text, references) == pytest.approx(f1)
-    assert squad_exact(text, references) == exact
-
-
-def test_bootstrap_intervals():
-    rng = np.random.default_rng(0)
-    values = rng.random((400, 1))
-    scores = Scores(2000, seed=1)
-    metric = Mean("F1")
-    scores.add("ref", "t", metric, np.full((400, 1), 0.5))
-    scores.add("a", "t", metric, values)
-    scores.add("b", "t", metric, values - 0.1)
-    interval = scores.ratio("a", "ref", ["t"])
-    error = 1.96 * values.std() / 20 / 0.5
-    assert interval.value == pytest.approx(values.mean() / 0.5)
-    assert interval.high - interval.low == pytest.approx(2 * error, rel=0.1)
-    lead = scores.lead("a", "b", "ref", ["t"])  # paired: the difference does not vary
-    assert (lead.value, lead.low, lead.high) == pytest.approx((0.2, 0.2, 0.2))
-
-
-# -- rows ----------------------------------------------------------------------------------------------------------
-
-
-def test_static_sets():
-    assert fixed_layers("last", 0.34, 6) == (4, 5)
-    assert fixed_layers("even", 0.34, 6) == (2, 3)
-    assert fixed_layers("even", 0.25, 30) == tuple(round((i + 1) * 29 / 9) for i in range(8))
-    assert fixed_layers("influence", 0.5, 6, [5, 1, 4, 0, 3, 2]) == (1, 4, 5)
-    assert fixed_layers("random", 0.5, 6, seed=1) == fixed_layers("random", 0.5, 6, seed=1)
-    assert len(fixed_layers("random", 0.5, 30)) == 15
-
-
-def test_rows_as_typed(tiny):
-    def parse(text, order=()):
-        return parse_row(text, lambda: order)
-
-    row = parse(f"tuned={tiny}@0.25")
-    assert (row.name, row.system, row.file, row.skip, row.share) == ("tuned@0.25", "tuned", tiny, 0.25, 0.25)
-    assert parse(f"tuned={tiny}").skip is None
-    best = parse(f"best={tiny}@3,1")
-    assert (best.name, best.skip, best.share) == ("best@2/6", (1, 3), 2 / 6)
-    auto = parse(f"tuned={tiny}@auto")
-    assert (auto.name, auto.skip, auto.share) == ("tuned@auto", "auto", 0.0)
-    even = parse(f"even+lora={tiny}@even:0.34")
-    assert (even.name, even.system, even.skip, even.share) == ("even+lora@0.34", "even+lora", (2, 3), 0.34)
-    assert parse(f"x={tiny}@influence:0.34", [4, 0, 1, 2, 3, 5]).skip == (0, 4)
-    with pytest.raises(MissingFileError, match=r"--row x: there is no file a\.gguf"):
-        parse("x=a.gguf@0.25")
-    for text in (
-        "a.gguf",
-        "=a.gguf",
-        "x=",
-        f"x={tiny}@2",
-        f"x={tiny}@even:",
-        f"x={tiny}@even:1,2",
-        f"x={tiny}@2,6",
-        f"x={tiny}@odd:0.5",
-        f"x={tiny}@search:0.5",
-    ):
-        with pytest.raises(ValueError, match=r"--row|skip|layers 'odd'|was not trained"):
-            parse(text)
-    with pytest.raises(SkipError, match="'odd' is unknown"):
-        fixed_layers("odd", 0.5, 6)
-
-
-def test_a_row_leaves_out_the_layers_that_its_lora_was_trained_for(tiny, tmp_path):
-    def trained(number, **train):
-        return routed_model(tiny, tmp_path, number, **{f"train.{key}": value for key, value in train.items()})
-
-    def parse(kind, file, seed=0):
-        return parse_row(f"x={file}@{kind}:0.34", lambda: [0, 1, 2, 3, 4, 5], seed).skip
-
-    search = trained(1, layers="search", seed="3", order="5,2,0,1,3,4")
-    influence = trained(2, layers="influence", seed="3", order="1,4,0,2,3,5")
-    assert parse("search", search) == (2, 5)
-    assert parse("influence", influence) == (1, 4)
-    assert parse("influence", search) == (0, 1)
-    with pytest.raises(ValueError, match="was not trained with layers of the kind 'search'"):
-        parse("search", influence)
-    for number, order in ((5, "1,2,3"), (6, "a,b"), (7, "0,1,2,3,4,4")):
-        with pytest.raises(ValueError, match=r"first\.train\.order"):
-            parse("search", trained(number, layers="search", seed="3", order=order))
-    random = trained(3, layers="random", seed="3")
-    assert parse("random", random, seed=0) == fixed_layers("random", 0.34, 6, seed=3) != fixed_layers("random", 0.34, 6, seed=0)
-
-
-# -- a whole evaluation --------------------------------------------------------------------------------------------
 
 
 def test_a_report_with_everything(routed, data, tiny, tmp_path, capsys):
@@ -299,81 +135,6 @@ def test_kl_is_zero_against_itself(routed, load):
     assert asking.DenseAnswer.of(dense, Question("qa", "word " * 4000, ("x",)), 6) is None
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--skip", "1.5"], "is not a share of layers"),
-        (["--skip", "0.95"], "would leave out all 6 layers"),
-        (["--baselines", "influence"], "needs --calibrate"),
-        (["--baselines", "odd"], "'odd' is unknown"),
-        (["--row", "x"], "is not NAME=FILE"),
-        (["--row", "x=nowhere.gguf"], "there is no file nowhere.gguf"),
-        (["--reference", "tuned"], "tuned is no row"),
-        (["--metric", "qa=rouge"], "is not TASK=KIND"),
-        (["--routers", "nowhere.gguf"], "there is no file nowhere.gguf"),
-    ],
-)
-def test_what_cannot_be_evaluated(routed, data, tmp_path, capsys, args, message):
-    assert evaluate(routed, data, tmp_path / "report", *args) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
-
-
-def test_a_seed_below_0_is_refused_before_answers(routed, data, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        evaluate(routed, data, tmp_path / "report", "--seed", "-1")
-    assert "argument --seed: '-1' is not a whole number of at least 0" in capsys.readouterr().err
-
-
-def test_a_share_needs_routers(routed, tiny, data, tmp_path, capsys):
-    assert evaluate(routed, data, tmp_path / "report", "--row", f"other={tiny}@0.34") == 2
-    assert f"no routers in {tiny}" in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", ":1: not JSON"),
-        ('{"task": "qa", "response": "x"}', ":1: prompt is missing"),
-        ('{"task": "qa", "prompt": "x", "response": ""}', ":1: response is empty"),
-        ('{"task": "qa", "prompt": "x", "response": "y", "references": []}', "references is []"),
-        ('{"task": "poem", "prompt": "x", "response": "y"}', "how is task 'poem' scored? Give --metric poem=KIND"),
-    ],
-)
-def test_bad_data(routed, tmp_path, capsys, line, message):
-    path = tmp_path / "bad.jsonl"
-    path.write_text(line + "\n")
-    assert evaluate(routed, str(path), tmp_path / "report") == 2
-    assert message in capsys.readouterr().err
-
-
-def test_other_questions_do_not_mix_in(routed, data, tmp_path, capsys):
-    out = tmp_path / "report"
-    evaluate(routed, data, out, "--skip", "0")
-    assert evaluate(routed, data, out, "--skip", "0", "--limit", "2") == 2
-    assert "holds an evaluation with other questions" in capsys.readouterr().err
-
-
-def test_other_models_and_layers_do_not_mix_in(routed, tiny, models, data, tmp_path, capsys):
-    """A file made anew under the same name, and another set of as many layers, are other rows."""
-    out, file = tmp_path / "report", tmp_path / "m.gguf"
-    shutil.copy(routed, file)
-    assert evaluate(str(file), data, out, "--skip", "0", "-t", "1") == 0
-    os.remove(out / "answers.jsonl")  # as a run leaves it that was killed before its first answer: nothing can be mixed
-    assert evaluate(str(file), data, out, "--skip", "0", "--row", f"set={file}@1,2") == 0
-    assert evaluate(str(file), data, out, "--skip", "0,0.34", "--row", f"set={file}@1,2") == 0  # rows may be added
-    assert evaluate(str(file), data, out, "--skip", "0", "--row", f"set={file}@1,3") == 2
-    assert "holds an evaluation with other row set@2/6" in capsys.readouterr().err
-    assert evaluate(str(file), data, out, "--skip", "0", "-t", "1") == 2
-    assert "holds an evaluation with other threads" in capsys.readouterr().err
-    raw = bytearray(file.read_bytes())
-    raw[-200:] = bytes(200)
-    file.write_bytes(raw)
-    assert evaluate(str(file), data, out, "--skip", "0") == 2
-    assert "holds an evaluation with other row dense" in capsys.readouterr().err
-
-
 def test_kl_is_to_the_model_with_its_side_file(tiny, data, tmp_path, monkeypatch):
     """With --routers, the dense row is the base with the side file's LoRA: KL to itself is not measured, nor to less."""
     made = []
@@ -416,25 +177,6 @@ def test_it_ends_with_the_next_commands_and_asks_for_the_base(routed, tiny, data
         assert any("--base FILE adds it" in line for line in lines) == (not base)
 
 
-def test_blocks_that_predict_further_tokens_are_not_layers(tmp_path):
-    """Of 7 blocks one predicts further tokens: the last layers that an answer runs are 4 and 5."""
-    import gguf
-
-    path = tmp_path / "nextn.gguf"
-    writer = gguf.GGUFWriter(str(path), "glm4moe")
-    writer.add_block_count(7)
-    writer.add_uint32("glm4moe.nextn_predict_layers", 1)
-    writer.add_tensor("token_embd.weight", np.zeros((64, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    plan = RowPlan(str(path), None, None, [0.34], ["last"], [f"x={path}@4,5"], tuple, seed=0)
-    assert [row.skip for row in plan.rows()] == [None, 0.34, (4, 5), (4, 5)]
-    with pytest.raises(SkipError, match="layer 6 does not exist"):
-        parse_row(f"x={path}@5,6", tuple)
-
-
 def test_the_plan_comes_before_the_answers(routed, data, tmp_path, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -451,11 +193,3 @@ def test_the_plan_comes_before_the_answers(routed, data, tmp_path, capsys, monke
     seen.clear()
     assert main(command) == 0
     assert "7 answers of at most 8 tokens; 5 are there already" in seen[0]
-
-
-def test_tpot_is_a_mean_over_tokens(tmp_path):
-    from first_cpp.evaluate.report import _tpot
-
-    assert _tpot([{"tokens": 3, "tpot_ms": 2.0}, {"tokens": 1, "tpot_ms": 0.0}, {"tokens": 0, "tpot_ms": 0.0}]) == 2.0
-    assert _tpot([{"tokens": 3, "tpot_ms": 2.0}, {"tokens": 2, "tpot_ms": 5.0}]) == pytest.approx(3.0)
-    assert _tpot([]) == 0

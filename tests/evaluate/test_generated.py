@@ -10,8 +10,8 @@ import llama_cpp
 import numpy as np
 import pytest
 import reference
+from evaluating import QUESTIONS, evaluate
 from helpers import greedy
-from test_eval import QUESTIONS, evaluate
 
 from first_cpp.evaluate import asking
 from first_cpp.evaluate.generated import agreement, ends_in_loop

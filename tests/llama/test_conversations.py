@@ -103,6 +103,7 @@ def test_a_state_larger_than_the_cache_is_not_kept(routed, load):
     assert len(llm.conversations) == 0
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_many_requests(routed, load):
     """1,000 prompts of new and old conversations: what is kept stays within its bound, and so does the process."""
     llm = load(routed, skip=0.34, cache_bytes=1 << 21, n_ctx=256)

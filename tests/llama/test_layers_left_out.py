@@ -33,8 +33,14 @@ def random_sets(n_layer: int, n: int, seed: int) -> list[list[int]]:
     return sets
 
 
+SETS_OF_6 = [
+    one if i < 7 else pytest.param(one, marks=pytest.mark.slow)  # the first and last layers, and two random ones
+    for i, one in enumerate(random_sets(6, 14, seed=3))
+]
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("layers", random_sets(6, 14, seed=3), ids=str)
+@pytest.mark.parametrize("layers", SETS_OF_6, ids=str)
 def test_bit_identical_to_pruned_file(tiny, models, load, context, layers):
     pruned = models / f"tiny-without-{'-'.join(map(str, layers))}.gguf"
     if not pruned.exists():
@@ -105,8 +111,14 @@ def test_impossible_sets_are_refused(tiny, load, layers, said):
         pass
 
 
+SETS_OF_30 = [
+    one if i in (2, 5) else pytest.param(one, marks=pytest.mark.slow)  # both ends, and a random one
+    for i, one in enumerate(random_sets(30, 7, seed=5))
+]
+
+
 @pytest.mark.smollm2
-@pytest.mark.parametrize("layers", random_sets(30, 7, seed=5), ids=str)
+@pytest.mark.parametrize("layers", SETS_OF_30, ids=str)
 def test_smollm2_bit_identical_to_pruned_file(smollm2, tmp_path, load, layers):
     pruned = tmp_path / "pruned.gguf"
     write_pruned(smollm2, str(pruned), layers)

@@ -208,16 +208,21 @@ def test_hidden_states(tiny, load):
     assert greedy(llm, PROMPT, 5) == greedy(load(tiny), PROMPT, 5)
 
 
-@pytest.mark.parametrize("settings", [{"n_ubatch": 0}, {"n_batch": 1}, {"n_ubatch": 1}, {"n_ctx": 0}, {"n_ctx": 1}], ids=str)
-def test_sizes_that_the_base_class_takes(tiny, settings):
+SIZES = [{"n_ubatch": 0}, {"n_batch": 1}, {"n_ubatch": 1}, {"n_ctx": 0}, {"n_ctx": 1}]
+
+
+def test_sizes_that_the_base_class_takes(tiny):
+    """Each with a model of its own, all in a process of theirs."""
     done = survives(f"""
         import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parents[1] / "support")!r})
         from first_cpp import Llama
         from helpers import greedy
-        llm = Llama({tiny!r}, verbose=False, skip=[1], **{settings})
-        print(greedy(llm, [5], 1) if llm.n_ctx() < 9 else greedy(llm, [5, 6, 7, 8], 4))
+        for settings in {SIZES!r}:
+            llm = Llama({tiny!r}, verbose=False, skip=[1], **settings)
+            print(greedy(llm, [5], 1) if llm.n_ctx() < 9 else greedy(llm, [5, 6, 7, 8], 4))
+            llm.close()
     """)
-    assert done.stdout.startswith("["), done.stderr
+    assert [line[0] for line in done.stdout.splitlines()] == ["["] * len(SIZES), done.stderr
 
 
 def test_tokenizer_taken_before_close(tiny):

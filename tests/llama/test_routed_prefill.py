@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers import greedy, logits, tokens
 from routers_files import routed_model
+from second_turn import CLOSE
 
 from first_cpp import SettingError
 
 PROMPT, MORE = tokens(60, seed=1), tokens(25, seed=2)
-CLOSE = 0.03  # as in test_second_turns.py
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from helpers import logits, tokens
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from routers_files import budget_routers, routed_model
+from second_turn import CLOSE
 
 from first_cpp import AnswerCancelled, Llama
 from first_cpp.gguf.embed import embed
 
-CLOSE = 0.03  # logits, as in test_second_turns.py
 SKIPS = st.sampled_from([None, "auto", 0, 0.17, 0.34, 0.5, (0,), (2, 3), (0, 5), (1, 2, 3, 4)])
 CONTEXTS = st.sampled_from(
     [
@@ -191,16 +191,16 @@ def routed(tiny, models):
 UNHURRIED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-def test_every_answer_is_a_fresh_models(routed):
-    run_state_machine_as_test(machine(routed), settings=settings(max_examples=25, stateful_step_count=20, **UNHURRIED))
+LENGTHS = pytest.mark.parametrize(("n", "steps"), [(8, 20), pytest.param(400, 40, marks=pytest.mark.slow)], ids=["few", "many"])
 
 
-def test_every_answer_with_a_budget_is_a_fresh_models(tiny, tmp_path):
+@LENGTHS
+def test_every_answer_is_a_fresh_models(routed, n, steps):
+    run_state_machine_as_test(machine(routed), settings=settings(max_examples=n, stateful_step_count=steps, **UNHURRIED))
+
+
+@LENGTHS
+def test_every_answer_with_a_budget_is_a_fresh_models(tiny, tmp_path, n, steps):
     path = str(tmp_path / "budget.gguf")
     embed(budget_routers(tiny, scale=0.03), tiny, path, quiet=True)
-    run_state_machine_as_test(machine(path), settings=settings(max_examples=15, stateful_step_count=20, **UNHURRIED))
-
-
-@pytest.mark.slow
-def test_every_answer_is_a_fresh_models_at_length(routed):
-    run_state_machine_as_test(machine(routed), settings=settings(max_examples=400, stateful_step_count=40, **UNHURRIED))
+    run_state_machine_as_test(machine(path), settings=settings(max_examples=n, stateful_step_count=steps, **UNHURRIED))

@@ -34,7 +34,11 @@ def test_every_example_is_tried_and_listed():
     assert set(re.findall(r"\]\((\w+)\.py\)", (EXAMPLES / "README.md").read_text())) == names
 
 
-@pytest.mark.parametrize("name", SHOWN)
+WAITS = "server_client"  # for a server that it starts, for seconds
+ON_TINY = [pytest.param(name, marks=pytest.mark.slow) if name == WAITS else name for name in SHOWN]
+
+
+@pytest.mark.parametrize("name", ON_TINY)
 def test_an_example_runs_on_a_tiny_model(name, tiny):
     assert re.search(SHOWN[name], run(name, tiny, *LAYERS.get(name, ())))
 

@@ -29,16 +29,17 @@ def test_python_fuzzers(name):
     assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 20
 
 
-def test_opening_broken_models():
+@pytest.mark.parametrize("n_cases", [20, pytest.param(60, marks=pytest.mark.slow)])
+def test_opening_broken_models(n_cases):
     """Tiny models with changed files: they answer, or an error that the API names; nothing ends the process or hangs."""
     done = subprocess.run(
-        [sys.executable, str(FUZZ / "fuzz_open.py"), "--seconds", "60", "--cases", "60"],
+        [sys.executable, str(FUZZ / "fuzz_open.py"), "--seconds", "60", "--cases", str(n_cases)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert int(re.search(r"(\d+) cases", done.stdout)[1]) > 50
+    assert int(re.search(r"(\d+) cases", done.stdout)[1]) > n_cases - 10
 
 
 @pytest.mark.slow

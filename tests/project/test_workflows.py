@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -37,6 +39,33 @@ def test_a_workflow_is_whole(path):
         assert ("uses" in step) != ("run" in step)
         for file in re.findall(r"\b(?:tools|tests|benchmarks)/[\w/]+\.\w+", step.get("run", "")):
             assert (ROOT / file).is_file()
+
+
+@pytest.fixture(scope="module")
+def check_jsonschema(tmp_path_factory) -> dict[str, str]:
+    """An environment with check-jsonschema, which brings the public schemas of GitHub's files."""
+    folder = tmp_path_factory.mktemp("packages")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--target", str(folder)]
+    if subprocess.run([*pip, "check-jsonschema"], check=False, capture_output=True).returncode:
+        pytest.skip("the package index cannot be reached")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", "workflows/*.yml"),
+        ("github-issue-forms", "ISSUE_TEMPLATE/[!c]*.yml"),
+        ("github-issue-config", "ISSUE_TEMPLATE/config.yml"),
+    ],
+)
+def test_github_can_read_its_files(check_jsonschema, schema, files):
+    paths = sorted((ROOT / ".github").glob(files))
+    assert paths
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
+    done = subprocess.run(command, env=check_jsonschema, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_artifacts_are_made_before_they_are_fetched():

@@ -21,9 +21,23 @@ def llm(tiny):
     model.close()
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(PARTS), st.integers(1, 400)), min_size=1, max_size=12), st.integers(1, 40_000))
+TEXTS = st.lists(st.tuples(st.sampled_from(PARTS), st.integers(1, 400)), min_size=1, max_size=12)
+
+
+@settings(max_examples=8, deadline=None)
+@given(TEXTS, st.integers(1, 40_000))
 def test_never_more_tokens_than_there_are(llm, parts, most):
+    check_least_tokens(llm, parts, most)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, st.integers(1, 40_000))
+def test_never_more_tokens_than_there_are_at_length(llm, parts, most):
+    check_least_tokens(llm, parts, most)
+
+
+def check_least_tokens(llm, parts, most):
     text = "".join(part * count for part, count in parts).encode()[: 4 * SLICE]
     found = least_tokens(lambda part: llm.tokenize(part, special=True), text, most)
     assert found <= len(llm.tokenize(text, special=True))

@@ -134,22 +134,22 @@ def test_many_costly_requests_at_once(server):
     assert watch.longest < QUICK
 
 
-def test_sigterm_while_a_long_prompt_is_prepared(routed):
-    """Nothing is freed that a thread still uses: two times three long prompts, and the process ends with 0."""
+@pytest.mark.parametrize("delay", [pytest.param(0.02, marks=pytest.mark.slow), 0.15])
+def test_sigterm_while_a_long_prompt_is_prepared(routed, delay):
+    """Nothing is freed that a thread still uses: three long prompts, and the process ends with 0."""
     body = json.dumps({"prompt": "ab " * 320000}).encode()
-    for delay in (0.02, 0.15):
-        with serving(routed, "-c", 512) as server:
-            threads = [threading.Thread(target=_post, args=(server.url + TEXT, body)) for _ in range(3)]
-            for thread in threads:
-                thread.start()
-            time.sleep(delay)
-            began = time.monotonic()
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(10) == 0
-            assert time.monotonic() - began < 3
-            for thread in threads:
-                thread.join()
-            assert "Traceback" not in server.process.stderr.read()
+    with serving(routed, "-c", 512) as server:
+        threads = [threading.Thread(target=_post, args=(server.url + TEXT, body)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(delay)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert time.monotonic() - began < 3
+        for thread in threads:
+            thread.join()
+        assert "Traceback" not in server.process.stderr.read()
 
 
 def _post(url: str, body: bytes) -> None:
@@ -157,12 +157,11 @@ def _post(url: str, body: bytes) -> None:
         httpx.post(url, content=body, timeout=20)
 
 
-def test_embeddings_end_with_their_client(routed):
+def test_embeddings_end_with_their_client(embedding_server):
     texts = ["word " * 60] * 1000
-    with serving(routed, "--embeddings", "-c", 512, "--alias", "tiny") as server:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(server.url + EMBED, json={"input": texts}, timeout=1.5)
-        assert server.wait_for(answering=False, timeout=3) < 2
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(embedding_server.url + EMBED, json={"input": texts}, timeout=1.5)
+    assert embedding_server.wait_for(answering=False, timeout=3) < 2
 
 
 # -- connections -------------------------------------------------------------------------------------------------------
@@ -228,18 +227,18 @@ def _short_deadline() -> str:
 def test_a_connection_that_is_used_is_kept(routed):
     """The deadline is for requests, not for answers: a stream lasts longer, and so does a connection between requests."""
     with serving(routed, "-c", 2048, "--chat-format", "chatml", code=_short_deadline()) as server:
-        body = chat(stream=True, max_tokens=400, logit_bias=NO_END)
+        body = chat(stream=True, max_tokens=200, logit_bias=NO_END)
         with httpx.stream("POST", server.url + CHAT, json=body, timeout=60) as stream:
             lines = []
             for line in stream.iter_lines():
                 lines.append(line)
-                if len(lines) < 40:
+                if len(lines) < 30:
                     time.sleep(0.05)
         assert lines[-2] == "data: [DONE]"
         with httpx.Client(base_url=server.url) as http:
             for _ in range(3):
                 assert http.get("/health").status_code == 200
-                time.sleep(0.6)
+                time.sleep(0.4)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------

@@ -401,34 +401,30 @@ def test_models(client):
         client.models.retrieve("gpt")
 
 
-def test_embeddings(routed, load):
+def test_embeddings(embedding_server, routed, load):
     expected = load(routed, embedding=True, pooling_type=1, n_ctx=512).embed(["one text"])[0]
-    with serving(routed, "--embeddings", "-c", 512, "--alias", "tiny") as server:
-        create = server.client().embeddings.create
-        for asked in ({"encoding_format": "float"}, {}):  # the client asks for base64 by itself
-            found = create(model="tiny", input="one text", **asked)
-            assert found.data[0].embedding == pytest.approx(expected, abs=1e-5)
-        raw = create(model="tiny", input="one text", encoding_format="base64")
-        assert np.frombuffer(base64.b64decode(raw.data[0].embedding), np.float32) == pytest.approx(expected, abs=1e-5)
-        assert raw.usage.total_tokens == found.usage.total_tokens > 1
-        for given in ("", ["a", ""], [], [1, 2], [[1, 2]], ["a"] * 2049, [None]):
-            assert refusal(server, "/v1/embeddings", input=given)["param"] == "input"
-        assert refusal(server, "/v1/embeddings", input="x", dimensions=8)["param"] == "dimensions"
-        assert refusal(server, "/v1/embeddings", input="x", encoding_format="int8")["param"] == "encoding_format"
-        assert server.stop() == 0
+    create = embedding_server.client().embeddings.create
+    for asked in ({"encoding_format": "float"}, {}):  # the client asks for base64 by itself
+        found = create(model="tiny", input="one text", **asked)
+        assert found.data[0].embedding == pytest.approx(expected, abs=1e-5)
+    raw = create(model="tiny", input="one text", encoding_format="base64")
+    assert np.frombuffer(base64.b64decode(raw.data[0].embedding), np.float32) == pytest.approx(expected, abs=1e-5)
+    assert raw.usage.total_tokens == found.usage.total_tokens > 1
+    for given in ("", ["a", ""], [], [1, 2], [[1, 2]], ["a"] * 2049, [None]):
+        assert refusal(embedding_server, "/v1/embeddings", input=given)["param"] == "input"
+    assert refusal(embedding_server, "/v1/embeddings", input="x", dimensions=8)["param"] == "dimensions"
+    assert refusal(embedding_server, "/v1/embeddings", input="x", encoding_format="int8")["param"] == "encoding_format"
 
 
-def test_a_browser_may_send_the_headers_of_the_javascript_client(routed):
+def test_a_browser_may_send_the_headers_of_the_javascript_client(embedding_server):
     headers = "authorization,content-type,x-stainless-lang,x-stainless-os,x-stainless-retry-count,x-stainless-timeout"
     preflight = {
         "Origin": "https://example.org",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": headers,
     }
-    with serving(routed, "--cors", "https://example.org", "-c", 256) as server:
-        allowed = httpx.options(server.url + CHAT, headers=preflight)
-        assert allowed.status_code == 200
-        assert set(headers.split(",")) <= set(
-            allowed.headers["access-control-allow-headers"].lower().replace(" ", "").split(",")
-        )
-        assert httpx.options(server.url + CHAT, headers={**preflight, "Origin": "https://evil.org"}).status_code == 400
+    url = embedding_server.url + CHAT
+    allowed = httpx.options(url, headers=preflight)
+    assert allowed.status_code == 200
+    assert set(headers.split(",")) <= set(allowed.headers["access-control-allow-headers"].lower().replace(" ", "").split(","))
+    assert httpx.options(url, headers={**preflight, "Origin": "https://evil.org"}).status_code == 400

@@ -10,17 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from routers_files import routed_model
-from server import serving
 
 HERE = pathlib.Path(__file__).parent
-OPTIONS = ("--alias", "tiny", "--chat-format", "chatml", "-c", 512)
 
 
-@pytest.fixture(scope="module")
-def server(tiny, models):
-    with serving(routed_model(tiny, models, seed=97), *OPTIONS, "--embeddings") as started:
-        yield started
+@pytest.fixture
+def server(embedding_server):
+    return embedding_server
 
 
 @pytest.fixture(scope="module")

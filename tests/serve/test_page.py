@@ -86,10 +86,10 @@ class Page:
 @pytest.fixture
 def page(browser, server):
     """Answers are made by a stand-in where a test sets `window.answer`, so that their text is known."""
+    browser.get("about:blank")
+    browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": "local_storage"})
+    browser.get_log("browser")  # errors of a server that has ended since
     opened = Page(browser, server.url)
-    opened.script("localStorage.clear()")
-    opened = Page(browser, server.url)
-    opened.errors()  # those of a server that has ended since
     yield opened
     assert opened.errors() == []
 

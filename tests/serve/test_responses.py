@@ -225,6 +225,61 @@ def test_every_field_of_the_client_is_known():
     assert set(ResponseCreateParamsBase.__annotations__) - newest <= known | set(ResponseRequest.model_fields)
 
 
+# -- an editor's agent ---------------------------------------------------------------------------------------------------
+
+
+def streamed(server, body: dict) -> tuple[str, list[dict], str, dict]:
+    """The text of a chat's stream, its calls put together as clients do it, why it ended, and the usage."""
+    said, calls, reason, usage = "", {}, None, None
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        data = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    assert data.pop() == "[DONE]"
+    for chunk in map(json.loads, data):
+        usage = chunk.get("usage") or usage
+        for choice in chunk["choices"]:
+            reason = choice["finish_reason"] or reason
+            said += choice["delta"].get("content") or ""
+            for part in choice["delta"].get("tool_calls", ()):
+                call = calls.setdefault(part["index"], {"id": part.get("id"), "name": "", "arguments": ""})
+                for name in ("name", "arguments"):
+                    call[name] += part["function"].get(name) or ""
+    return said, [calls[index] for index in sorted(calls)], reason, usage
+
+
+def test_an_editors_agent_calls_a_tool_and_goes_on(server):
+    """The requests of Zed's agent, as its crates/open_ai writes them; Cline sends the like by the JavaScript client."""
+    described = {name: TOOL[name] for name in ("name", "description", "parameters")}
+    asked = {
+        "model": "tiny",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_completion_tokens": 200,
+        "temperature": 0,
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "tools": [{"type": "function", "function": described}],
+        "prompt_cache_key": "thread-17",
+    }
+    text = f"Let me see. <tool_call>{json.dumps(CALL)}</tool_call>"
+    said, (call,), reason, before = streamed(server, asked | writing(text)["extra_body"])
+    assert (said.strip(), call["name"], json.loads(call["arguments"]), reason) == (
+        "Let me see.",
+        "count",
+        {"n": 1},
+        "tool_calls",
+    )
+    function = {"name": call["name"], "arguments": call["arguments"]}
+    asked["messages"] += [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": call["id"], "type": "function", "function": function}]},
+        {"role": "tool", "content": [{"type": "text", "text": "1"}], "tool_call_id": call["id"]},
+    ]
+    said, calls, reason, after = streamed(server, asked | {"max_completion_tokens": 6, "logit_bias": NO_END})
+    assert (calls, reason) == ([], "length")
+    assert said
+    assert after["prompt_tokens"] > before["prompt_tokens"]
+
+
 # -- reasoning in chats --------------------------------------------------------------------------------------------------
 
 

@@ -175,19 +175,19 @@ def test_newer_fields_of_openai_clients(server):
         client.chat.completions.create(model="tiny", messages=image)
 
 
-def test_embeddings(routed, load):
+def test_embeddings(embedding_server, routed, load):
     expected = load(routed, embedding=True, pooling_type=1, n_ctx=512).embed(["one text", "another"])
-    with serving(routed, "--embeddings", "-c", 512, "--chat-format", "chatml") as server:
-        found = server.client().embeddings.create(model="routed-31", input=["one text", "another"])
-        assert [item.embedding for item in found.data] == [pytest.approx(row, abs=1e-5) for row in expected]
-        answers = [server.http.post("/v1/chat/completions", json=chat()).json() for _ in range(2)]
-        texts = [answer["choices"][0]["message"]["content"] for answer in answers]
-        server.client().embeddings.create(model="routed-31", input="between")
-        texts.append(server.http.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]["content"])
-        assert len(set(texts)) == 1
-        assert len(answers[0]["first_cpp"]["skipped_layers"]) == 2
-        too_long = server.http.post("/v1/embeddings", json={"input": "x" * 3000})
-        assert (too_long.status_code, too_long.json()["error"]["code"]) == (400, "context_length_exceeded")
+    http, create = embedding_server.http, embedding_server.client().embeddings.create
+    found = create(model="tiny", input=["one text", "another"])
+    assert [item.embedding for item in found.data] == [pytest.approx(row, abs=1e-5) for row in expected]
+    answers = [http.post("/v1/chat/completions", json=chat()).json() for _ in range(2)]
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    create(model="tiny", input="between")
+    texts.append(http.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]["content"])
+    assert len(set(texts)) == 1
+    assert len(answers[0]["first_cpp"]["skipped_layers"]) == 2
+    too_long = http.post("/v1/embeddings", json={"input": "x" * 3000})
+    assert (too_long.status_code, too_long.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_unknown_route_and_method(server):
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
 
-def test_other_sites_cannot_use_it_through_a_browser(server, routed):
+def test_other_sites_cannot_use_it_through_a_browser(server, embedding_server):
     def ask(url=server.url, **headers):
         return httpx.post(url + "/v1/chat/completions", json=chat(), headers=headers)
 
@@ -357,11 +357,10 @@ def test_other_sites_cannot_use_it_through_a_browser(server, routed):
     assert error_of(ask(Origin="http://[::1"))["code"] == "wrong_origin"
     preflight = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     assert httpx.options(server.url + "/v1/chat/completions", headers=preflight).status_code == 403
-    with serving(routed, "--cors", "https://example.org", "--chat-format", "chatml", "-c", 512) as open_one:
-        allowed = httpx.options(open_one.url + "/v1/chat/completions", headers=preflight)
-        assert allowed.headers["access-control-allow-origin"] == "https://example.org"
-        assert ask(open_one.url, Origin="https://example.org").status_code == 200
-        assert ask(open_one.url, Origin="https://example.com").status_code == 403
+    allowed = httpx.options(embedding_server.url + "/v1/chat/completions", headers=preflight)
+    assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+    assert ask(embedding_server.url, Origin="https://example.org").status_code == 200
+    assert ask(embedding_server.url, Origin="https://example.com").status_code == 403
 
 
 # -- the queue -----------------------------------------------------------------------------------------------------------

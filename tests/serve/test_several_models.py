@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ import httpx
 import llama_cpp
 import psutil
 import pytest
+from commands import command
 from routers_files import routed_model
 from server import NO_END, Server, chat, error_of, serving
 
@@ -219,8 +218,7 @@ def test_keep_alive_frees_the_model_and_the_next_request_loads_it(large):
     ],
 )
 def test_options_that_do_not_go_with_several_models(files, options, message):
-    command = [sys.executable, "-m", "first_cpp", "serve", "--port", "0", "-m", files["a"], "-m", files["b"], *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = command("serve", "--port", "0", "-m", files["a"], "-m", files["b"], *options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

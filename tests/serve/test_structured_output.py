@@ -148,3 +148,13 @@ def test_an_endless_grammar_does_not_keep_the_server_from_ending(tiny):
     begun = time.monotonic()
     assert started.stop() in (0, 143, -15)
     assert time.monotonic() - begun < 10
+
+
+# -- other fields, of this model without routers ---------------------------------------------------------------------------
+
+
+def test_a_tolerance_needs_cost_probes(server):
+    assert server.health()["tolerance"] is None
+    refused = ask(server, tolerance=0.1)
+    assert refused.status_code == 400
+    assert "needs cost probes" in error_of(refused)["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 import signal
 
 import pytest
@@ -18,9 +19,15 @@ from first_cpp.train.settings import TrainingError
 from first_cpp.train.trainer import Trainer
 
 
-def test_resumed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
-    whole = trainer(tmp_path, "whole")
-    whole.run([], quiet=True)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped."""
+    run = trainer(tmp_path_factory.mktemp("unbroken"), "whole")
+    run.run([], quiet=True)
+    return run
+
+
+def test_resumed_run_ends_as_an_unbroken_one(whole, tmp_path, monkeypatch):
     broken = trainer(tmp_path, "broken")
     update = Trainer._update
 
@@ -39,13 +46,13 @@ def test_resumed_run_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     again.run([], quiet=True)
     for one, two in zip(whole.parameters, again.parameters, strict=True):
         assert torch.equal(one, two)
-    rows = [[line.split(",")[:3] for line in (tmp_path / name / "log.csv").read_text().split()] for name in ("whole", "broken")]
+    logs = [pathlib.Path(run.out, "log.csv").read_text().split() for run in (whole, again)]
+    rows = [[line.split(",")[:3] for line in log] for log in logs]
     assert rows[0] == rows[1]
 
 
-def test_a_run_that_stops_early_goes_on_as_an_unbroken_one(tmp_path):
-    whole, part = trainer(tmp_path, "whole"), trainer(tmp_path, "part")
-    whole.run([], quiet=True)
+def test_a_run_that_stops_early_goes_on_as_an_unbroken_one(whole, tmp_path):
+    part = trainer(tmp_path, "part")
     part.run([], quiet=True, stop_after=4)
     assert part.step == 4
     again = trainer(tmp_path, "part")
@@ -122,9 +129,8 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
 
 
-def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, monkeypatch):
-    whole, stopped = trainer(tmp_path, "whole"), trainer(tmp_path, "stopped")
-    whole.run([], quiet=True)
+def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(whole, tmp_path, monkeypatch):
+    stopped = trainer(tmp_path, "stopped")
     update = Trainer._update
 
     def interrupts(self):

@@ -232,6 +232,7 @@ def test_the_summary_sets_the_tuned_model_beside_the_one_that_came(tiny_job):
     assert summary._next(tiny_job)[-2:] == [f"  first-cpp chat -m {tiny_job.tuned}", f"  first-cpp serve -m {tiny_job.tuned}"]
 
 
+@pytest.mark.slow  # calibrates twice, each for as long as it may
 def test_a_tiny_model_is_tuned_and_a_rerun_does_nothing_again(tmp_path, tiny_q8, capsys, monkeypatch):
     monkeypatch.setattr(
         "first_cpp.train.run_setup.load_model", lambda _path: (reference.make_model(SHAPES["tiny"], seed=2), Words())

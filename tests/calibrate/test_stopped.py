@@ -1,0 +1,128 @@
+"""A procedure on a tiny model: stopped runs, resumed ones, and what bounds the time."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from calibrating import make
+
+from first_cpp.calibrate.cost_store import CostStore
+from first_cpp.calibrate.findings import Speed, conclude
+from first_cpp.calibrate.procedure import SEARCHED, Plan, Procedure, Show
+from first_cpp.calibrate.prompts import Prompt
+from first_cpp.gguf.routers import Base
+from first_cpp.streams.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """What a run finds that nothing stopped."""
+    with contextlib.closing(Engine(tiny, 300, 1, streams=4)) as engine:
+        return make(engine, tmp_path_factory.mktemp("unbroken")).carry_out()
+
+
+@pytest.mark.parametrize("when", ["dense answers", "each layer alone", "order of the layers"])
+def test_a_stopped_run_goes_on_to_the_same_result(whole, engine, tmp_path, when, monkeypatch):
+    calls = []
+
+    def stop(what, done, _total):
+        calls.append(what)
+        if what == when and done >= 2:
+            raise KeyboardInterrupt
+
+    procedure = make(engine, tmp_path, show=Show(bar=stop))
+    with pytest.raises(KeyboardInterrupt):
+        procedure.carry_out()
+    procedure.store.save()
+    again = make(engine, tmp_path)
+    known = len(again.store.costs)
+    assert len(again.store.answered) > 0
+    assert known > 0 or when == "dense answers"
+    found = again.carry_out()
+    assert (found.orders, found.levels) == (whole.orders, whole.levels)
+    for kind, costs in whole.costs.items():
+        np.testing.assert_allclose(found.costs[kind], costs, rtol=1e-3, atol=1e-5)
+
+    third = make(engine, tmp_path)
+    monkeypatch.setattr(engine, "rows", None)  # all is known
+    third.carry_out()
+
+
+def test_groups_have_orders_of_their_own_where_these_are_cheaper(engine, tmp_path, monkeypatch):
+    """Whatever is surely cheaper is taken: everything, if nothing has to be shown, and nothing, if too much has."""
+    made = make(engine, tmp_path)
+    made.prompts = [Prompt(one.text, "ab"[i % 2]) for i, one in enumerate(made.prompts)]
+    search = Procedure._search
+    own = {"order of group 1": (0, 1, 2, 3, 4, 5), "order of group 2": (1, 2, 3, 4, 5, 0)}
+    monkeypatch.setattr(Procedure, "_search", lambda self, *how: own.get(how[2]) or search(self, *how))
+    for sure, n_orders in ((-1e9, 3), (1e9, 1)):
+        monkeypatch.setattr("first_cpp.calibrate.procedure.SURE", sure)
+        found = made.carry_out()
+        assert len(found.orders) == n_orders
+        assert set(found.orders[1:]) <= set(own.values())
+        kinds = [kind for kind in SEARCHED if kind in found.costs]
+        assert len(kinds) == n_orders
+        for kind, order in zip(kinds, found.orders, strict=True):
+            known = made.store.costs[6, frozenset(order[:2])][list(found.numbers)]
+            np.testing.assert_array_equal(found.costs[kind][:, found.levels.index(2)], known)
+        speed = Speed(np.ones(7), np.ones(7))
+        result = conclude(found, speed, Base("llama", 6, 128, "f" * 64), 1e-5, [True] * 6, 0.95, {})
+        assert {one.layers for one in result.calibration.sets} <= {
+            tuple(sorted(order[:k])) for order in found.orders for k in range(1, 7)
+        }
+
+
+def test_an_interrupt_among_the_levels_keeps_what_there_is(engine, tmp_path):
+    said = []
+
+    def stop(what, done, _total):
+        if what == "cost of each level" and done == 20:
+            engine.rows = interrupt
+
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    found = make(engine, tmp_path, show=Show(stop, said.append)).carry_out()
+    assert len(found.tasks) == 20
+    assert "interrupted: going by the 20 prompts measured so far" in said
+
+
+@pytest.mark.parametrize("when", ["cost of each level", "order of group 1"])
+def test_an_interrupt_late_ends_the_run_with_what_there_is(engine, tmp_path, when):
+    """No group is searched after it, and none found before it is lost."""
+    made, seen = make(engine, tmp_path), []
+
+    def stop(what, done, _total):
+        seen.append(what)
+        if (what, done) == ("cost of each level", 30) and when == what:
+            engine.rows = interrupt
+        elif what == when == "order of group 1":
+            interrupt()
+
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    made.prompts = [Prompt(one.text, "ab"[i % 2]) for i, one in enumerate(made.prompts)]
+    made.show = Show(stop)
+    found = made.carry_out()
+    assert len(found.orders) == 1
+    assert len(found.tasks) == (30 if when == "cost of each level" else 40)
+    assert seen[-1] == when
+
+
+def test_time_bounds_what_is_measured(engine, tmp_path):
+    plan = Plan(max_tokens=6, search_prompts=12, search_tokens=5, first=4, seconds=1e-6)
+    found = make(engine, tmp_path, plan).carry_out()
+    assert found.n_answers < 40
+    assert found.levels == (1,)
+    assert len(found.tasks) == 16
+
+
+def test_a_state_of_another_run_is_not_used(engine, tmp_path):
+    procedure = make(engine, tmp_path)
+    procedure.answer()
+    other = CostStore(procedure.store.path, {"of": "another"}, 40)
+    assert other.stale
+    assert not other.answered
