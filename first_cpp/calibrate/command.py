@@ -58,8 +58,6 @@ MOST_POSITIONS = 2048
 """Of a prompt and its answer: longer prompts are not used."""
 SPEED_PART = 0.08
 """Of the time is for measuring how fast a step is."""
-MOST_STREAM_POSITIONS = 8192
-"""Of all answers decoded together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +152,7 @@ def _check(args: argparse.Namespace, model: ModelFile) -> None:
 def _calibrate(
     args: argparse.Namespace, model: ModelFile, prompts: list[Prompt], given: CostProbes | None, show: Show, started: float
 ) -> Findings:
-    from ..streams.engine import Engine
+    from ..streams.engine import Engine, streams_for
     from ..streams.quick_copy import quick_copy
     from .cost_store import CostStore
     from .findings import conclude
@@ -168,11 +166,10 @@ def _calibrate(
         show.say(f"{store.path} is of another model, other prompts or another -n: beginning anew")
     elif store.answered:
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
-    streams = max(1, min(16, MOST_STREAM_POSITIONS // longest))
     threads = args.threads or physical_cores()
     with (
         quick_copy(model, f"{_stem(args.out)}.calibration.gguf", show.say) as path,
-        measuring(path, longest, threads, streams, args.processes, store) as (engine, workers),
+        measuring(path, longest, threads, streams_for(longest), args.processes, store) as (engine, workers),
     ):
         plan = Plan(max_tokens=args.max_tokens, seconds=60 * args.minutes)
         procedure = Procedure(engine, used, tokens, model.norm_eps, store, plan, show, workers)

@@ -19,8 +19,19 @@ Floats = npt.NDArray[np.float32]
 
 STREAMS = 16
 """Answers that are decoded together: one batch reads the weights once for all of them."""
+MOST_POSITIONS = 8192
+"""Of all streams together: their KV cache takes memory."""
 ROOM = 256
 """llama.cpp rounds the context of each stream up to a multiple of this."""
+
+
+def streams_for(n_tokens: int) -> int:
+    """How many answers to decode together, where a prompt and its answer may take `n_tokens` positions.
+
+    >>> streams_for(300), streams_for(1153), streams_for(100_000)
+    (16, 7, 1)
+    """
+    return max(1, min(STREAMS, MOST_POSITIONS // n_tokens))
 
 
 class Engine(Llama):

@@ -19,7 +19,7 @@ from ..cli.jsonl import DataError, field, lines
 from ..errors import OptionError
 from ..gguf.model_file import ModelFile
 from ..runtime.chat_prompt import chat_prompt, user_turn
-from ..streams.engine import Engine, Floats
+from ..streams.engine import Engine, Floats, streams_for
 from ..streams.quick_copy import quick_copy
 from ..streams.together import Answer, answers_together
 from .dense_outputs import N_TOP, Output, Outputs, most_probable
@@ -86,7 +86,7 @@ def dense_model(path: str, folder: str, n_ctx: int, n_threads: int) -> Iterator[
     room = min(n_ctx, model.context_length)
     with (
         quick_copy(model, os.path.join(folder, COPY), lambda _text: None) as quick,
-        contextlib.closing(Engine(quick, room, n_threads)) as engine,
+        contextlib.closing(Engine(quick, room, n_threads, streams_for(room))) as engine,
     ):
         yield engine
 
@@ -163,7 +163,7 @@ def _answered(engine: Engine, wanted: Sequence[tuple[AskedPrompt, str]], ask: As
         asked = {"key": key, "task": prompt.task, "prompt": prompt.text, "prompt_tokens": tokens[i]}
         return {**asked, "response": text, "tokens": answer.tokens, "end": answer.end, **own.packed()}
 
-    yield from (record(i, Answer()) for i in range(len(wanted)) if i not in fits)
+    yield from (record(i, Answer()) for i in sorted({*range(len(wanted))} - {*fits}))
     for number, answer in answers_together(engine, [tokens[i] for i in fits], ask.max_tokens, choose):
         yield record(fits[number], answer)
 
