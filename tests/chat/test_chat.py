@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from commands import command
+from in_process import command
 from routers_files import routed_model
 
 from first_cpp.chat.conversation import Conversation

@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-from commands import command
 from helpers import survives
+from in_process import command
 from raw_gguf import with_metadata
 from routers_files import routed_model
 from server import chat, error_of, serving

@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from commands import command
 from fake_hub import fake_hub
+from in_process import command
 from routers_files import routed_model
 
 from convert.__main__ import main as convert

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import command
+from in_process import command
 from routers_files import routed_model
 
 from first_cpp.cli.model_options import watched

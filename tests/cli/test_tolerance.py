@@ -6,7 +6,7 @@ import json
 
 import openai
 import pytest
-from commands import command
+from in_process import command
 from routers_files import budget_routers
 from server import chat, serving
 

@@ -12,7 +12,7 @@ import httpx
 import llama_cpp
 import psutil
 import pytest
-from commands import command
+from in_process import command
 from routers_files import routed_model
 from server import NO_END, Server, chat, error_of, serving
 
