@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.model_name import HELP, add_offline, find_model
 from ..cli.options import number, whole_number
@@ -166,6 +167,8 @@ def _calibrate(
         show.say(f"{store.path} is of another model, other prompts or another -n: beginning anew")
     elif store.answered:
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
+    left = in_words(max(1.0, 60 * args.minutes - store.elapsed))
+    show.say(f"plan: {len(used)} prompts, or as many as fit into about {left}; Ctrl-C stops, and the same command goes on")
     threads = args.threads or physical_cores()
     with (
         quick_copy(model, f"{_stem(args.out)}.calibration.gguf", show.say) as path,

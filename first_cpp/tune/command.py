@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
 from ..cli.model_name import HELP, add_offline, find_model
@@ -25,7 +24,7 @@ from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from .examples_split import Split, read_records, split
 from .job import FILES, Job, Settings, check_same_job, epochs_for
-from .pace import Lengths, measure
+from .lengths import Lengths, longest
 from .stages import LOG, Stage, run_stages
 from .summary import summary
 
@@ -75,10 +74,9 @@ def command(args: argparse.Namespace) -> None:
     os.makedirs(args.out, exist_ok=True)
     check_same_job(args.out, model, parts, settings)
     parts.write(args.out)
-    threads = args.threads or physical_cores()
-    pace, lengths = measure(model, parts, threads)
-    job = Job(model, args.out, parts, settings, lengths, threads, args.quiet)
-    stages = job.stages(pace)
+    lengths = longest(model, parts)
+    job = Job(model, args.out, parts, settings, lengths, args.threads or physical_cores(), args.quiet)
+    stages = job.stages()
     if not args.quiet:
         print(_plan(args.data, parts, lengths, stages, args.out), file=sys.stderr)
     run_stages(stages, args.out, _silent if args.quiet else _say)
@@ -114,16 +112,19 @@ def _read(args: argparse.Namespace) -> Split:
 
 
 def _plan(data: Sequence[str], parts: Split, lengths: Lengths, stages: Sequence[Stage], out: str) -> str:
-    """What is about to happen, and about how long it takes."""
+    """What is about to happen. How long training and report take is measured by these stages, which say it themselves."""
     tasks = parts.tasks
     kinds = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
     dropped = f"; {parts.dropped} said twice, dropped" if parts.dropped else ""
-    lines = [
-        f"plan: {', '.join(map(os.path.basename, data))}: {sum(tasks.values())} examples{kinds}{dropped}",
-        f"      {len(parts.train)} to train, {len(parts.valid)} to validate, {len(parts.test)} to test; "
-        f"prompts of at most {lengths.longest_prompt} tokens",
-        *(f"  {i}. {one.name:<10} {one.what}" + (" (done)" if one.done else "") for i, one in enumerate(stages, 1)),
-        f"      about {in_words(sum(one.seconds for one in stages if not one.done))}, into {out}/ (details in {LOG});",
-        "      Ctrl-C stops, and the same command goes on from there",
-    ]
-    return "\n".join(lines)
+    plan_later = " and ".join(one.name for one in stages if one.plans and not one.done)
+    return "\n".join(
+        [
+            f"plan: {', '.join(map(os.path.basename, data))}: {sum(tasks.values())} examples{kinds}{dropped}",
+            f"      {len(parts.train)} to train, {len(parts.valid)} to validate, {len(parts.test)} to test; "
+            f"prompts of at most {lengths.prompt} tokens",
+            *(f"  {i}. {one.name:<10} {one.what}" + (" (done)" if one.done else "") for i, one in enumerate(stages, 1)),
+            *([f"      how long {plan_later} will take is measured and said as each begins"] if plan_later else []),
+            f"      all into {out}/ (details in {LOG}); Ctrl-C stops, and the same command",
+            "      goes on from there",
+        ]
+    )
