@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from first_cpp.cli.execute import add_debug, run
 from first_cpp.cli.model_name import HELP, add_offline, find_models
+from first_cpp.cli.next_commands import next_commands
 from first_cpp.errors import MissingFileError, OptionError
 from first_cpp.gguf.bundled import bundled_adapters, find_adapter
 from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
@@ -98,25 +99,19 @@ def said(args: argparse.Namespace) -> Iterator[str]:
     size = f"{out}: {in_bytes(os.path.getsize(out))}"
     if args.block_influence:
         yield f"{size}, input-blind routers by block influence"
-        yield "next:"
         stem = os.path.basename(args.model).removesuffix(".gguf")
-        yield f"  python -m convert --routers {args.out} --model {args.model} --out {stem}-first.gguf"
+        options = ["--routers", args.out, "--model", args.model, "--out", f"{stem}-first.gguf"]
+        yield next_commands(["python", "-m", "convert", *options])
         return
     routers = load_routers(out)
     kind = "" if args.sidecar else f", {stored_type(ModelFile.open(out)) or 'of an unknown type'}"
-    whole = f"{size}{kind}" + ("" if args.sidecar else f" (the base has {in_bytes(os.path.getsize(args.model))})")
+    yield f"{size}{kind}" + ("" if args.sidecar else f" (the base has {in_bytes(os.path.getsize(args.model))})")
     share = routers.skip if routers.cost is None else routers.cost.mean_share(routers.cost.tolerance)
     says = f'skip="auto" skips {share:.0%} of them' if share else "they recommend no skipping by themselves: give --skip"
-    yield whole
     yield f"routers for {routers.base.n_layer} layers; {says}"
-    yield "next:"
-    yield f"  first-cpp inspect {args.out}"
-    skip = "" if share else " --skip 0.25"
-    yield (
-        f"  first-cpp chat -m {args.model} --routers {args.out}{skip}"
-        if args.sidecar
-        else f"  first-cpp chat -m {args.out}{skip}"
-    )
+    model = [args.model, "--routers", args.out] if args.sidecar else [args.out]
+    chat = ["first-cpp", "chat", "-m", *model, *([] if share else ["--skip", "0.25"])]
+    yield next_commands(["first-cpp", "inspect", args.out], chat)
 
 
 def in_bytes(n: int) -> str:

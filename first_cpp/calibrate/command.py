@@ -20,6 +20,7 @@ import numpy as np
 from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.model_name import HELP, add_offline, find_model
+from ..cli.next_commands import next_commands
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.embed import embed, write_sidecar
@@ -119,6 +120,8 @@ def command(args: argparse.Namespace) -> None:
     print(f"\n{sentence(found)}")
     written = [args.out, f"{stem}.calibration.safetensors"] + [f"{stem}.calibration.png"] * plotted
     print(f"For every prompt alike it recommends to skip {found.calibration.share:.0%}. Written: {', '.join(written)}")
+    use = [model.path, "--routers", args.out] if args.sidecar else [args.out]
+    print(next_commands(*(["first-cpp", verb, "-m", *use] for verb in ("chat", "serve"))))
 
 
 def _stem(out: str) -> str:

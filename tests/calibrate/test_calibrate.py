@@ -39,6 +39,7 @@ def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_pat
     llm.create_completion("Hello", max_tokens=4)
     assert set(llm.routing.skipped) == IDLE
     text = capsys.readouterr().out
+    assert text.splitlines()[-3:] == ["next:", f"  first-cpp chat -m {out}", f"  first-cpp serve -m {out}"]
     assert "At fidelity 0.9 this model skips" in text
     for system in ("dense", "influence", "even", "searched", "budget", "oracle", "recommended"):
         assert f"| {system} " in text

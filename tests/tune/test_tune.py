@@ -245,7 +245,10 @@ def test_the_summary_sets_the_tuned_model_beside_the_one_that_came(tiny_job):
         "tuned, 25% on average       70.0    35.0      20%       125",
         "tuned, each prompt's own    79.0    39.5      10%",
     ]
-    assert summary._next(tiny_job)[-2:] == [f"  first-cpp chat -m {tiny_job.tuned}", f"  first-cpp serve -m {tiny_job.tuned}"]
+    assert summary._ending(tiny_job).splitlines()[-2:] == [
+        f"  first-cpp chat -m {tiny_job.tuned}",
+        f"  first-cpp serve -m {tiny_job.tuned}",
+    ]
 
 
 @pytest.mark.slow  # calibrates twice, each for as long as it may
