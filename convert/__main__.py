@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,9 +72,21 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     check(args)
     find_models(args, "model")
+    if args.merge and not args.quiet:
+        print(plan(args), file=sys.stderr)
     write(args)
     if not args.quiet:
         print("\n".join(said(args)))
+
+
+def plan(args: argparse.Namespace) -> str:
+    """What a merge, which can take minutes, is about to do, and the room that it needs meanwhile."""
+    n_bytes = sum(4 * math.prod(tensor.shape) for _, tensor in ModelFile.open(args.model).tensors())
+    then = f"then quantise as {args.quantize}" if args.quantize else "the changed tensors become F32 (--quantize: smaller)"
+    return (
+        f"plan: fold the LoRA of {args.routers} into {args.model}, {then};\n"
+        f"      meanwhile up to {in_bytes(n_bytes)} more are needed in the folder of --out"
+    )
 
 
 def write(args: argparse.Namespace) -> None:
