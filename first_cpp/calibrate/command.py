@@ -160,7 +160,7 @@ def _calibrate(
     from ..streams.quick_copy import quick_copy
     from .cost_store import CostStore
     from .findings import conclude
-    from .procedure import Plan, Procedure
+    from .procedure import LEAST_PROMPTS, Plan, Procedure
     from .workers import measuring
 
     used, tokens = _tokens(args, model, prompts, show)
@@ -171,7 +171,10 @@ def _calibrate(
     elif store.answered:
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
     left = in_words(max(1.0, 60 * args.minutes - store.elapsed))
-    show.say(f"plan: {len(used)} prompts, or as many as fit into about {left}; Ctrl-C stops, and the same command goes on")
+    show.say(
+        f"plan: {len(used)} prompts, or as many as about {left} allow, {LEAST_PROMPTS} at least; "
+        "Ctrl-C stops, and the same command goes on"
+    )
     threads = args.threads or physical_cores()
     with (
         quick_copy(model, f"{_stem(args.out)}.calibration.gguf", show.say) as path,

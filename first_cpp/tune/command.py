@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
+from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
 from ..cli.model_name import HELP, add_offline, find_model
@@ -24,7 +26,7 @@ from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from .examples_split import Split, read_records, split
 from .job import FILES, Job, Settings, check_same_job, epochs_for
-from .lengths import Lengths, longest
+from .lengths import longest
 from .stages import LOG, Stage, run_stages
 from .summary import summary
 
@@ -78,7 +80,7 @@ def command(args: argparse.Namespace) -> None:
     job = Job(model, args.out, parts, settings, lengths, args.threads or physical_cores(), args.quiet)
     stages = job.stages()
     if not args.quiet:
-        print(_plan(args.data, parts, lengths, stages, args.out), file=sys.stderr)
+        print(_plan(args.data, job, stages), file=sys.stderr)
     run_stages(stages, args.out, _silent if args.quiet else _say)
     print(summary(job))
 
@@ -111,20 +113,31 @@ def _read(args: argparse.Namespace) -> Split:
     return split(read_records(args.data), args.seed, valid, test)
 
 
-def _plan(data: Sequence[str], parts: Split, lengths: Lengths, stages: Sequence[Stage], out: str) -> str:
+def _plan(data: Sequence[str], job: Job, stages: Sequence[Stage]) -> str:
     """What is about to happen. How long training and report take is measured by these stages, which say it themselves."""
-    tasks = parts.tasks
+    parts, tasks = job.parts, job.parts.tasks
     kinds = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
     dropped = f"; {parts.dropped} said twice, dropped" if parts.dropped else ""
-    plan_later = " and ".join(one.name for one in stages if one.plans and not one.done)
+    todo = list(dict.fromkeys(one.name for one in stages if not one.done))
+    minutes = (
+        f"calibrate: about {in_words(60 * job.settings.minutes)} each, more with a large model" if "calibrate" in todo else ""
+    )
+    later = " and ".join(name for name in ("train", "eval") if name in todo)
+    times = "; ".join(filter(None, (minutes, later and f"{later}: measured and said as each begins")))
     return "\n".join(
         [
             f"plan: {', '.join(map(os.path.basename, data))}: {sum(tasks.values())} examples{kinds}{dropped}",
             f"      {len(parts.train)} to train, {len(parts.valid)} to validate, {len(parts.test)} to test; "
-            f"prompts of at most {lengths.prompt} tokens",
+            f"prompts of at most {job.lengths.prompt} tokens",
             *(f"  {i}. {one.name:<10} {one.what}" + (" (done)" if one.done else "") for i, one in enumerate(stages, 1)),
-            *([f"      how long {plan_later} will take is measured and said as each begins"] if plan_later else []),
-            f"      all into {out}/ (details in {LOG}); Ctrl-C stops, and the same command",
-            "      goes on from there",
+            *textwrap.wrap(
+                f"{times and f'time: {times}. '}All into {job.out}/ (details in {LOG}); Ctrl-C stops, and the same command "
+                "goes on from there",
+                80,
+                initial_indent=6 * " ",
+                subsequent_indent=6 * " ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ),
         ]
     )

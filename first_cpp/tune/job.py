@@ -10,7 +10,6 @@ import os
 import sys
 from dataclasses import dataclass
 
-from ..cli.duration import in_words
 from ..errors import FirstCppError, OptionError
 from ..gguf.merge import merge
 from ..gguf.model_file import ModelFile
@@ -103,15 +102,15 @@ class Job:
     def stages(self) -> list[Stage]:
         """All stages."""
         s = self.settings
-        within, times = f"in about {in_words(60 * s.minutes)}", f"{s.epochs:.3g} times over the examples"
+        times = f"{'once' if s.epochs == 1 else f'{s.epochs:.3g} times'} over the examples"
         sets, run, report = map(self.path, ("sets.gguf", "run/train.json", "report/report.json"))
         answers = f"the model as it came and the tuned one answer {len(self.parts.test)} test examples"
         return [
-            Stage("calibrate", f"find the layers that your prompts can spare, {within}", (sets,), self._sets),
-            Stage("train", f"a LoRA that makes up for them, {times}", (run,), self._train, plans=True),
+            Stage("calibrate", "find the layers that your prompts can spare", (sets,), self._sets),
+            Stage("train", f"a LoRA that makes up for them, {times}", (run,), self._train),
             Stage("merge", f"fold it into the weights, as {s.quantize}", (self.merged, self.tuned), self._merge),
-            Stage("calibrate", f"again, the same sets on the tuned model, {within}", (self.tuned,), self._fit),
-            Stage("eval", answers, (report,), self._eval, plans=True),
+            Stage("calibrate", "again, the same sets on the tuned model", (self.tuned,), self._fit),
+            Stage("eval", answers, (report,), self._eval),
         ]
 
     @property

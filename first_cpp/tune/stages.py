@@ -20,14 +20,13 @@ LOG = "tune.log"
 class Stage:
     """One step. name, what: in words. results: any of these files says that it is done.
 
-    work: does it, and leaves one of `results`. plans: it measures first, and says itself how long it takes.
+    work: does it, and leaves one of `results`.
     """
 
     name: str
     what: str
     results: tuple[str, ...]
     work: Callable[[], None]
-    plans: bool = False
 
     @property
     def done(self) -> bool:
