@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from first_cpp.cli.execute import add_debug, run
@@ -83,10 +84,9 @@ def plan(args: argparse.Namespace) -> str:
     """What a merge, which can take minutes, is about to do, and the room that it needs meanwhile."""
     n_bytes = sum(4 * math.prod(tensor.shape) for _, tensor in ModelFile.open(args.model).tensors())
     then = f"then quantise as {args.quantize}" if args.quantize else "the changed tensors become F32 (--quantize: smaller)"
-    return (
-        f"plan: fold the LoRA of {args.routers} into {args.model}, {then};\n"
-        f"      meanwhile up to {in_bytes(n_bytes)} more are needed in the folder of --out"
-    )
+    room = f"meanwhile --out's folder needs {in_bytes(n_bytes)} more"
+    text = f"plan: fold the LoRA of {args.routers} into {args.model}, {then}; {room}"
+    return textwrap.fill(text, 80, subsequent_indent=6 * " ", break_long_words=False, break_on_hyphens=False)
 
 
 def write(args: argparse.Namespace) -> None:
