@@ -141,7 +141,8 @@ def following(args: argparse.Namespace, lora: bool) -> Iterator[list[str]]:
 
 def _merged_type(args: argparse.Namespace) -> str | None:
     """The file type to merge into: the one that was rounded to, else the model's own; None where convert needs none."""
-    if args.quantize or not os.path.isfile(args.model):
-        return args.quantize or None
+    asked: str | None = args.quantize
+    if asked or not os.path.isfile(args.model):
+        return asked
     kind = stored_type(ModelFile.open(args.model))
     return None if kind in ("F32", *NEED_MATRIX) else kind

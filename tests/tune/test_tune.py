@@ -219,7 +219,7 @@ def test_the_plan_fits_80_columns_and_promises_only_what_is_known(tiny_job):
     os.makedirs(tiny_job.path("report"))
     for name in ("sets.gguf", "report/report.json"):
         open(tiny_job.path(name), "w").close()
-    assert "time" not in command._plan(["data.jsonl"], tiny_job, todo)
+    assert "time:" not in command._plan(["data.jsonl"], tiny_job, todo)
 
 
 def test_the_longest_prompt_and_response_may_be_in_any_part(tiny):
