@@ -18,7 +18,7 @@ from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
 from first_cpp.gguf.merge import merge
 from first_cpp.gguf.model_file import ModelFile, normal_path
 from first_cpp.gguf.new_file import check_output
-from first_cpp.gguf.quantise import stored_type
+from first_cpp.gguf.quantise import check_type, stored_type
 from first_cpp.gguf.router_format import load_routers, write_safetensors
 from first_cpp.runtime.block_influence import DEFAULT_SKIP, MAX_TOKENS, TextError, influence_routers
 from first_cpp.skip import parse_skip
@@ -140,7 +140,7 @@ def in_bytes(n: int) -> str:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise OptionError for options that do not go together, SkipError for a share that is none."""
+    """Raise OptionError for options that do not go together and for an unknown type, SkipError for a share that is none."""
     if args.skip is not None:
         parse_skip(args.skip)
     if args.block_influence and args.text is None:
@@ -151,6 +151,8 @@ def check(args: argparse.Namespace) -> None:
         raise OptionError("--text goes with --block-influence")
     if args.quantize is not None and not args.merge:
         raise OptionError("--quantize goes with --merge")
+    if args.quantize is not None:
+        check_type(args.quantize)
     if args.merge and args.sidecar:
         raise OptionError("--merge folds the LoRA into the model, --sidecar writes it beside: choose one")
 
