@@ -51,8 +51,8 @@ def answers_together(
 
     >>> engine = Engine("model.gguf", n_tokens=64, n_threads=1, streams=2)
     >>> tokens = engine.tokenize(b"Once upon a time")
-    >>> {number: len(answer.tokens) for number, answer in answers_together(engine, [tokens] * 3, 5)}
-    {0: 5, 1: 5, 2: 5}
+    >>> sorted((number, len(answer.tokens)) for number, answer in answers_together(engine, [tokens] * 3, 5))
+    [(0, 5), (1, 5), (2, 5)]
     >>> engine.close()
     """
     vocabulary = llama_cpp.llama_model_get_vocab(engine.model)

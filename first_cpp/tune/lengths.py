@@ -25,7 +25,7 @@ def longest(model: ModelFile, parts: Split) -> Lengths:
     """The longest of all parts; the vocabulary alone is loaded.
 
     >>> longest(ModelFile.open("model.gguf"), Split([{"prompt": "Say one.", "response": "It is."}], [], []))
-    Lengths(prompt=9, response=8)
+    Lengths(prompt=14, response=12)
     """
     with quiet_llama_cpp():
         opened = llama_cpp.Llama(model.path, vocab_only=True, verbose=False)
