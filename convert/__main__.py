@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from first_cpp.cli.execute import add_debug, run
 from first_cpp.cli.model_name import HELP, add_offline, find_models
+from first_cpp.cli.next_commands import next_commands
 from first_cpp.errors import MissingFileError, OptionError
 from first_cpp.gguf.bundled import bundled_adapters, find_adapter
 from first_cpp.gguf.embed import embed, write_lora_sidecar, write_sidecar
 from first_cpp.gguf.merge import merge
 from first_cpp.gguf.model_file import ModelFile, normal_path
 from first_cpp.gguf.new_file import check_output
-from first_cpp.gguf.quantise import stored_type
+from first_cpp.gguf.quantise import check_type, stored_type
 from first_cpp.gguf.router_format import load_routers, write_safetensors
 from first_cpp.runtime.block_influence import DEFAULT_SKIP, MAX_TOKENS, TextError, influence_routers
 from first_cpp.skip import parse_skip
@@ -70,9 +73,20 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     check(args)
     find_models(args, "model")
+    if args.merge and not args.quiet:
+        print(plan(args), file=sys.stderr)
     write(args)
     if not args.quiet:
         print("\n".join(said(args)))
+
+
+def plan(args: argparse.Namespace) -> str:
+    """What a merge, which can take minutes, is about to do, and the room that it needs meanwhile."""
+    n_bytes = sum(4 * math.prod(tensor.shape) for _, tensor in ModelFile.open(args.model).tensors())
+    then = f"then quantise as {args.quantize}" if args.quantize else "the changed tensors become F32 (--quantize: smaller)"
+    room = f"meanwhile --out's folder needs {in_bytes(n_bytes)} more"
+    text = f"plan: fold the LoRA of {args.routers} into {args.model}, {then}; {room}"
+    return textwrap.fill(text, 80, subsequent_indent=6 * " ", break_long_words=False, break_on_hyphens=False)
 
 
 def write(args: argparse.Namespace) -> None:
@@ -98,25 +112,19 @@ def said(args: argparse.Namespace) -> Iterator[str]:
     size = f"{out}: {in_bytes(os.path.getsize(out))}"
     if args.block_influence:
         yield f"{size}, input-blind routers by block influence"
-        yield "next:"
         stem = os.path.basename(args.model).removesuffix(".gguf")
-        yield f"  python -m convert --routers {args.out} --model {args.model} --out {stem}-first.gguf"
+        options = ["--routers", args.out, "--model", args.model, "--out", f"{stem}-first.gguf"]
+        yield next_commands(["python", "-m", "convert", *options])
         return
     routers = load_routers(out)
     kind = "" if args.sidecar else f", {stored_type(ModelFile.open(out)) or 'of an unknown type'}"
-    whole = f"{size}{kind}" + ("" if args.sidecar else f" (the base has {in_bytes(os.path.getsize(args.model))})")
+    yield f"{size}{kind}" + ("" if args.sidecar else f" (the base has {in_bytes(os.path.getsize(args.model))})")
     share = routers.skip if routers.cost is None else routers.cost.mean_share(routers.cost.tolerance)
     says = f'skip="auto" skips {share:.0%} of them' if share else "they recommend no skipping by themselves: give --skip"
-    yield whole
     yield f"routers for {routers.base.n_layer} layers; {says}"
-    yield "next:"
-    yield f"  first-cpp inspect {args.out}"
-    skip = "" if share else " --skip 0.25"
-    yield (
-        f"  first-cpp chat -m {args.model} --routers {args.out}{skip}"
-        if args.sidecar
-        else f"  first-cpp chat -m {args.out}{skip}"
-    )
+    model = [args.model, "--routers", args.out] if args.sidecar else [args.out]
+    chat = ["first-cpp", "chat", "-m", *model, *([] if share else ["--skip", "0.25"])]
+    yield next_commands(["first-cpp", "inspect", args.out], chat)
 
 
 def in_bytes(n: int) -> str:
@@ -132,7 +140,7 @@ def in_bytes(n: int) -> str:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise OptionError for options that do not go together, SkipError for a share that is none."""
+    """Raise OptionError for options that do not go together and for an unknown type, SkipError for a share that is none."""
     if args.skip is not None:
         parse_skip(args.skip)
     if args.block_influence and args.text is None:
@@ -143,6 +151,8 @@ def check(args: argparse.Namespace) -> None:
         raise OptionError("--text goes with --block-influence")
     if args.quantize is not None and not args.merge:
         raise OptionError("--quantize goes with --merge")
+    if args.quantize is not None:
+        check_type(args.quantize)
     if args.merge and args.sidecar:
         raise OptionError("--merge folds the LoRA into the model, --sidecar writes it beside: choose one")
 

@@ -10,7 +10,7 @@ from marks import ROOT, fill
 
 COMMAND = "first-cpp demo"
 SHOWN = "question"
-NEXT = "\nNext: "
+NEXT = "\nnext:\n"
 
 
 def excerpt(output: str) -> str:

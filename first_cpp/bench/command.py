@@ -92,5 +92,8 @@ def _measured(bench: Bench, wide: bool, tables: Sequence[TextIO]) -> Iterator[Re
                 print(f"{heading(records[0])}\n{table.head()}", file=stream)
             print("\n".join(map(table.line, records)), file=stream, flush=True)
         yield from records
+    notes = bench.notes()
+    if table.spared:
+        notes.append(f"not shown, for want of width: {', '.join(table.spared)}; --wide shows all columns")
     for stream in tables:
-        print("".join(f"\n{note}" for note in bench.notes()) + "\n", file=stream)
+        print("".join(f"\n{note}" for note in notes) + "\n", file=stream)

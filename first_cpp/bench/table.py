@@ -20,10 +20,15 @@ class Column:
     cell: Callable[[Record], str]
 
 
+WIDTH = 120
+SPARED = ("reached", "RAM MiB", "limit", "TTFT ms", "skipped")
+"""Columns that a table does without where long names of tests or rows would make it wider than WIDTH, in this order."""
+
+
 class Table:
     """One model's table in one configuration; cells of known width, so that rows can be written one by one.
 
-    wide: all columns. resident: whether resident memory was measured.
+    wide: all columns. resident: whether resident memory was measured. spared: the columns that had no room.
     """
 
     def __init__(self, tests: Sequence[Test], rows: Sequence[Row], n_layer: int, resident: bool, wide: bool) -> None:
@@ -54,6 +59,13 @@ class Table:
         if resident:
             found.append(Column("RAM MiB", 0, lambda r: _number(_mib(r["resident_bytes"]), ".0f")))
         self._columns = [Column(one.name, max(one.width, len(one.name)), one.cell) for one in found]
+        self.spared: list[str] = []
+        for name in SPARED:
+            if wide or len(self.head().splitlines()[0]) <= WIDTH:
+                break
+            kept = [one for one in self._columns if one.name != name]
+            self.spared += [name] if len(kept) < len(self._columns) else []
+            self._columns = kept
 
     def head(self) -> str:
         """The two lines above the rows."""

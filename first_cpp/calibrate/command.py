@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.model_name import HELP, add_offline, find_model
+from ..cli.next_commands import next_commands
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.embed import embed, write_sidecar
@@ -118,6 +120,8 @@ def command(args: argparse.Namespace) -> None:
     print(f"\n{sentence(found)}")
     written = [args.out, f"{stem}.calibration.safetensors"] + [f"{stem}.calibration.png"] * plotted
     print(f"For every prompt alike it recommends to skip {found.calibration.share:.0%}. Written: {', '.join(written)}")
+    use = [model.path, "--routers", args.out] if args.sidecar else [args.out]
+    print(next_commands(*(["first-cpp", verb, "-m", *use] for verb in ("chat", "serve"))))
 
 
 def _stem(out: str) -> str:
@@ -156,7 +160,7 @@ def _calibrate(
     from ..streams.quick_copy import quick_copy
     from .cost_store import CostStore
     from .findings import conclude
-    from .procedure import Plan, Procedure
+    from .procedure import LEAST_PROMPTS, Plan, Procedure
     from .workers import measuring
 
     used, tokens = _tokens(args, model, prompts, show)
@@ -166,6 +170,11 @@ def _calibrate(
         show.say(f"{store.path} is of another model, other prompts or another -n: beginning anew")
     elif store.answered:
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
+    left = in_words(max(1.0, 60 * args.minutes - store.elapsed))
+    show.say(
+        f"plan: {len(used)} prompts, or as many as about {left} allow, {LEAST_PROMPTS} at least; "
+        "Ctrl-C stops, and the same command goes on"
+    )
     threads = args.threads or physical_cores()
     with (
         quick_copy(model, f"{_stem(args.out)}.calibration.gguf", show.say) as path,

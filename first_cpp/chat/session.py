@@ -245,13 +245,17 @@ class Session:
             self._terminal.quiet("not saved")
             return
         self._conversation.save(path)
-        self._terminal.quiet(f"{len(self._conversation.messages)} messages saved in {path}")
+        self._terminal.quiet(f"{self._n_messages()} saved in {path}")
 
     def _load(self, path: str) -> None:
         if not path:
             raise OptionError("/load needs a file name")
         self._conversation.load(os.path.expanduser(path))
-        self._terminal.quiet(f"{len(self._conversation.messages)} messages read from {path}")
+        self._terminal.quiet(f"{self._n_messages()} read from {path}")
+
+    def _n_messages(self) -> str:
+        n = len(self._conversation.messages)
+        return f"{n} message{'s' * (n != 1)}"
 
     def _help(self, _: str) -> None:
         from rich.table import Table

@@ -74,7 +74,7 @@ class AnswerRecord:
         """dropped: how much to leave out, in this order: the picture, "over dense", TTFT, words changed."""
         layers = f"{self.n_layer - len(self.skipped_layers)} of {self.n_layer} layers"
         return [
-            f"{self.tokens} tokens",
+            f"{self.tokens} token{'s' * (self.tokens != 1)}",
             f"{1e3 / self.tpot_ms:.1f} tokens/s" if self.tpot_ms else "- tokens/s",
             *([f"TTFT {self.ttft_ms / 1e3:.2f} s"] if dropped < 3 else []),
             layers if dropped else f"{layers} {picture(self.skipped_layers, self.n_layer)}",

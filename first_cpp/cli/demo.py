@@ -34,6 +34,7 @@ from ..skip import Skip, SkipSetting, skip_from_text
 from .demo_texts import CALIBRATION, EVERYDAY, TRAINED
 from .execute import add_debug
 from .model_name import HELP, add_offline, find_models
+from .next_commands import next_commands
 from .options import whole_number
 
 STEPS = 64
@@ -85,7 +86,7 @@ def command(args: argparse.Namespace) -> None:
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
     machine = f"{cpu_name()}, {args.threads} thread{'s' * (args.threads > 1)}"
     find_models(args, "model")
-    with _model(args.model) as (path, name, routers):
+    with _model(args.model) as (path, name, routers, following):
         prompts = EVERYDAY if args.model else TRAINED
         full = llama_cpp.Llama(path, **settings)
         skipping = Llama(path, routers=routers, skip=None, **settings)
@@ -96,6 +97,8 @@ def command(args: argparse.Namespace) -> None:
             full.close()
             skipping.close()
     print("\n".join(summary(results, name, machine)))
+    if following:
+        print(f"\n{next_commands(*following)}")
 
 
 def _setting(skip: Skip, routers: Routers | None) -> SkipSetting:
@@ -106,12 +109,12 @@ def _setting(skip: Skip, routers: Routers | None) -> SkipSetting:
 
 
 @contextlib.contextmanager
-def _model(given: str | None) -> Iterator[tuple[str, str, Routers | None]]:
-    """The model file, its name, and routers where the file has none."""
+def _model(given: str | None) -> Iterator[tuple[str, str, Routers | None, list[list[str]]]]:
+    """The model file, its name, routers where the file has none, and the commands to try next."""
     if given is not None:
         file = ModelFile.open(given)
         own = read_routers(file.first, given)
-        yield given, os.path.basename(given), None if own is not None else _measured_routers(given)
+        yield given, os.path.basename(given), None if own is not None else _measured_routers(given), _following(given, own)
         return
     from ..gguf.merge import merge
 
@@ -121,7 +124,15 @@ def _model(given: str | None) -> Iterator[tuple[str, str, Routers | None]]:
     with tempfile.TemporaryDirectory() as folder:
         merged = os.path.join(folder, "model-first.gguf")
         merge(find_adapter(TASK_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
-        yield merged, name, None
+        yield merged, name, None, [["first-cpp", "chat"], ["first-cpp", "bench", "-m", "demo"]]
+
+
+def _following(model: str, routers: Routers | None) -> list[list[str]]:
+    """What to try next with a model file: talk to it; layers that it can spare, where nothing knows them."""
+    if routers is not None:
+        return [["first-cpp", "chat", "-m", model], ["first-cpp", "bench", "-m", model]]
+    first = f"{os.path.basename(model).removesuffix('.gguf')}-first.gguf"
+    return [["first-cpp", "calibrate", "-m", model, "--out", first], ["first-cpp", "chat", "-m", first]]
 
 
 def _measured_routers(model: str) -> Routers:
@@ -245,7 +256,7 @@ def _speed(result: Result) -> str:
 
 
 def summary(results: Sequence[Result], model: str, machine: str) -> list[str]:
-    """The lines that a person keeps: each prompt, all together, and what to try next."""
+    """The lines that a person keeps: each prompt, and all together."""
     rows = [["prompt", "skipped", "full", "skipping", "speed-up", "fidelity"]]
     for one in results:
         steps = [f"{1 / statistics.median(one.steps[name]):.0f}/s" if one.speed_up else "" for name in (FULL, SKIPPING)]
@@ -257,15 +268,11 @@ def summary(results: Sequence[Result], model: str, machine: str) -> list[str]:
     rows.append(["together", "", "", "", gain, f"{together:.2f}"])
     lines = ["", f"== {model} ==", machine, "", *_aligned(rows), ""]
     if not speed_ups:
-        lines += ["The machine is busy: steps of one model vary too much for a speed-up. Run again when", "it is idle.", ""]
+        lines += ["The machine is busy: steps of one model vary too much for a speed-up.", "Run again when it is idle.", ""]
     return [
         *lines,
         f"full, skipping: tokens a second, by the median of at least {STEPS} steps in turns.",
         "fidelity: share of its tokens that are the full model's first choice.",
-        "",
-        "Next: first-cpp chat                    talk to this model",
-        "      first-cpp bench -m MODEL.gguf     what skipping gains on this machine",
-        "      python -m convert --help          routers into your own model",
     ]
 
 

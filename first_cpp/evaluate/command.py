@@ -17,6 +17,7 @@ from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
 from ..cli.model_name import HELP, add_offline, find_models
+from ..cli.next_commands import next_commands
 from ..cli.options import shares_from_text, whole_number
 from ..errors import MissingFileError, OptionError
 from ..gguf.lora_file import carries_lora
@@ -131,8 +132,8 @@ def command(args: argparse.Namespace) -> None:
     print(f"written to {args.out}: {', '.join(['report.md', 'report.json', *pictures, 'answers.jsonl'])}")
     if rows[0].name != BASE:
         print("no row is the model as it came: --base FILE adds it, and the answers above are kept")
-    routers = f" --routers {args.routers}" if args.routers else ""
-    print(f"next:\n  first-cpp chat -m {args.model}{routers}\n  first-cpp serve -m {args.model}{routers}")
+    model = ["-m", args.model, *(["--routers", args.routers] if args.routers else [])]
+    print(next_commands(*(["first-cpp", verb, *model] for verb in ("chat", "serve"))))
 
 
 def _origin() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from .._ext import GgufFile
 from ..errors import ModelFileError, RouterError
+from .file_progress import Advance, file_progress
 from .lora import LoraPair, read_run_lora
 from .model_file import ModelFile, normal_path
 from .new_file import check_output, new_file
@@ -30,13 +32,14 @@ def embed(
     force: bool = False,
     replace: bool = False,
     quiet: bool = False,
+    advance: Advance | None = None,
 ) -> None:
     """Write `out`: the base model with routers in its metadata, tensor bytes untouched.
 
     routers: the routers, a safetensors file of them, or the folder of a training run. skip: the share to recommend, in place of
     what they say. force: an existing `out` may be replaced. replace: so may routers that the model already carries.
-    quiet: no progress bar. Raises errors of `first_cpp.errors` for inputs that do not fit, OutputError for an output that must
-    not be written; on any error `out` is what it was before.
+    quiet: no progress bar. advance: told of every byte, in place of a bar. Raises errors of `first_cpp.errors` for inputs that
+    do not fit, OutputError for an output that must not be written; on any error `out` is what it was before.
 
     >>> from first_cpp import load_routers
     >>> embed(load_routers("model-first.gguf"), "model.gguf", "half.gguf", skip=0.5, quiet=True)
@@ -57,10 +60,11 @@ def embed(
     for key in old:
         base.first.remove(key)
     add_routers(base.first, new)
-    with new_file(out) as target, open(base.path, "rb") as source:
+    bar = file_progress(size - data_offset, quiet) if advance is None else contextlib.nullcontext(advance)
+    with bar as step, new_file(out) as target, open(base.path, "rb") as source:
         target.write(base.first.metadata())
         source.seek(data_offset)
-        _copy(source, target, size - data_offset, quiet)
+        _copy(source, target, step)
 
 
 def write_sidecar(
@@ -156,12 +160,7 @@ def _input(routers: Routers | str | os.PathLike[str]) -> list[str]:
     return [] if isinstance(routers, Routers) else [routers_file(os.fspath(routers))]
 
 
-def _copy(source: BinaryIO, target: BinaryIO, n_bytes: int, quiet: bool) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        task = progress.add_task("copying tensors", total=n_bytes)
-        while chunk := source.read(CHUNK):
-            target.write(chunk)
-            progress.advance(task, len(chunk))
+def _copy(source: BinaryIO, target: BinaryIO, advance: Advance) -> None:
+    while chunk := source.read(CHUNK):
+        target.write(chunk)
+        advance("copying tensors", len(chunk))

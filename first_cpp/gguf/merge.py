@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 
 import numpy as np
 
-from .embed import embed
+from .embed import embed, routers_for
+from .file_progress import Advance, file_progress
 from .lora import LoraError, LoraPair, read_run_lora
 from .model_file import ModelFile, normal_path, open_gguf
 from .new_file import check_output, new_file
-from .quantise import file_type, quantise
+from .quantise import check_type, quantise
 from .router_format import routers_file
+
+FOLDING, QUANTISING, COPYING = 4.0, 3.0, 1.0
+"""What the parts of a merge take, as parts of one bar."""
 
 
 def merge(
@@ -35,27 +40,36 @@ def merge(
     """
     run, base, out = normal_path(run), ModelFile.open(model), normal_path(out)
     if quantize is not None:
-        file_type(quantize)  # raises
+        check_type(quantize)
     if len(base.files) > 1:
         raise LoraError(f"{base.path} is split in {len(base.files)} files; merge it with llama-gguf-split first")
-    pairs = read_run_lora(run, base)
-    n_bytes = sum(4 * int(np.prod(tensor.shape)) for tensor in base.first.tensors())
+    pairs, routers = read_run_lora(run, base), routers_for(run, base, skip)
+    tensors = base.first.tensors()
+    n_bytes = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors)
     check_output(out, [base.path, routers_file(run)], force, n_bytes)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.realpath(out)), prefix=".merge-") as work:
+    parts = FOLDING + QUANTISING * (quantize is not None) + COPYING
+    folder = os.path.dirname(os.path.realpath(out))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merge-") as work, file_progress(parts, quiet) as advance:
+
+        def done_by(part: float, size: float) -> Advance:
+            return lambda what, more: advance(what, more * part / size)
+
         merged = os.path.join(work, "merged.gguf")
-        write_merged(base.path, pairs, merged)
+        write_merged(base.path, pairs, merged, done_by(FOLDING, sum(tensor.n_bytes for tensor in tensors)))
         if quantize is not None:
             small = os.path.join(work, "quantised.gguf")
-            quantise(merged, small, quantize)
+            quantising = functools.partial(done_by(QUANTISING, 1), f"quantising as {quantize}")
+            quantise(merged, small, quantize, quantising)
             os.remove(merged)
             merged = small
-        embed(run, merged, out, skip=skip, force=force, replace=True, quiet=quiet)
+        embed(routers, merged, out, force=force, replace=True, advance=done_by(COPYING, os.path.getsize(merged)))
 
 
-def write_merged(model: str, pairs: list[LoraPair], out: str) -> None:
+def write_merged(model: str, pairs: list[LoraPair], out: str, advance: Advance = lambda _what, _more: None) -> None:
     """Copy `model` with W + scale * b @ a, in F32, for each pair's tensor; all others keep their bytes.
 
-    Raises LoraError for a pair whose tensor is not there or has another shape, OutputError as `new_file` does.
+    advance: told of the bytes read. Raises LoraError for a pair whose tensor is not there or has another shape, OutputError as
+    `new_file` does.
     """
     source = open_gguf(model)
     before = {tensor.name: tensor for tensor in source.tensors()}
@@ -78,6 +92,7 @@ def write_merged(model: str, pairs: list[LoraPair], out: str) -> None:
             stream.seek(old.offset)
             data = stream.read(old.n_bytes)
             target.write(fold(data, old.type, folded[tensor.name]) if tensor.name in folded else data)
+            advance("folding the LoRA in", old.n_bytes)
         target.write(b"\0" * (-target.tell() % source.alignment))
 
 

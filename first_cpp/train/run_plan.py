@@ -7,9 +7,12 @@ import os
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..cli.duration import in_words
+from ..cli.next_commands import next_commands
+from ..gguf.model_file import ModelFile
+from ..gguf.quantise import NEED_MATRIX, stored_type
 from .checkpoint import steps_done
 from .examples import padding_cost
 from .layer_orders import MOST_EXAMPLES, N_FITTED, sample_by_task
@@ -114,18 +117,32 @@ def parts(of: Sequence[Phase]) -> list[str]:
 
 def ending(args: argparse.Namespace, trainer: Trainer, losses: Losses, seconds: float) -> str:
     """What the run left, how well it does, and the next commands."""
-    files = "routers.safetensors, adapter/, train.json, log.csv, layers.png"
-    lines = [f"{args.out}: {files} ({in_words(seconds)})"]
+    lora = bool(trainer.lora_weights)
+    files = ["routers.safetensors", *["adapter/"] * lora, "train.json", "log.csv", "layers.png"]
+    lines = [f"{args.out}: {', '.join(files)} ({in_words(seconds)})"]
     if losses:
         lines.append("validation loss by skip share: " + by_share(losses["mean"]))
     if trainer.step < trainer.n_steps:
         return "\n".join([*lines, f"step {trainer.step} of {trainer.n_steps}; the same command with --resume goes on"])
+    return "\n".join([*lines, next_commands(*following(args, lora))])
+
+
+def following(args: argparse.Namespace, lora: bool) -> Iterator[list[str]]:
+    """The commands that come next: into a GGUF, and what that is worth. lora: whether the run trained one."""
     model = args.model if args.model.endswith(".gguf") else "model.gguf"
     first = f"{os.path.basename(model).removesuffix('.gguf')}-first.gguf"
-    quantize = f" --quantize {args.quantize}" if args.quantize else ""
     merged = "merged.gguf" if args.sets else first
-    following = [f"  python -m convert --routers {args.out} --model {model} --merge{quantize} --out {merged}"]
+    how = (["--merge"] + (["--quantize", kind] if (kind := _merged_type(args)) else [])) if lora else []
+    yield ["python", "-m", "convert", "--routers", args.out, "--model", model, *how, "--out", merged]
     if args.sets:  # predictors and tolerance are to be those of the trained weights
-        following.append(f"  first-cpp calibrate -m {merged} --sets {args.sets} --replace --out {first}")
-    following.append(f"  first-cpp eval --model {first} --base {model} --data test.jsonl --out report")
-    return "\n".join([*lines, "next:", *following] if trainer.lora_weights else lines)
+        yield ["first-cpp", "calibrate", "-m", merged, "--sets", args.sets, "--replace", "--out", first]
+    yield ["first-cpp", "eval", "--model", first, "--base", model, "--data", "test.jsonl", "--out", "report"]
+
+
+def _merged_type(args: argparse.Namespace) -> str | None:
+    """The file type to merge into: the one that was rounded to, else the model's own; None where convert needs none."""
+    asked: str | None = args.quantize
+    if asked or not os.path.isfile(args.model):
+        return asked
+    kind = stored_type(ModelFile.open(args.model))
+    return None if kind in ("F32", *NEED_MATRIX) else kind

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from ..cli.duration import in_words
@@ -25,7 +26,7 @@ from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from .examples_split import Split, read_records, split
 from .job import FILES, Job, Settings, check_same_job, epochs_for
-from .pace import Lengths, measure
+from .lengths import longest
 from .stages import LOG, Stage, run_stages
 from .summary import summary
 
@@ -75,12 +76,11 @@ def command(args: argparse.Namespace) -> None:
     os.makedirs(args.out, exist_ok=True)
     check_same_job(args.out, model, parts, settings)
     parts.write(args.out)
-    threads = args.threads or physical_cores()
-    pace, lengths = measure(model, parts, threads)
-    job = Job(model, args.out, parts, settings, lengths, threads, args.quiet)
-    stages = job.stages(pace)
+    lengths = longest(model, parts)
+    job = Job(model, args.out, parts, settings, lengths, args.threads or physical_cores(), args.quiet)
+    stages = job.stages()
     if not args.quiet:
-        print(_plan(args.data, parts, lengths, stages, args.out), file=sys.stderr)
+        print(_plan(args.data, job, stages), file=sys.stderr)
     run_stages(stages, args.out, _silent if args.quiet else _say)
     print(summary(job))
 
@@ -113,17 +113,31 @@ def _read(args: argparse.Namespace) -> Split:
     return split(read_records(args.data), args.seed, valid, test)
 
 
-def _plan(data: Sequence[str], parts: Split, lengths: Lengths, stages: Sequence[Stage], out: str) -> str:
-    """What is about to happen, and about how long it takes."""
-    tasks = parts.tasks
+def _plan(data: Sequence[str], job: Job, stages: Sequence[Stage]) -> str:
+    """What is about to happen. How long training and report take is measured by these stages, which say it themselves."""
+    parts, tasks = job.parts, job.parts.tasks
     kinds = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
     dropped = f"; {parts.dropped} said twice, dropped" if parts.dropped else ""
-    lines = [
-        f"plan: {', '.join(map(os.path.basename, data))}: {sum(tasks.values())} examples{kinds}{dropped}",
-        f"      {len(parts.train)} to train, {len(parts.valid)} to validate, {len(parts.test)} to test; "
-        f"prompts of at most {lengths.longest_prompt} tokens",
-        *(f"  {i}. {one.name:<10} {one.what}" + (" (done)" if one.done else "") for i, one in enumerate(stages, 1)),
-        f"      about {in_words(sum(one.seconds for one in stages if not one.done))}, into {out}/ (details in {LOG});",
-        "      Ctrl-C stops, and the same command goes on from there",
-    ]
-    return "\n".join(lines)
+    todo = list(dict.fromkeys(one.name for one in stages if not one.done))
+    minutes = (
+        f"calibrate: about {in_words(60 * job.settings.minutes)} each, more with a large model" if "calibrate" in todo else ""
+    )
+    later = " and ".join(name for name in ("train", "eval") if name in todo)
+    times = "; ".join(filter(None, (minutes, later and f"{later}: measured and said as each begins")))
+    return "\n".join(
+        [
+            f"plan: {', '.join(map(os.path.basename, data))}: {sum(tasks.values())} examples{kinds}{dropped}",
+            f"      {len(parts.train)} to train, {len(parts.valid)} to validate, {len(parts.test)} to test; "
+            f"prompts of at most {job.lengths.prompt} tokens",
+            *(f"  {i}. {one.name:<10} {one.what}" + (" (done)" if one.done else "") for i, one in enumerate(stages, 1)),
+            *textwrap.wrap(
+                f"{times and f'time: {times}. '}All into {job.out}/ (details in {LOG}); Ctrl-C stops, and the same command "
+                "goes on from there",
+                80,
+                initial_indent=6 * " ",
+                subsequent_indent=6 * " ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ),
+        ]
+    )

@@ -15,7 +15,7 @@ from ..gguf.merge import merge
 from ..gguf.model_file import ModelFile
 from ..gguf.new_file import new_file
 from .examples_split import Split, digest, metrics
-from .pace import Lengths, Pace
+from .lengths import Lengths
 from .stages import Stage, run_verb
 
 ROUNDED_IN_TRAINING = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -97,31 +97,20 @@ class Job:
     @property
     def max_tokens(self) -> int:
         """The longest answer in the report: twice the longest response there is."""
-        return min(MOST_TOKENS, 2 * self.lengths.longest_response + 8)
+        return min(MOST_TOKENS, 2 * self.lengths.response + 8)
 
-    def stages(self, pace: Pace) -> list[Stage]:
-        """All stages, with about how long each takes."""
+    def stages(self) -> list[Stage]:
+        """All stages."""
         s = self.settings
-        minutes = 60 * s.minutes
-        n_test = f"{len(self.parts.test)} test examples"
+        times = f"{'once' if s.epochs == 1 else f'{s.epochs:.3g} times'} over the examples"
+        sets, run, report = map(self.path, ("sets.gguf", "run/train.json", "report/report.json"))
+        answers = f"the model as it came and the tuned one answer {len(self.parts.test)} test examples"
         return [
-            Stage("calibrate", "find the layers that your prompts can spare", minutes, (self.path("sets.gguf"),), self._sets),
-            Stage(
-                "train",
-                f"a LoRA that makes up for them, {s.epochs:.3g} times over the examples",
-                pace.train(self.lengths, s.epochs),
-                (self.path("run/train.json"),),
-                self._train,
-            ),
-            Stage("merge", f"fold it into the weights, as {s.quantize}", pace.merge(), (self.merged, self.tuned), self._merge),
-            Stage("calibrate", "again, the same sets on the tuned model", minutes, (self.tuned,), self._fit),
-            Stage(
-                "eval",
-                f"the model as it came and the tuned one answer {n_test}",
-                pace.evaluate(self.lengths, self.max_tokens),
-                (self.path("report/report.json"),),
-                self._eval,
-            ),
+            Stage("calibrate", "find the layers that your prompts can spare", (sets,), self._sets),
+            Stage("train", f"a LoRA that makes up for them, {times}", (run,), self._train),
+            Stage("merge", f"fold it into the weights, as {s.quantize}", (self.merged, self.tuned), self._merge),
+            Stage("calibrate", "again, the same sets on the tuned model", (self.tuned,), self._fit),
+            Stage("eval", answers, (report,), self._eval),
         ]
 
     @property
@@ -141,8 +130,8 @@ class Job:
         words = ["--model", self.model.path, "--data", self.path("train.jsonl"), "--valid", self.path("valid.jsonl")]
         words += ["--out", run, "--sets", self.path("sets.gguf")]
         words += ["--rank", str(s.rank), "--lr", str(s.lr), "--epochs", str(s.epochs), "--batch-size", str(BATCH)]
-        words += ["--seed", str(s.seed), "--max-prompt", str(max(1024, self.lengths.longest_prompt + 8))]
-        words += ["--max-response", str(max(512, self.lengths.longest_response + 8))]
+        words += ["--seed", str(s.seed), "--max-prompt", str(max(1024, self.lengths.prompt + 8))]
+        words += ["--max-response", str(max(512, self.lengths.response + 8))]
         words += ["--quantize", s.quantize] if s.quantize in ROUNDED_IN_TRAINING else []
         words += ["--resume"] if os.path.exists(os.path.join(run, "checkpoint.pt")) else []
         run_verb("train", *words, *self._quiet)

@@ -18,14 +18,13 @@ LOG = "tune.log"
 
 @dataclass(frozen=True)
 class Stage:
-    """One step. name, what: in words. seconds: about how long it takes. results: any of these files says that it is done.
+    """One step. name, what: in words. results: any of these files says that it is done.
 
     work: does it, and leaves one of `results`.
     """
 
     name: str
     what: str
-    seconds: float
     results: tuple[str, ...]
     work: Callable[[], None]
 
@@ -53,7 +52,7 @@ def run_stages(stages: Sequence[Stage], folder: str, say: Callable[[str], object
         if stage.done:
             say(f"{head}: done before")
             continue
-        say(f"{head}: {stage.what}, about {in_words(stage.seconds)}")
+        say(f"{head}: {stage.what}")
         started = time.monotonic()
         try:
             with open(os.path.join(folder, LOG), "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):

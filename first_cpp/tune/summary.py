@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..cli.next_commands import next_commands
 from ..runtime.machine import cpu_name
 from .job import Job
 
@@ -17,7 +18,7 @@ def summary(job: Job) -> str:
         report = json.load(file)
     threads = f"{job.threads} thread{'s' * (job.threads > 1)}"
     head = f"Your task, your CPU: {len(job.parts.test)} examples that nothing was trained on ({cpu_name()}, {threads})"
-    return "\n".join([head, "", *table(report), "", *_next(job)])
+    return "\n".join([head, "", *table(report), "", _ending(job)])
 
 
 def table(report: dict[str, Any]) -> list[str]:
@@ -46,10 +47,6 @@ def _name(row: dict[str, Any]) -> str:
     return f"tuned, {row['share']:.0%} {'of every prompt' if system == 'routed' else 'on average'}"
 
 
-def _next(job: Job) -> list[str]:
-    return [
-        f"written: {job.tuned}, report in {job.path('report')}/",
-        "next:",
-        f"  first-cpp chat -m {job.tuned}",
-        f"  first-cpp serve -m {job.tuned}",
-    ]
+def _ending(job: Job) -> str:
+    written = f"written: {job.tuned}, report in {job.path('report')}/"
+    return f"{written}\n{next_commands(*(['first-cpp', verb, '-m', job.tuned] for verb in ('chat', 'serve')))}"

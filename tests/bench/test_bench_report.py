@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from first_cpp.bench import command, plot
+from first_cpp.bench import command, plot, table
 from first_cpp.bench.engines import OURS, PRUNED, STOCK, Row
 from first_cpp.bench.table import Table, heading
 from first_cpp.bench.workload import Test
@@ -30,13 +30,45 @@ def made_up(engine, n_skipped=0, **fields):
 def test_the_columns_fit_120():
     tests = [Test(512, 0), Test(0, 128), Test(512, 128)]
     rows = [Row(STOCK, "m"), Row(OURS, "m", 0.25, tuple(range(7))), Row(PRUNED, "p", 0.25, tuple(range(7)))]
-    table = Table(tests, rows, 28, resident=True, wide=False)
-    lines = [*table.head().splitlines(), table.line(made_up("first_cpp", 7))]
+    made = Table(tests, rows, 28, resident=True, wide=False)
+    lines = [*made.head().splitlines(), made.line(made_up("first_cpp", 7))]
     assert {len(line) for line in lines} == {len(lines[0])}
     assert len(lines[0]) <= 120
-    assert "KV MiB" not in table.head()
+    assert "KV MiB" not in made.head()
     assert "KV MiB" in Table(tests, rows, 28, resident=True, wide=True).head()
     assert all(len(line) <= 80 for line in heading(made_up("stock")).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("test", "draft", "layers", "spared"),
+    [
+        (Test(512, 128), 0, (14,), []),
+        (Test(512, 128, 8192), 0, (14,), ["reached"]),
+        (Test(512, 128, 8192), 8, tuple(range(3, 12)), ["reached", "RAM MiB", "limit", "TTFT ms"]),
+    ],
+    ids=["short", "depth", "all"],
+)
+def test_long_names_take_the_room_of_columns_that_can_be_spared(test, draft, layers, spared):
+    rows = [Row(STOCK, "m"), Row(OURS, "m", layers, layers, draft)]
+    tests = [Test(512, 0), Test(0, 128), test]
+    made = Table(tests, rows, 28, resident=True, wide=False)
+    one = made_up("first_cpp", len(layers), skip=list(layers), draft=draft, test=test.name)
+    lines = [*made.head().splitlines(), made.line(one)]
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert len(lines[0]) <= 120
+    assert made.spared == spared
+    assert not any(name in made.head() for name in spared)
+    assert Table(tests, rows, 28, resident=True, wide=True).spared == []
+
+
+def test_columns_that_had_no_room_are_named(tiny, capsys, monkeypatch):
+    args = ["bench", "-m", tiny, "--skip", "0.34", "-p", "0", "-n", "4", "-r", "1", "-t", "1", "--no-resident"]
+    args += ["--engines", "first_cpp"]
+    assert main(args) == 0
+    assert "not shown" not in capsys.readouterr().out
+    monkeypatch.setattr(table, "WIDTH", 85)
+    assert main(args) == 0
+    assert "not shown, for want of width: reached; --wide shows all columns" in capsys.readouterr().out
 
 
 def test_columns_that_no_test_fills_are_not_there():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from calibrating import IDLE, calibrate
@@ -39,6 +40,7 @@ def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_pat
     llm.create_completion("Hello", max_tokens=4)
     assert set(llm.routing.skipped) == IDLE
     text = capsys.readouterr().out
+    assert text.splitlines()[-3:] == ["next:", f"  first-cpp chat -m {out}", f"  first-cpp serve -m {out}"]
     assert "At fidelity 0.9 this model skips" in text
     for system in ("dense", "influence", "even", "searched", "budget", "oracle", "recommended"):
         assert f"| {system} " in text
@@ -49,8 +51,9 @@ def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_pat
 def test_a_model_that_can_spare_nothing_says_so(tiny, prompts, tmp_path, load, capsys):
     """Every layer of a random model counts: nothing is recommended, and a side file skips nothing."""
     out = tmp_path / "side.gguf"
-    assert calibrate(tiny, prompts, out, "--sidecar", "--fidelity", "0.999") == 0
+    assert calibrate(tiny, prompts, out, "--sidecar", "--fidelity", "0.999", quiet=False) == 0
     said = capsys.readouterr()
+    assert re.search(r"plan: \d+ prompts, or as many as about 30 minutes allow, 16 at least;", " ".join(said.err.split()))
     assert "This model cannot spare layers at fidelity 0.999" in said.out
     assert "n_ctx" not in said.err  # llama.cpp's warning about a vocabulary without its model
     assert load_routers(str(out)).skip == 0

@@ -259,7 +259,7 @@ def test_tab_completes(chat, tmp_path, without):
     screen.wait("skip is none")
     (tmp_path / "conversation.json").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}))
     screen.send(f"/load {tmp_path}/conv\t\r")
-    screen.wait("1 messages read")
+    screen.wait("1 message read")
 
 
 def test_save_asks_before_it_overwrites(chat, tmp_path):

@@ -83,7 +83,7 @@ def test_tpot_is_the_mean_after_the_first_token(routed, load):
 def test_the_line_shows_no_rate_for_one_token():
     assert (
         AnswerRecord(1, 4, 5.0, None, 2, (), None, "dense", 1.0).line()
-        == "1 tokens · - tokens/s · TTFT 0.01 s · 2 of 2 layers ##"
+        == "1 token · - tokens/s · TTFT 0.01 s · 2 of 2 layers ##"
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import re
 
 import pytest
-from routers_files import budget_routers
+from routers_files import budget_routers, routed_model
 
 from first_cpp.cli import demo
 from first_cpp.cli.demo import FULL, SKIPPING, Result, WrappedText, summary
@@ -30,6 +31,7 @@ def test_a_busy_machine_is_named_and_no_speed_up_invented():
     assert busy.speed_up is None
     shown = "\n".join(summary([busy, busy], "a model", "a machine"))
     assert "The machine is busy" in shown
+    assert max(map(len, shown.splitlines())) <= 80
     assert not re.search(r"\d\.\d\dx", shown)
     shown = "\n".join(summary([calm, busy], "a model", "a machine"))
     assert "1.25x" in shown
@@ -70,6 +72,16 @@ def test_a_model_without_routers_gets_input_blind_ones(tiny, capsys):
     assert "This model has no routers" in out
     assert out.count("-- full model ###### 6 layers") == out.count("4 layers") == 3
     assert out.count("2 of 6") == 3
+    made = f"{os.path.basename(tiny).removesuffix('.gguf')}-first.gguf"
+    following = [f"  first-cpp calibrate -m {tiny} --out {made}", f"  first-cpp chat -m {made}"]
+    assert out.splitlines()[-3:] == ["next:", *following]
+
+
+def test_what_comes_next_is_with_the_model_that_was_shown(tiny, tmp_path, capsys):
+    routed = routed_model(tiny, tmp_path, seed=5)
+    assert main(["demo", "-m", routed, "-n", "4", "-t", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-3:] == ["next:", f"  first-cpp chat -m {routed}", f"  first-cpp bench -m {routed}"]
 
 
 def test_a_calibrated_model_skips_by_its_tolerance(tiny, tmp_path, capsys):
@@ -97,7 +109,7 @@ def test_fidelity_is_what_the_full_model_would_have_chosen(smollm2, capsys, monk
     monkeypatch.setattr(demo, "_stream", lambda *a: answers.append((a[1], stream(*a))) or answers[-1][1])
     monkeypatch.setattr(demo, "summary", lambda found, *a: results.extend(found) or shown(found, *a))
     assert main(["demo", "-m", smollm2, "--skip", "0.2", "-n", "24"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    assert max(map(len, capsys.readouterr().out.partition("next:")[0].splitlines())) <= 80
     stock = llama_cpp.Llama(smollm2, n_ctx=512, logits_all=True, verbose=False)
     for result, (prompt, answer) in zip(results, answers[1::2], strict=True):
         stock.reset()

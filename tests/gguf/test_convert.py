@@ -207,7 +207,7 @@ def test_nothing_is_left_of_an_interrupted_run(tiny, routers, tmp_path, monkeypa
 def test_real_disk_full(tiny, routers, tmp_path):
     """/dev/full refuses every write."""
     with pytest.raises(OSError, match="No space"), open("/dev/full", "wb", buffering=0) as full, open(tiny, "rb") as source:
-        embedding._copy(source, full, 100, True)
+        embedding._copy(source, full, lambda _what, _more: None)
 
 
 def test_routers_in_the_base_are_replaced_only_when_asked(tiny, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 
 import llama_cpp
@@ -19,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from convert.__main__ import main
 from first_cpp import RouterError
 from first_cpp._ext import GgufFile
+from first_cpp.gguf import merge as merging
 from first_cpp.gguf.bundled import FOLDER, bundled_adapters, find_adapter
 from first_cpp.gguf.lora import rope_order
 from first_cpp.gguf.model_file import ModelFile, open_gguf
@@ -125,6 +128,7 @@ def test_rope_order_is_the_reference_s():
     ("arguments", "said"),
     [
         (["--merge", "--quantize", "Q3_7"], "Q3_7 is not a type"),
+        (["--merge", "--quantize", "IQ2_XS"], "IQ2_XS needs an importance matrix; give another type"),
         (["--quantize", "Q4_0"], "goes with --merge"),
         (["--merge", "--sidecar"], "choose one"),
     ],
@@ -133,6 +137,37 @@ def test_options_that_cannot_be(run, tmp_path, capsys, arguments, said):
     folder, base, _ = run
     assert main(["--routers", folder, "--model", base, "--out", str(tmp_path / "o.gguf"), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_merge_has_a_plan_and_one_bar_over_all_of_it(run, tmp_path, capsys, monkeypatch):
+    folder, base, _ = run
+    shown, ends = [], []
+
+    @contextlib.contextmanager
+    def bar(total, quiet):
+        assert not quiet
+        ends.append(total)
+        yield lambda what, more: shown.append((what, more))
+
+    monkeypatch.setattr(merging, "file_progress", bar)
+    out = str(tmp_path / "merged.gguf")
+    assert main(["--routers", folder, "--model", base, "--merge", "--quantize", "Q8_0", "--out", out]) == 0
+    plan = " ".join(capsys.readouterr().err.split())
+    assert re.search(rf"fold the LoRA of {folder} into {base}, then quantise as Q8_0; .* needs [\d.]+ MB more", plan)
+    assert list(dict.fromkeys(what for what, _ in shown)) == ["folding the LoRA in", "quantising as Q8_0", "copying tensors"]
+    assert ends == [pytest.approx(sum(more for _, more in shown), rel=0.05)]
+    assert all(more >= 0 for _, more in shown)
+
+
+def test_routers_that_do_not_fit_are_refused_before_anything_is_folded(run, tmp_path, capsys, monkeypatch):
+    folder, base, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    random_routers(str(copy / "routers.safetensors"), n_layer=5)
+    monkeypatch.setattr(merging, "write_merged", lambda *_: pytest.fail("the LoRA was folded in"))
+    assert "this model needs [6, 128]" in refused(
+        capsys, "--routers", copy, "--model", base, "--merge", "--out", tmp_path / "out.gguf"
+    )
 
 
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 8}}], ids=str)

@@ -206,7 +206,12 @@ def test_the_readme_is_short_and_names_its_two_commands():
 def test_the_transcript_is_one_prompt_and_the_summary():
     import transcript
 
-    parts = ["preparing m\n", "another ==\nWho?\n", f"{transcript.SHOWN} ==\n\nasked\n   said\n", "m ==\nfast\n\nNext: chat\n"]
+    parts = [
+        "preparing m\n",
+        "another ==\nWho?\n",
+        f"{transcript.SHOWN} ==\n\nasked\n   said\n",
+        "m ==\nfast\n\nnext:\n  chat\n",
+    ]
     lines = transcript.excerpt("\n== ".join(parts)).splitlines()
     shown = [f"== {transcript.SHOWN} ==", "asked", "   said", "...", "== m ==", "fast", "```"]
     assert lines == ["```", f"$ {transcript.COMMAND}", *shown]

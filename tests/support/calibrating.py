@@ -26,8 +26,9 @@ def idle_tensors(shape):
             yield name, dims, rng.normal(0, 0.1, dims).astype(np.float32)
 
 
-def calibrate(model, prompts, out, *more):
-    return main(["calibrate", "-m", model, "--prompts", prompts, "--out", str(out), "-n", "8", "-t", "1", "--quiet", *more])
+def calibrate(model, prompts, out, *more, quiet=True):
+    more = [*more, "--quiet"] if quiet else more
+    return main(["calibrate", "-m", model, "--prompts", prompts, "--out", str(out), "-n", "8", "-t", "1", *more])
 
 
 def make(engine, folder, plan=None, show=None):

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import types
 
 import pytest
 import reference
@@ -23,7 +24,7 @@ from convert.__main__ import setup_arg_parser as convert_parser
 from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.train import command
+from first_cpp.train import command, run_plan
 from first_cpp.train.result import save_result
 from first_cpp.train.run_setup import settings_of
 from first_cpp.train.settings import Settings
@@ -194,6 +195,29 @@ def test_a_plan_before_and_the_next_commands_after(tmp_path, capsys):
     ]
     convert_parser().parse_args(shlex.split(following[1])[3:])
     setup_arg_parser().parse_args(shlex.split(following[2])[1:])
+
+
+@pytest.mark.parametrize(
+    ("more", "lora", "how"),
+    [
+        ([], True, "--merge --quantize Q8_0"),  # as the model came
+        (["--quantize", "Q4_0"], True, "--merge --quantize Q4_0"),  # as it was trained for
+        (["--rank", "0"], False, ""),
+    ],
+    ids=["own type", "trained type", "routers alone"],
+)
+def test_the_next_commands_are_those_of_the_run(tiny_q8, tmp_path, more, lora, how):
+    model = tmp_path / "my model.gguf"
+    shutil.copy(tiny_q8, model)
+    args = setup_arg_parser().parse_args(["train", "--model", str(model), "--data", "d", "--out", "my run", *more])
+    files = ["--routers", "my run", "--model", str(model), *how.split(), "--out", "my model-first.gguf"]
+    evaluated = ["--model", "my model-first.gguf", "--base", str(model), "--data", "test.jsonl", "--out", "report"]
+    wanted = [["python", "-m", "convert", *files], ["first-cpp", "eval", *evaluated]]
+    run = types.SimpleNamespace(lora_weights=[1] * lora, step=1, n_steps=1)
+    first, head, *lines = run_plan.ending(args, run, {}, 1.0).splitlines()
+    assert ("adapter/" in first) == lora
+    assert head == "next:"
+    assert [shlex.split(line) for line in lines] == wanted
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 
+import llama_cpp
 import pytest
 import reference
 from training import Words
@@ -19,7 +22,7 @@ from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.tune import command, job, stages, summary
 from first_cpp.tune.examples_split import Split, metrics, read_records, split
 from first_cpp.tune.job import Job, Settings, check_same_job
-from first_cpp.tune.pace import Lengths, Pace
+from first_cpp.tune.lengths import Lengths, longest
 from first_cpp.tune.stages import Stage, run_stages
 
 
@@ -138,7 +141,7 @@ def test_the_file_type_of_a_model(tmp_path, tiny, tiny_q8):
 
 def stage(tmp_path, name, work=None):
     result = tmp_path / name
-    return Stage(name, f"do {name}", 3.0, (str(result),), work or (lambda: (print(f"did {name}"), result.write_text(""))))
+    return Stage(name, f"do {name}", (str(result),), work or (lambda: (print(f"did {name}"), result.write_text(""))))
 
 
 def test_a_rerun_goes_on_with_the_stage_that_was_stopped(tmp_path):
@@ -154,7 +157,7 @@ def test_a_rerun_goes_on_with_the_stage_that_was_stopped(tmp_path):
     assert not (tmp_path / "three").exists()
     said.clear()
     run_stages([todo[0], stage(tmp_path, "two"), todo[2]], str(tmp_path), said.append)
-    assert said[:2] == ["[1/3] one: done before", "[2/3] two: do two, about 3 seconds"]
+    assert said[:2] == ["[1/3] one: done before", "[2/3] two: do two"]
     assert (tmp_path / stages.LOG).read_text().count("did one") == 1
     assert "did three" in (tmp_path / stages.LOG).read_text()
 
@@ -162,18 +165,14 @@ def test_a_rerun_goes_on_with_the_stage_that_was_stopped(tmp_path):
 @pytest.fixture
 def tiny_job(tmp_path, tiny):
     parts = split([*records(40, "one"), *records(40, "two")], seed=0)
-    lengths = Lengths(train_work=9000, test_prompts=200, n_test=16, longest_prompt=30, longest_response=9)
-    return Job(ModelFile.open(tiny), str(tmp_path / "out"), parts, Settings("Q4_0", 4), lengths, 2)
-
-
-PACE = Pace(prompt=1e-3, decoded=2e-3, multiplied=1e-11, n_weights=10**8)
+    return Job(ModelFile.open(tiny), str(tmp_path / "out"), parts, Settings("Q4_0", 4), Lengths(30, 9), 2)
 
 
 def test_every_stage_is_a_command_line_that_exists(tiny_job, monkeypatch):
     ran = []
     monkeypatch.setattr(job, "run_verb", lambda *words: ran.append(setup_arg_parser().parse_args(words)))
     monkeypatch.setattr(job, "merge", lambda *_, **settings: ran.append(settings["quantize"]))
-    for one in tiny_job.stages(PACE):
+    for one in tiny_job.stages():
         one.work()
     sets, train, quantize, fit, evaluated = ran
     assert (sets.sidecar, sets.out) == (True, tiny_job.path("sets.gguf"))
@@ -193,21 +192,45 @@ def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkey
         raise DataError("the model gave 0 answers of 2 tokens or more")
 
     monkeypatch.setattr(job, "run_verb", refuses)
-    fit = tiny_job.stages(PACE)[3]
+    fit = tiny_job.stages()[3]
     fit.work()
     assert fit.done
     assert not os.path.exists(tiny_job.merged)
     assert "not calibrated again: the model gave 0 answers" in capsys.readouterr().err
 
 
-def test_the_plan_fits_80_columns_and_names_every_stage(tiny_job):
-    todo = tiny_job.stages(PACE)
-    text = command._plan(["data.jsonl"], tiny_job.parts, tiny_job.lengths, todo, "tuned")
+def test_the_plan_fits_80_columns_and_promises_only_what_is_known(tiny_job):
+    todo = tiny_job.stages()
+    text = command._plan(["data.jsonl"], dataclasses.replace(tiny_job, out="tuned"), todo)
     assert max(map(len, text.splitlines())) <= 80, text
     for one in todo:
         assert f". {one.name}" in text
     assert "80 examples of 2 tasks" in text
-    assert "about 3 minutes" in text  # two of calibrating, 18 s of training, 4 s of merging, 5 s of answers
+    words = " ".join(text.split())
+    assert (
+        "time: calibrate: about 60 seconds each, more with a large model; train and eval: measured and said as each begins."
+        in words
+    )
+    os.makedirs(tiny_job.path("run"))
+    with open(tiny_job.path("run/train.json"), "w"):
+        words = " ".join(command._plan(["data.jsonl"], tiny_job, todo).split())
+    assert "more with a large model; eval: measured and said" in words
+    open(tiny_job.tuned, "w").close()
+    os.makedirs(tiny_job.path("report"))
+    for name in ("sets.gguf", "report/report.json"):
+        open(tiny_job.path(name), "w").close()
+    assert "time:" not in command._plan(["data.jsonl"], tiny_job, todo)
+
+
+def test_the_longest_prompt_and_response_may_be_in_any_part(tiny):
+    def one(prompt, response):
+        return {"prompt": prompt, "response": response}
+
+    parts = Split([one("a", "b")], [one("a prompt that is longer", "b")], [one("a", "a long response")])
+    with contextlib.closing(llama_cpp.Llama(tiny, vocab_only=True, verbose=False)) as llm:
+        prompt = len(llm.tokenize(b"a prompt that is longer"))  # this model has no chat template
+        response = len(llm.tokenize(b"a long response", add_bos=False)) + 1  # and the end
+    assert longest(ModelFile.open(tiny), parts) == Lengths(prompt, response)
 
 
 def test_the_summary_sets_the_tuned_model_beside_the_one_that_came(tiny_job):
@@ -229,7 +252,10 @@ def test_the_summary_sets_the_tuned_model_beside_the_one_that_came(tiny_job):
         "tuned, 25% on average       70.0    35.0      20%       125",
         "tuned, each prompt's own    79.0    39.5      10%",
     ]
-    assert summary._next(tiny_job)[-2:] == [f"  first-cpp chat -m {tiny_job.tuned}", f"  first-cpp serve -m {tiny_job.tuned}"]
+    assert summary._ending(tiny_job).splitlines()[-2:] == [
+        f"  first-cpp chat -m {tiny_job.tuned}",
+        f"  first-cpp serve -m {tiny_job.tuned}",
+    ]
 
 
 @pytest.mark.slow  # calibrates twice, each for as long as it may
