@@ -250,6 +250,9 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=physical_cores())
     args = options.parse_args()
     calibration = Calibration.load(args.calibration)
+    most = calibration.origin["levels_measured"][-1] / calibration.base.n_layer
+    if max(args.shares) > most:
+        raise SystemExit(f"--shares {max(args.shares):g}: this calibration measured up to {most:.3f} of the layers")
     measured, seeds = measure(args, calibration)
     save(args.out, table(calibration, measured, seeds, args.shares))
 

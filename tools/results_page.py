@@ -206,6 +206,7 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
     fill(PAGE, "tools/results_page.py calibrate_runs", calibrate_runs())
+    fill(PAGE, "tools/results_page.py calibration_gemma", calibration("calibration_gemma"))
     fill(PAGE, "tools/results_page.py calibration_everyday", calibration("calibration_everyday"))
     fill(NOTES, "tools/results_page.py chat_as_it_comes", calibration("calibration_chat"))
     fill(NOTES, "tools/results_page.py chat_everyday", calibration("calibration_everyday_1000"))
