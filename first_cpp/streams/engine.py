@@ -35,7 +35,7 @@ def streams_for(n_tokens: int) -> int:
 
 
 class Engine(Llama):
-    """A model that reads in several streams. Evaluates by `read_prompt`, `answers` and `rows`; `generate` is not for this one.
+    """A model that reads in several streams. By `read_prompt`, `read_next` and `rows`; `generate` is not for this one.
 
     n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together.
     """

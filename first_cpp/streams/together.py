@@ -33,8 +33,8 @@ class _Stream:
     token: int
 
 
-def most_probable(_number: int, logits: Floats) -> int:
-    """The greedy choice."""
+def first_choice(_number: int, logits: Floats) -> int:
+    """The most probable token."""
     return int(logits.argmax())
 
 
@@ -42,7 +42,7 @@ def answers_together(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    choose: Choose = most_probable,
+    choose: Choose = first_choice,
     read: Read | None = None,
 ) -> Iterator[tuple[int, Answer]]:
     """The number of each prompt and its answer of up to `max_tokens`, or to the end of the stream's room, as they are done.
