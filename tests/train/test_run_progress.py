@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import time
+from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from training import Words, examples, lora_trainer
 
 from first_cpp.cli.main import main
@@ -165,20 +166,22 @@ def test_a_plan_changes_no_weight(tmp_path, words):
     assert len(rows[0]) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_hf")
-def test_an_estimate_is_within_a_factor_of_two(words, monkeypatch):
-    """Of the time from the plan to the end of training, on a run of some seconds."""
+@pytest.mark.parametrize("more", [[], ["--max-share", "0", "--batch-size", "8"]], ids=["sets", "dense"])
+def test_an_estimate_is_within_a_factor_of_two(words, monkeypatch, more):
+    """Of what torch computes from the plan to the end of training, on a clock that its operations move."""
     seen, plan = [], run_plan.plan
 
     def watched(args, run, of):
-        seen.append((sum(one.seconds for one in of), time.monotonic()))
+        seen.append((sum(one.seconds for one in of if one.name in (STEPS, VALIDATION)), work.get_total_flops()))
         return plan(args, run, of)
 
     monkeypatch.setattr(run_plan, "plan", watched)
-    assert main([*words, "--epochs", "4"]) == 0
-    estimated, started = seen[0]
-    assert 0.5 < estimated / (time.monotonic() - started) < 2
+    with FlopCounterMode(display=False) as work:
+        monkeypatch.setattr(phase_times, "time", SimpleNamespace(perf_counter=work.get_total_flops))
+        assert main([*words, "--limit", "16", *more]) == 0
+    estimated, before = seen[0]
+    assert 0.5 < estimated / (work.get_total_flops() - before) < 2
 
 
 def test_parts_in_lines():
