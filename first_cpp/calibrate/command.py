@@ -104,7 +104,7 @@ def command(args: argparse.Namespace) -> None:
     _check(args, model)
     given = read_given(args.sets, model) if args.sets else None
     from .findings import sentence
-    from .show import draw, progress, table
+    from .show import LEGEND, draw, progress, table, wrapped
 
     with progress(args.quiet) as show:
         found = _calibrate(args, model, prompts, given, show, started)
@@ -115,11 +115,13 @@ def command(args: argparse.Namespace) -> None:
         draw(found, f"{stem}.calibration.png")
     with contextlib.suppress(FileNotFoundError):
         os.remove(_state(args.out))
-    print(f"{found.n_kept_out} prompts kept out of all fits; the searched layers: {_first(found.calibration)}\n")
-    print(table(found))
-    print(f"\n{sentence(found)}")
+    print(wrapped(f"{found.n_kept_out} prompts kept out of all fits; the searched layers: {_first(found.calibration)}"))
+    print(f"\n{table(found)}\n\n{wrapped(LEGEND.format(n_layer=model.base.n_layer))}\n")
+    print(wrapped(sentence(found)))
+    alike = f"{found.calibration.share:.0%} of the layers" if found.calibration.share else "no layer"
+    print(wrapped(f"For every prompt alike, rather than by prompt, {alike} can go."))
     written = [args.out, f"{stem}.calibration.safetensors"] + [f"{stem}.calibration.png"] * plotted
-    print(f"For every prompt alike it recommends to skip {found.calibration.share:.0%}. Written: {', '.join(written)}")
+    print(wrapped(f"Written: {', '.join(written)}"))
     use = [model.path, "--routers", args.out] if args.sidecar else [args.out]
     print(next_commands(*(["first-cpp", verb, "-m", *use] for verb in ("chat", "serve"))))
 
@@ -185,7 +187,8 @@ def _calibrate(
         try:
             measured = procedure.carry_out() if given is None else procedure.keep_sets(given)
         except KeyboardInterrupt:
-            show.say(f"stopped; what was measured is in {store.path}, and the same command goes on from there")
+            kept = f"what was measured is in {store.path}, and the same command goes on from there"
+            show.say(f"stopped; {kept if store.answered else 'nothing was measured yet'}")
             raise
         finally:
             store.save()
@@ -230,6 +233,7 @@ def _identity(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt])
 def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile, until: float) -> Speed:
     """What skipping gains on this machine, and the most that its bytes allow."""
     from ..gguf.byte_limit import kv_reads, weight_reads
+    from ..runtime.interleaved import BUSY, busy_by
     from .answer_costs import NOTHING
     from .findings import Speed
     from .procedure import SEARCHED
@@ -239,10 +243,12 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
     kept = by_kind(measured.given, SEARCHED[:1]).get(SEARCHED[0])
     sets = [NOTHING, *(kept or (frozenset(measured.orders[0][:k]) for k in measured.levels))]
     times = step_times(engine, prompt, answer[:24], sets, until)
+    busy = busy_by({str(level): of_level for level, of_level in zip(levels, times, strict=True)}) > BUSY
     reads = weight_reads(model.path)
     n_bytes = [reads.weights(layers) + kv_reads(engine.kv_cache, engine.n_ctx(), len(prompt), layers) for layers in sets]
     wanted = range(levels[-1] + 1)
-    return Speed(np.interp(wanted, levels, times), np.interp(wanted, levels, n_bytes))
+    medians = None if busy else np.interp(wanted, levels, [float(np.median(of_level)) for of_level in times])
+    return Speed(medians, np.interp(wanted, levels, n_bytes))
 
 
 def _origin(args: argparse.Namespace, measured: Measured, store: CostStore) -> dict[str, object]:

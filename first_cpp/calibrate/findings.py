@@ -29,30 +29,32 @@ NEVER = 1e9
 @dataclass(frozen=True)
 class Row:
     """One way to skip layers, on prompts kept out of all fits. layers: skipped on average. kl: nats a token. perplexity: of the
-    dense answers. speed_up: measured, byte_limit: if decoding took as long as reading its bytes; both over dense."""
+    dense answers. speed_up: measured, None on a busy machine; byte_limit: if decoding took as long as reading its bytes. Both
+    are over dense."""
 
     system: str
     layers: float
     kl: float
     fidelity: float
     perplexity: float
-    speed_up: float
+    speed_up: float | None
     byte_limit: float
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a decoding step, and bytes that it reads, with 0, 1, 2 ... layers skipped, which count as equally large."""
+    """Seconds of a decoding step, and bytes that it reads, with 0, 1, 2 ... layers skipped, which count as equally large.
 
-    seconds: Floats64
+    seconds: None where the machine was too busy to tell.
+    """
+
+    seconds: Floats64 | None
     read_bytes: Floats64
 
-    def of(self, chosen: Ints) -> tuple[float, float]:
+    def of(self, chosen: Ints) -> tuple[float | None, float]:
         """Speed-up and byte limit over dense where prompts skip these numbers of layers."""
-        return (
-            float(self.seconds[0] / self.seconds[chosen].mean()),
-            float(self.read_bytes[0] / self.read_bytes[chosen].mean()),
-        )
+        limit = float(self.read_bytes[0] / self.read_bytes[chosen].mean())
+        return None if self.seconds is None else float(self.seconds[0] / self.seconds[chosen].mean()), limit
 
 
 @dataclass(frozen=True)
@@ -202,17 +204,29 @@ def _row(system: str, real: Outcomes, chosen: Ints, speed: Speed) -> Row:
 
 LEAST_GAIN = 1.01
 """A speed-up below it is within what measuring leaves open."""
+FEW = 20
+"""A verdict on fewer prompts says that it may change."""
 
 
 def sentence(found: Findings) -> str:
-    """What a user must hear, in one sentence."""
+    """What a user must hear, in one sentence; a second one where it stands on few prompts."""
     one, target = found.rows[-1], found.calibration.fidelity
     n_layer = found.calibration.base.n_layer
     if one.layers > 0:
-        gain = f"{one.speed_up:.2f} times as fast." if one.speed_up >= LEAST_GAIN else "which gains no speed worth the name."
-        return f"At fidelity {target:g} this model skips {one.layers / n_layer:.0%} of its layers on average, {gain}"
-    least = next(row for row in found.rows if row.system == "searched")
-    return (
-        f"This model cannot spare layers at fidelity {target:g}: with one of {n_layer} skipped, {least.fidelity:.3f} is left, "
-        f"{least.speed_up:.2f} times as fast (byte limit {least.byte_limit:.2f})."
-    )
+        said = f"At fidelity {target:g} this model skips {one.layers / n_layer:.0%} of its layers on average, {_gain(one)}."
+    else:
+        least = next(row for row in found.rows if row.system == "searched")
+        said = (
+            f"This model cannot spare layers at fidelity {target:g}: with one of {n_layer} skipped, {least.fidelity:.3f} is "
+            f"left, {_gain(least)}."
+        )
+    few = f" That rests on {found.n_kept_out} prompts: with more --minutes it may change." if found.n_kept_out < FEW else ""
+    return said + few
+
+
+def _gain(row: Row) -> str:
+    if row.speed_up is None:
+        return f"at most {row.byte_limit:.2f} times as fast (this machine is too busy to measure it)"
+    if row.speed_up < LEAST_GAIN:
+        return "which gains no speed worth the name"
+    return f"{row.speed_up:.2f} times as fast (byte limit {row.byte_limit:.2f})"

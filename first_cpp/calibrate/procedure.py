@@ -146,6 +146,7 @@ class Procedure:
         def chunks() -> Iterator[list[int]]:
             for begin in range(0, len(missing), chunk):
                 if self._over(self.plan.answers_part) and done >= 2 * LEAST_PROMPTS:
+                    self.show.say(f"going on with {done} of {total} prompts: more would take too much of the time")
                     return
                 self.store.save()
                 yield missing[begin : begin + chunk]
@@ -191,7 +192,12 @@ class Procedure:
             self.store.influence = np.mean(known, axis=0).tolist() if known else []
         self.measure.forget()
         self.store.save()
-        return order, np.array(costs)
+        return self._rest_by_influence(order, len(costs)), np.array(costs)
+
+    def _rest_by_influence(self, order: tuple[int, ...], n_found: int) -> tuple[int, ...]:
+        """An order whose layers beyond those that the search found come by block influence, if that is known."""
+        by_influence = self.store.influence or range(self.engine.n_layer)
+        return (*order[:n_found], *sorted(order[n_found:], key=by_influence.__getitem__))
 
     def _paced(self, prompt: int) -> Plan:
         """The plan, with fewer prompts for each layer where time is short: an order by few beats none."""
@@ -240,7 +246,11 @@ class Procedure:
             self.show.bar("each layer alone", tried, len(self.skippable))
         cheap = sorted(means, key=means.__getitem__)[:CHEAP]
         of = prompts[:n_first] if self._over(self.plan.search_part) else prompts
-        typical = np.mean([alone(layer, of) for layer in cheap], axis=0)
+        found = list[list[float]]()
+        for layer in cheap:
+            self.show.bar("what a layer costs each prompt", len(found), len(cheap))
+            found.append(alone(layer, of))
+        typical = np.mean(found, axis=0)
         typical = np.append(typical, [typical.mean()] * (len(prompts) - len(of)))
         return np.asarray(1 / np.maximum(typical, LEAST_TYPICAL))
 
@@ -345,6 +355,7 @@ class Procedure:
         def wanted() -> Iterator[Wanted]:
             for i in kept_out:
                 if self._over(self.plan.costs_part) and enough():
+                    self.show.say(f"going by {len(done)} of {len(kept_out)} answers: the time is over")
                     return
                 kinds = sets if kept_out[i] else [name for name in SEARCHED if name in sets]
                 yield i, [NOTHING, *(layers for kind in kinds for layers in sets[kind])]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +22,7 @@ def progress(quiet: bool) -> Iterator[Show]:
     console = Console(stderr=True, highlight=False, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
-        task = bars.add_task("", total=1)
+        task = bars.add_task("opening the model", total=1)
 
         def bar(what: str, done: float, total: float) -> None:
             bars.update(task, description=what, completed=done, total=total)
@@ -28,13 +30,17 @@ def progress(quiet: bool) -> Iterator[Show]:
         yield Show(bar, console.print)
 
 
-COLUMNS = ("layers", "system", "KL", "fidelity", "perplexity", "speed-up", "byte limit")
+LEGEND = (
+    "skipped: of {n_layer} layers, mean over prompts. searched, influence, even: the same set for every prompt, by the search, "
+    "by block influence, evenly spaced. budget: of the searched sets as many layers as each prompt can spare; oracle: so, "
+    "if costs were known before. recommended: what skip=auto does. limit: the speed-up if only reading weights took time."
+)
+COLUMNS = ("skipped", "system", "KL", "fidelity", "perplexity", "speed-up", "limit")
 
 
 def table(found: Findings) -> str:
     """The rows as a Markdown table."""
-    n_layer = found.calibration.base.n_layer
-    rows = [_cells(row, n_layer) for row in found.rows]
+    rows = [_cells(row) for row in found.rows]
     widths = [max(len(cells[i]) for cells in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
     lines = [COLUMNS, tuple("-" * width for width in widths), *rows]
     return "\n".join(
@@ -42,14 +48,20 @@ def table(found: Findings) -> str:
     )
 
 
-def _cells(row: Row, n_layer: int) -> tuple[str, ...]:
+def wrapped(text: str) -> str:
+    """The text as it is read best: whole words in the lines of a terminal, one line where a program reads."""
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if sys.stdout.isatty() else text
+
+
+def _cells(row: Row) -> tuple[str, ...]:
     return (
-        f"{row.layers:.1f} of {n_layer}",
+        f"{row.layers:.1f}",
         row.system,
         f"{row.kl:.3f}",
         f"{row.fidelity:.3f}",
         f"{row.perplexity:.2f}",
-        f"{row.speed_up:.2f}",
+        "busy" if row.speed_up is None else f"{row.speed_up:.2f}",
         f"{row.byte_limit:.2f}",
     )
 
@@ -68,12 +80,13 @@ def draw(found: Findings, path: str) -> None:
         shares = [row.layers / n_layer for row in points]
         left.plot(shares, [row.kl for row in points], style, label=system)
         middle.plot(shares, [row.fidelity for row in points], style)
-        right.plot([row.speed_up for row in points], [row.fidelity for row in points], style)
+        right.plot([row.speed_up or row.byte_limit for row in points], [row.fidelity for row in points], style)
     middle.axhline(found.calibration.fidelity, color="grey", linewidth=0.8)
     right.axhline(found.calibration.fidelity, color="grey", linewidth=0.8)
     left.set(xlabel="share of layers skipped, mean", ylabel="KL to dense, nats a token")
     middle.set(xlabel="share of layers skipped, mean", ylabel="fidelity")
-    right.set(xlabel="speed-up, measured", ylabel="fidelity")
+    measured = found.rows[0].speed_up is not None
+    right.set(xlabel="speed-up, measured" if measured else "speed-up, most that bytes allow", ylabel="fidelity")
     left.legend()
     figure.suptitle(f"{found.n_kept_out} prompts kept out")
     figure.tight_layout()

@@ -6,8 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..streams.engine import Engine
 
 LEAST_TURNS = 5
@@ -16,8 +14,8 @@ LEAST_TURNS = 5
 
 def step_times(
     engine: Engine, prompt: Sequence[int], answer: Sequence[int], sets: Sequence[frozenset[int]], until: float = math.inf
-) -> list[float]:
-    """Median seconds of a decoding step with each set skipped, all in turns so that a noisy machine slows them alike.
+) -> list[list[float]]:
+    """Seconds of decoding steps with each set skipped, all in turns so that a noisy machine slows them alike.
 
     until: on the monotonic clock; a few turns are made in any case.
     """
@@ -34,4 +32,4 @@ def step_times(
                 engine.rows([token], len(prompt), layers)
                 if again:
                     times[which].append(time.perf_counter() - start)
-    return [float(np.median(one)) for one in times]
+    return times

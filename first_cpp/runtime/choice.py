@@ -114,7 +114,8 @@ def _share(share: float, routers: Routers, layers: Layers, means: PromptMeans | 
     assert routers.cost is not None
     cost = means.costs.cost_of(len(skipped))
     level = None if cost is None else len(skipped)
-    expected = "" if cost is None else f"; expected {in_words(routers.cost, cost)}"
+    unmeasured = f"; what that costs is unknown: up to {max(routers.cost.levels)} layers were measured"
+    expected = unmeasured if cost is None and count else "" if cost is None else f"; expected {in_words(routers.cost, cost)}"
     changed = None if cost is None else routers.cost.changed(cost)
     return Choice(means.keep or None, skipped, why + expected, cost, level, changed)
 

@@ -123,7 +123,7 @@ def test_smollm2_in_two_minutes(smollm2, tmp_path, capsys):
     found = Calibration.load(str(tmp_path / "smollm2.calibration.safetensors"))
     assert not set(found.order[:3]) & {0, 1, 28, 29}
     lines = capsys.readouterr().out.splitlines()
-    table = [line.split("|") for line in lines if line.startswith("|") and " of 30" in line]
+    table = [line.split("|") for line in lines if re.match(r"\| \d", line)]
     kl = {(cells[1].strip(), cells[2].strip()): float(cells[3]) for cells in table}
     both = [level for level, system in kl if system == "searched" and (level, "even") in kl]
     assert both, table  # how many levels there are depends on the machine's speed

@@ -297,15 +297,50 @@ def test_another_file_is_no_calibration(tmp_path):
 @pytest.mark.parametrize(
     ("layers", "speed_up", "said"),
     [
-        (3.0, 1.12, "skips 10% of its layers on average, 1.12 times as fast."),
+        (3.0, 1.12, "skips 10% of its layers on average, 1.12 times as fast (byte limit 1.13)."),
+        (3.0, None, "on average, at most 1.13 times as fast (this machine is too busy to measure it)."),
         (0.6, 0.99, "skips 2% of its layers on average, which gains no speed worth the name."),
         (0.0, 1.0, "cannot spare layers at fidelity 0.95: with one of 30 skipped, 0.900 is left, 1.03 times as fast"),
     ],
 )
-def test_the_sentence_says_what_is_gained(layers, speed_up, said):
+@pytest.mark.parametrize("kept_out", [19, 20])
+def test_the_sentence_says_what_is_gained(layers, speed_up, said, kept_out):
     from first_cpp.calibrate.findings import sentence
 
     one = SimpleNamespace(system="searched", layers=1.0, fidelity=0.9, speed_up=1.03, byte_limit=1.04)
-    last = SimpleNamespace(system="budget", layers=layers, speed_up=speed_up)
+    last = SimpleNamespace(system="budget", layers=layers, speed_up=speed_up, byte_limit=1.13)
     calibration = SimpleNamespace(fidelity=0.95, base=SimpleNamespace(n_layer=30))
-    assert said in sentence(SimpleNamespace(rows=[one, last], calibration=calibration))
+    found = sentence(SimpleNamespace(rows=[one, last], calibration=calibration, n_kept_out=kept_out))
+    assert said in found
+    assert ("That rests on 19 prompts: with more --minutes" in found) == (kept_out < 20)
+
+
+def test_the_table_fits_a_terminal_and_says_where_the_machine_was_busy(monkeypatch):
+    from first_cpp.calibrate import show
+    from first_cpp.calibrate.findings import Row
+
+    rows = [Row("budget, one set", 12.5, 1.234, 0.951, 12345.67, None, 1.25), Row("dense", 0.0, 0.0, 1.0, 1.5, 1.0, 1.0)]
+    lines = show.table(SimpleNamespace(rows=rows)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [cell.strip() for cell in lines[2].split("|")][1:-1] == [
+        "12.5",
+        "budget, one set",
+        "1.234",
+        "0.951",
+        "12345.67",
+        "busy",
+        "1.25",
+    ]
+    monkeypatch.setattr(show.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=30))
+    text = "Written: some-folder/model-first.calibration.safetensors, another"
+    assert show.wrapped(text) == text
+    monkeypatch.setattr(show.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    assert show.wrapped(text).splitlines() == ["Written:", "some-folder/model-first.calibration.safetensors,", "another"]
+
+
+def test_no_speed_is_told_of_a_busy_machine():
+    from first_cpp.calibrate.findings import Speed
+
+    chosen = np.array([0, 2])
+    assert Speed(np.array([4.0, 3.0, 2.0]), np.array([4.0, 3.0, 2.0])).of(chosen) == pytest.approx((4 / 3, 4 / 3))
+    assert Speed(None, np.array([4.0, 3.0, 2.0])).of(chosen) == (None, pytest.approx(4 / 3))

@@ -50,6 +50,15 @@ def test_a_stopped_run_goes_on_to_the_same_result(whole, engine, tmp_path, when,
     third.carry_out()
 
 
+def test_layers_that_the_search_did_not_come_to_follow_by_block_influence(engine, tmp_path):
+    made = make(engine, tmp_path)
+    order = (3, 2, 0, 1, 4, 5)
+    assert made._rest_by_influence(order, 1) == (3, 0, 1, 2, 4, 5)  # none known: as they stand in the model
+    made.store.influence = [0.5, 0.4, 0.3, 0.0, 0.2, 0.1]
+    assert made._rest_by_influence(order, 2) == (3, 2, 5, 4, 1, 0)
+    assert made._rest_by_influence(order, 6) == order
+
+
 def test_groups_have_orders_of_their_own_where_these_are_cheaper(engine, tmp_path, monkeypatch):
     """Whatever is surely cheaper is taken: everything, if nothing has to be shown, and nothing, if too much has."""
     made = make(engine, tmp_path)

@@ -250,6 +250,10 @@ def test_why_is_in_words(tiny, load):
     assert llm.routing.why == (
         "the set for all prompts, share 0.333333 asks for 2 of 6 layers; expected to change about 4 in 100 words"
     )
+    llm.skip = 5 / 6
+    greedy(llm, PROMPT, 1)
+    assert llm.routing.why.endswith("5 of 6 layers; what that costs is unknown: up to 4 layers were measured")
+    assert llm.routing.changed is None
 
 
 def test_words_without_a_table_are_numbers(tiny, load):
