@@ -166,6 +166,7 @@ def test_a_plan_changes_no_weight(tmp_path, words):
     assert len(rows[0]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_hf")
 @pytest.mark.parametrize("more", [[], ["--max-share", "0", "--batch-size", "8"]], ids=["sets", "dense"])
 def test_an_estimate_is_within_a_factor_of_two(words, monkeypatch, more):
