@@ -177,27 +177,21 @@ class Procedure:
 
     # -- search -----------------------------------------------------------------------------------------------------------
 
-    def search(self) -> tuple[tuple[int, ...], Floats64]:
-        """The order of the layers, and the mean KL of its first one, two ... on the prompts of the search.
+    def search(self) -> tuple[int, ...]:
+        """The order of the layers; those that time did not suffice for follow by what each costs alone.
 
         Each prompt's KL counts in units of what a layer costs it: prompts that cost little, and skip most under a budget, count
         as much as the hard ones, which would decide a plain mean.
         """
-        prompts, costs = self.searched(), list[float]()
+        prompts = self.searched()
         self.plan = self._paced(prompts[0])
-        part = self.plan.search_part
-        order = self._search(prompts, self._relative(prompts), "order of the layers", self.most, part, costs)
+        order = self._search(prompts, self._relative(prompts), "order of the layers", self.most, self.plan.search_part)
         if not self.store.influence:
             known = self.measure.influences(prompts[: self.plan.first], self.plan.search_tokens)
             self.store.influence = np.mean(known, axis=0).tolist() if known else []
         self.measure.forget()
         self.store.save()
-        return self._rest_by_influence(order, len(costs)), np.array(costs)
-
-    def _rest_by_influence(self, order: tuple[int, ...], n_found: int) -> tuple[int, ...]:
-        """An order whose layers beyond those that the search found come by block influence, if that is known."""
-        by_influence = self.store.influence or range(self.engine.n_layer)
-        return (*order[:n_found], *sorted(order[n_found:], key=by_influence.__getitem__))
+        return order
 
     def _paced(self, prompt: int) -> Plan:
         """The plan, with fewer prompts for each layer where time is short: an order by few beats none."""
@@ -208,18 +202,18 @@ class Procedure:
         first = int(left / (ROUNDS * len(self.skippable) * each))
         return replace(self.plan, first=max(LEAST_FIRST, min(self.plan.first, first)))
 
-    def _search(
-        self, prompts: Sequence[int], weights: Floats64, what: str, most: int, part: float, costs: list[float]
-    ) -> tuple[int, ...]:
-        """An order of all layers by what they cost some prompts; `costs` gets the mean KL of its first one, two ..."""
+    def _search(self, prompts: Sequence[int], weights: Floats64, what: str, most: int, part: float) -> tuple[int, ...]:
+        """An order of all layers by what they cost some prompts."""
         skipping = Searched(self.measure, prompts, self.plan.search_tokens, weights)
         n_first = min(self.plan.first, skipping.n_examples)
-        tried = itertools.count(1)
+        tried, n_chosen = itertools.count(1), 0
 
         def chosen(layer: int) -> None:
-            costs.append(float(skipping.kl(n_first).mean()))
-            self.show.bar(what, len(costs), most)
-            self.show.say(f"{what}: KL {costs[-1]:.3f} nats a token with {len(costs)} skipped (layer {layer})")
+            nonlocal n_chosen
+            n_chosen += 1
+            self.show.bar(what, n_chosen, most)
+            mean = float(skipping.kl(n_first).mean())
+            self.show.say(f"{what}: KL {mean:.3f} nats a token with {n_chosen} skipped (layer {layer})")
 
         found = removal_order(
             skipping,
@@ -230,6 +224,8 @@ class Procedure:
             lambda: self.show.bar("each layer alone", next(tried), len(self.skippable)),
             lambda: self._over(part),
         )
+        if n_chosen < most:
+            self.show.say(f"{what}: the time is over; the others follow by what each costs alone")
         return (*found, *(layer for layer in range(self.engine.n_layer) if layer not in found))
 
     def _relative(self, prompts: Sequence[int]) -> Floats64:
@@ -282,7 +278,7 @@ class Procedure:
         n_search = min(len(members) // 2, self.plan.group_prompts)
         made, judged = members[:n_search], members[n_search : 2 * n_search]
         what = f"order of group {number}"
-        own = self._search([measured.numbers[i] for i in made], weights[made], what, most, self.plan.groups_part, [])
+        own = self._search([measured.numbers[i] for i in made], weights[made], what, most, self.plan.groups_part)
         self.measure.forget()
         levels = [i for i, k in enumerate(measured.levels) if k <= most and set(own[:k]) != set(order[:k])]
         if not levels:
@@ -297,19 +293,18 @@ class Procedure:
         self.show.say(f"group {number}: {'its own sets' if taken else 'the sets for all'} (own gain {gain:.2f} +- {error:.2f})")
         return (gain - SURE * error if taken else 0.0), own
 
-    def levels(self, found: Floats64) -> tuple[int, ...]:
-        """The levels to measure, as far as the search came: close together where little is skipped."""
-        most = max(1, len(found))
+    def levels(self) -> tuple[int, ...]:
+        """The levels to measure, up to half of the layers: close together where little is skipped."""
         levels = [1]
-        while (following := max(levels[-1] + 1, round(levels[-1] * 1.6))) < most:
+        while (following := max(levels[-1] + 1, round(levels[-1] * 1.6))) < self.most:
             levels.append(following)
-        return tuple(dict.fromkeys((*levels, most)))
+        return tuple(dict.fromkeys((*levels, self.most)))
 
     def carry_out(self) -> Measured:
         """All of it: answers, search, the cost of each level; then groups, where there is time for their own orders."""
         self.answer()
-        order, found = self.search()
-        levels = self.levels(found)
+        order = self.search()
+        levels = self.levels()
         measured = self.measure_levels([order], levels)
         own = list[tuple[int, ...]]()
         if not self._stopped and not self._over(self.plan.search_part + 0.1):

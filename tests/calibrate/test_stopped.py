@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from calibrating import make
 
+from first_cpp.calibrate.cost import KL
 from first_cpp.calibrate.cost_store import CostStore
 from first_cpp.calibrate.findings import Speed, conclude
-from first_cpp.calibrate.procedure import SEARCHED, Plan, Procedure, Show
+from first_cpp.calibrate.procedure import CHEAP, LEAST_TYPICAL, SEARCHED, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.gguf.routers import Base
 from first_cpp.streams.engine import Engine
@@ -50,13 +51,16 @@ def test_a_stopped_run_goes_on_to_the_same_result(whole, engine, tmp_path, when,
     third.carry_out()
 
 
-def test_layers_that_the_search_did_not_come_to_follow_by_block_influence(engine, tmp_path):
-    made = make(engine, tmp_path)
-    order = (3, 2, 0, 1, 4, 5)
-    assert made._rest_by_influence(order, 1) == (3, 0, 1, 2, 4, 5)  # none known: as they stand in the model
-    made.store.influence = [0.5, 0.4, 0.3, 0.0, 0.2, 0.1]
-    assert made._rest_by_influence(order, 2) == (3, 2, 5, 4, 1, 0)
-    assert made._rest_by_influence(order, 6) == order
+def test_where_time_ends_the_search_all_levels_are_measured_nonetheless(engine, tmp_path):
+    """The layers that it did not come to follow by what each costs alone."""
+    said = []
+    made = make(engine, tmp_path, plan=Plan(max_tokens=6, seconds=1e9, search_part=0.0), show=Show(say=said.append))
+    found = made.carry_out()
+    assert found.levels == (1, 2, 3)
+    assert "order of the layers: the time is over; the others follow by what each costs alone" in said
+    cost = [made.store.costs[made.plan.search_tokens, frozenset({layer})][made.searched()[:3], KL] for layer in found.orders[0]]
+    units = np.maximum(np.sort(cost, axis=0)[:CHEAP].mean(axis=0), LEAST_TYPICAL)  # each prompt counts by what a layer costs it
+    assert np.argsort((cost / units).mean(axis=1)).tolist() == list(range(6))
 
 
 def test_groups_have_orders_of_their_own_where_these_are_cheaper(engine, tmp_path, monkeypatch):
@@ -125,7 +129,7 @@ def test_time_bounds_what_is_measured(engine, tmp_path):
     plan = Plan(max_tokens=6, search_prompts=12, search_tokens=5, first=4, seconds=1e-6)
     found = make(engine, tmp_path, plan).carry_out()
     assert found.n_answers < 40
-    assert found.levels == (1,)
+    assert found.levels == (1, 2, 3)
     assert len(found.tasks) == 16
 
 
