@@ -354,8 +354,8 @@ def cross_check() -> str:
     return section(
         "Beside llama-bench",
         f"llama.cpp's own llama-bench, built from the same source, and `first-cpp bench` on the same files in turns, {found['rounds']} "
-        f"rounds: {found['shape']}\n{found['type'].upper()} with random weights, tokens a second. Without a quarter: llama-bench runs a "
-        f"file that lacks {len(found['layers'])} layers, `first-cpp bench`\nskips them. llama-bench does not sample; `first-cpp bench` does, "
+        f"rounds: {found['shape']}\n{found['type'].upper()} with random weights, tokens a second. Without a quarter: both run a "
+        f"file that lacks {len(found['layers'])} layers; a\nquarter skipped: `first-cpp bench` skips them in the whole one. llama-bench does not sample; `first-cpp bench` does, "
         f"{found['sampling_ms']:.2f} ms a token with this vocabulary, and the last column\nis without that. "
         + (
             f"Further apart than {found['tolerance']:.0%}: {'; '.join(off)}."

@@ -29,8 +29,11 @@ FILES = ("chat", "tldr", "qa", "translation", "dialogue")
 LONGEST = 48
 """Tokens of an answer, in training and in the test."""
 SHARES = (0.1, 0.25, 0.4)
-EVERYWHERE = ("single set",)
+EVERYWHERE = ("budget", "single set")
 """Rows measured at every share; the others at the middle one."""
+DENSE = "dense + LoRA"
+KINDS = {"budget": "budget:", "single set": "given:", "block influence": "influence:", "evenly spaced": "even:"}
+"""What a row's file skips at a share, as `first-cpp eval --row` takes it; the share itself is what routers choose."""
 TYPES = ("Q8_0", "Q4_0")
 """The model as it came, in other types."""
 SCHEDULE = {"--batch-size": 8, "--passes": 2, "--lr": 4e-4, "--average": 0.25, "--quantize": "Q4_0", "--max-share": 0.45}
@@ -118,7 +121,7 @@ def of_layers(sets: str) -> dict[str, list[str]]:
     return {
         "budget": ["--sets", sets],
         "single set": ["--layers", ",".join(map(str, order))],
-        "dense + LoRA": ["--layers", "influence", "--max-share", "0"],
+        DENSE: ["--layers", "influence", "--max-share", "0"],
         "block influence": ["--layers", "influence"],
         "evenly spaced": ["--layers", "even"],
         "the paper's routers": ["--recipe", "two-step"],
@@ -126,13 +129,14 @@ def of_layers(sets: str) -> dict[str, list[str]]:
 
 
 def compared(rows: Rows, files: dict[str, str]) -> Iterator[str]:
-    """The rows beside the budget's file, as `first-cpp eval --row` takes them."""
+    """The rows beside the model as it came, as `first-cpp eval --row` takes them."""
     for name, file in files.items():
-        if name == "dense + LoRA":
-            yield f"{name}={file}@0"
+        if name == DENSE:
+            yield f"{name}={file}"
         else:
-            yield from (f"{name}@{share}={file}@{share}" for share in (SHARES if name in EVERYWHERE else SHARES[1:2]))
-    yield from (f"{kind}={rows.as_it_came(kind)}@0" for kind in TYPES)
+            kind, shares = KINDS.get(name, ""), SHARES if name in EVERYWHERE else SHARES[1:2]
+            yield from (f"{name}={file}@{kind}{share}" for share in shares)
+    yield from (f"{kind}={rows.as_it_came(kind)}" for kind in TYPES)
 
 
 def main() -> None:
@@ -153,15 +157,14 @@ def main() -> None:
     files = {name: rows.merged(name.replace(" ", "-").replace("'", ""), layers) for name, layers in of_layers(sets).items()}
     if args.until == "trained":
         return
-    given = ["-m", files.pop("budget"), "--sets", sets, "--replace", "--prompts", valid, "--minutes", args.minutes]
-    budget = rows.make("calibrated.gguf", lambda path: rows.first_cpp("calibrate", *given, "--out", path))
+    given = ["-m", files["budget"], "--sets", sets, "--replace", "--prompts", valid, "--minutes", args.minutes]
+    files["budget"] = rows.make("calibrated.gguf", lambda path: rows.first_cpp("calibrate", *given, "--out", path))
     if args.until == "fitted":
         return
     tests = [os.path.join(args.data, f"{name}.test.jsonl") for name in FILES]
     beside = [word for row in compared(rows, files) for word in ("--row", row)]
     judged = ["--data", *tests, "--limit", args.limit, "--kl", args.limit, "-n", LONGEST, "--out", rows.path("report")]
-    skipped = ["--skip", ",".join(map(str, (0, *SHARES))), *beside, "--reference", "dense + LoRA"]
-    rows.first_cpp("eval", "--model", budget, "--base", args.model, *skipped, *judged)
+    rows.first_cpp("eval", "--model", args.model, "--skip", 0, *beside, "--reference", DENSE, *judged)
     with open(os.path.join(rows.path("report"), "report.json"), encoding="utf-8") as file:
         save(args.out, json.load(file))
 

@@ -54,7 +54,8 @@ auto is what the file recommends ("skipped" is the mean share that was).
 NAME=FILE@SKIP adds another model: a LoRA trained dense, or trained for a fixed
 set of layers. SKIP: a share for a file with routers, auto, layers, or
 KIND:SHARE with KIND a baseline, "search" or "given"; where the file was trained
-for a set of that kind (first-cpp train --layers), it is that set.
+for a set of that kind (first-cpp train --layers), it is that set. budget:SHARE
+is what prompts can spare by the file's cost probes.
 """
 
 

@@ -103,11 +103,11 @@ class RowPlan:
 
 
 def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) -> Row:
-    """A row as typed: NAME=FILE and perhaps @auto, @0.25, @7,11 or @even:0.25, a set of `skip.fixed_layers`.
+    """A row as typed: NAME=FILE and perhaps @auto, @0.25, @7,11, @budget:0.25 or @even:0.25, a set of `skip.fixed_layers`.
 
-    A set of the kind that the file's LoRA was trained for is the one it was trained for. influence: called for an order
-    of all layers that the file does not name. Raises MissingFileError, RowError, or SkipError for layers or shares that
-    the model does not have.
+    A budget is the tolerance of the file's cost probes that skips the share on average. A set of the kind that a LoRA was
+    trained for is the one it was trained for. influence: called for an order of all layers that the file does not name. Raises
+    MissingFileError, RowError, or SkipError for layers or shares that the model does not have.
 
     >>> parse_row("fixed=model.gguf@4,1", lambda: ()).skip
     (1, 4)
@@ -124,6 +124,8 @@ def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) 
         share = skip_from_text(share_text)
         if not isinstance(share, float):
             raise RowError(f"--row {text!r}: after {kind}: give a share of layers, like 0.25")
+        if kind == BUDGET:
+            return Row(f"{name}@{share:g}", file, share, "auto", None, _tolerance(file, share, n_layer))
         return Row(f"{name}@{share:g}", file, share, _set(file, kind, share, n_layer, influence, seed))
     skip = skip_from_text(skip_text or "none")
     if skip == "auto":
@@ -132,6 +134,16 @@ def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) 
     if isinstance(skip, tuple):
         return Row(f"{name}@{len(skip)}/{n_layer}", file, len(skip) / n_layer, skip)
     return Row(f"{name}@{skip_text}" if skip_text else name, file, skip or 0.0, skip)
+
+
+def _tolerance(file: str, share: float, n_layer: int) -> float:
+    """The tolerance that skips this share of a file's layers on average."""
+    layers_for_share(share, n_layer)  # raises when none would stay
+    cost = cost_probes_of(file)
+    tolerance = None if cost is None else cost.tolerance_for(share)
+    if tolerance is None:
+        raise RowError(f"{file} has no cost probes (first-cpp calibrate) that skip so much; a budget of {share:g} needs them")
+    return tolerance
 
 
 def _set(

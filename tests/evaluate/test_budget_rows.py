@@ -10,7 +10,7 @@ from routers_files import budget_routers
 
 from first_cpp import Llama
 from first_cpp.errors import ContextFull
-from first_cpp.evaluate.rows import RowPlan, auto_share
+from first_cpp.evaluate.rows import RowError, RowPlan, auto_share, parse_row
 from first_cpp.gguf.cost_probes import TolerancePoint
 from first_cpp.gguf.embed import embed, write_sidecar
 from first_cpp.runtime.chat_prompt import chat_prompt
@@ -70,6 +70,14 @@ def test_a_report_has_the_mean_share_that_was_skipped(budget, data, tmp_path, ca
     assert rows["twice@auto"]["scores"] == rows["auto"]["scores"]
     assert rows["auto"]["kl"] is not None
     assert "| auto" in capsys.readouterr().out
+
+
+def test_a_budget_of_another_file(budget, tiny):
+    row = parse_row(f"other={budget}@budget:0.3", tuple)
+    assert (row.name, row.share, row.skip, row.tolerance) == ("other@0.3", 0.3, "auto", pytest.approx(0.11))
+    for file, share, said in ((tiny, 0.3, "a budget of 0.3 needs"), (budget, 0.6, "a budget of 0.6 needs")):  # the table ends
+        with pytest.raises(RowError, match=said):
+            parse_row(f"other={file}@budget:{share}", tuple)
 
 
 def test_auto_alone(budget, data, tmp_path):
