@@ -235,7 +235,7 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
     from ..gguf.byte_limit import kv_reads, weight_reads
     from ..runtime.interleaved import BUSY, busy_by
     from .answer_costs import NOTHING
-    from .findings import Speed
+    from .findings import Speed, too_fast
     from .procedure import SEARCHED
     from .step_times import step_times
 
@@ -243,12 +243,13 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
     kept = by_kind(measured.given, SEARCHED[:1]).get(SEARCHED[0])
     sets = [NOTHING, *(kept or (frozenset(measured.orders[0][:k]) for k in measured.levels))]
     times = step_times(engine, prompt, answer[:24], sets, until)
-    busy = busy_by({str(level): of_level for level, of_level in zip(levels, times, strict=True)}) > BUSY
     reads = weight_reads(model.path)
     n_bytes = [reads.weights(layers) + kv_reads(engine.kv_cache, engine.n_ctx(), len(prompt), layers) for layers in sets]
     wanted = range(levels[-1] + 1)
-    medians = None if busy else np.interp(wanted, levels, [float(np.median(of_level)) for of_level in times])
-    return Speed(medians, np.interp(wanted, levels, n_bytes))
+    read_bytes = np.interp(wanted, levels, n_bytes)
+    medians = np.interp(wanted, levels, [float(np.median(of_level)) for of_level in times])
+    spread = busy_by({str(level): of_level for level, of_level in zip(levels, times, strict=True)})
+    return Speed(None if spread > BUSY or too_fast(medians, read_bytes) else medians, read_bytes)
 
 
 def _origin(args: argparse.Namespace, measured: Measured, store: CostStore) -> dict[str, object]:

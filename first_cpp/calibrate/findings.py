@@ -57,6 +57,19 @@ class Speed:
         return None if self.seconds is None else float(self.seconds[0] / self.seconds[chosen].mean()), limit
 
 
+INCREDIBLE = 1.1
+"""A speed-up beyond the limit by bytes by more than this was slowed where nothing is skipped: by other processes."""
+
+
+def too_fast(seconds: Floats64, read_bytes: Floats64) -> bool:
+    """Whether steps got faster by skipping than bytes can explain.
+
+    >>> too_fast(np.array([4.0, 3.0]), np.array([8.0, 6.0])), too_fast(np.array([4.0, 2.0]), np.array([8.0, 6.0]))
+    (False, True)
+    """
+    return bool((seconds[0] / seconds > INCREDIBLE * read_bytes[0] / read_bytes).any())
+
+
 @dataclass(frozen=True)
 class Findings:
     """calibration: what goes into a file. rows: the table. r2: of the probes. n_kept_out: prompts the table stands on."""
