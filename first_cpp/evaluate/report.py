@@ -14,7 +14,7 @@ from .bootstrap import Interval, Scores, numbers_by_task
 from .generated import LEAST_TOKENS, TIMES, measures
 from .metrics import metrics_of
 from .questions import Question
-from .rows import BASE, DENSE, ROUTED, Row
+from .rows import BASE, BUDGET, DENSE, ROUTED, Row
 
 FILES = ("report.md", "report.json", "answers.jsonl", "run.json", "quality.png", "layers.png")
 """Of a report's folder."""
@@ -106,19 +106,24 @@ def _layer_counts(good: Sequence[Record]) -> dict[str, list[float]]:
 def _leads(
     rows: Sequence[Row], skipped: dict[str, float | None], scores: Scores, reference: str, tasks: Sequence[str]
 ) -> list[Record]:
-    """The routed row against every baseline that really skipped the same share, over all tasks and by task."""
+    """Rows whose prompts choose against every other that skipped as much, over all tasks and by task.
+
+    A routed row is compared with those that really skipped the same share; a budget, whose mean over prompts comes near it,
+    with those that were asked for the same.
+    """
+
+    def comparable(row: Row, other: Row) -> bool:
+        if row.system == BUDGET:
+            return same_share(row.share, other.share)
+        return row.system == ROUTED and same_share(skipped[row.name], skipped[other.name])
+
     found = []
     for row in rows:
         for other in rows:
-            if (
-                row.system == ROUTED
-                and other.system not in (ROUTED, DENSE, BASE)
-                and other.name != reference
-                and same_share(skipped[row.name], skipped[other.name])
-            ):
+            if other.system not in (ROUTED, BUDGET, DENSE, BASE) and other.name != reference and comparable(row, other):
                 by_task = {task: _interval(scores.lead(row.name, other.name, reference, [task])) for task in tasks}
                 lead = _interval(scores.lead(row.name, other.name, reference, tasks))
-                found.append({"share": row.share, "over": other.system, "lead": lead, "by_task": by_task})
+                found.append({"row": row.system, "share": row.share, "over": other.system, "lead": lead, "by_task": by_task})
     return found
 
 
@@ -144,11 +149,11 @@ def markdown(record: Record) -> str:
     if record["leads"]:
         tasks = list(record["tasks"])
         leads = [
-            [f"{one['share']:g}", one["over"], _ci(one["lead"]), *(_ci(one["by_task"][task]) for task in tasks)]
+            [f"{one['share']:g}", one["row"], one["over"], _ci(one["lead"]), *(_ci(one["by_task"][task]) for task in tasks)]
             for one in record["leads"]
         ]
-        parts.append("## routed above each baseline at the same share\n")
-        parts.append(_tables(["share", "baseline", "all tasks", *tasks], leads, 2))
+        parts.append("## By prompt, above other rows of the share\n")
+        parts.append(_tables(["share", "row", "above", "all tasks", *tasks], leads, 3))
     failures = [
         f"- {one['row']}, question {number}: {error}" for one in record["rows"] for number, error in one["failed"].items()
     ]

@@ -69,7 +69,20 @@ def test_a_report_has_the_mean_share_that_was_skipped(budget, data, tmp_path, ca
     assert rows["budget@0.34"]["share_skipped"] == pytest.approx(expected_share(budget, 0.02 + 0.18 * 0.6))
     assert rows["twice@auto"]["scores"] == rows["auto"]["scores"]
     assert rows["auto"]["kl"] is not None
+    assert rows["twice@auto"]["ratio"] == rows["auto"]["ratio"]
     assert "| auto" in capsys.readouterr().out
+
+
+def test_a_budget_is_set_beside_rows_of_the_share_asked_for(budget, data, tmp_path):
+    """It skips the share on average over other prompts: here another one."""
+    out, both = tmp_path / "report", ["--row", f"fixed={budget}@even:0.34", "--row", f"less={budget}@even:0.2"]
+    assert evaluate(budget, data, out, "--skip", "0,0.34", *both, "--kl", "0") == 0
+    record = json.loads((out / "report.json").read_text())
+    assert [(one["row"], one["over"]) for one in record["leads"]] == [("routed", "fixed"), ("budget", "fixed")]
+    rows = {one["row"]: one for one in record["rows"]}
+    assert rows["budget@0.34"]["share_skipped"] != rows["fixed@0.34"]["share_skipped"]
+    lead = record["leads"][1]["lead"][0]
+    assert lead == pytest.approx(rows["budget@0.34"]["ratio"][0] - rows["fixed@0.34"]["ratio"][0])
 
 
 def test_a_budget_of_another_file(budget, tiny):

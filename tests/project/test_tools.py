@@ -105,7 +105,9 @@ def test_a_report_is_shown_in_its_part(tmp_path):
                 "failed": {},
             }
         ],
-        "leads": [{"share": 0.25, "over": "even", "lead": [0.5, 0.25, 0.75], "by_task": {"qa": [0.5, 0.25, 0.75]}}],
+        "leads": [
+            {"row": "routed", "share": 0.25, "over": "even", "lead": [0.5, 0.25, 0.75], "by_task": {"qa": [0.5, 0.25, 0.75]}}
+        ],
     }
     (tmp_path / "report.json").write_text(json.dumps(record))
     document = tmp_path / "RESULTS.md"
@@ -113,7 +115,10 @@ def test_a_report_is_shown_in_its_part(tmp_path):
     command = [sys.executable, os.path.join(TOOLS, "show_report.py"), str(tmp_path), "--part", "two"]
     subprocess.run([*command, "--document", str(document)], check=True)
     lines = document.read_text().splitlines()
-    assert [line for line in lines if line.startswith("#")] == ["## Two", "### routed above each baseline at the same share"]
+    assert [line for line in lines if line.startswith("#")] == [
+        "## Two",
+        "### By prompt, above other rows of the share",
+    ]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| tuned")]
     assert cells == [
         ["tuned", "0.250", "1.000 (0.500 to 1.500)", "2.50"],
