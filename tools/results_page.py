@@ -55,6 +55,44 @@ def ways() -> str:
     return table(["layers chosen by", "0.10", "0.25", "0.40"], rows)
 
 
+def own_lora() -> str:
+    """Every way to choose layers with a LoRA of its own, by what it answers."""
+    if not measured("own_lora"):
+        return NOT_YET.format("own_lora")
+    found, rows = results("own_lora"), []
+    report = found["rows"]
+    tasks = list(report["tasks"])
+    for row in report["rows"]:
+        scores = {task: next(iter(row["scores"][task].values())) for task in tasks}
+        prompts_alone = [scores[task] for task in tasks if "fidelity" in row["scores"][task]]
+        rows.append(
+            [
+                "as it came" if row["row"] == "dense" else row["system"],
+                f"{row['share']:.2f}",
+                f"{row['share_skipped']:.2f}",
+                _ratio(row["ratio"]),
+                "" if row["kl"] is None else f"{row['kl']:.3f}",
+                f"{sum(prompts_alone) / len(prompts_alone) / 100:.3f}",
+                *(f"{scores[task]:.1f}" for task in tasks if "fidelity" not in row["scores"][task]),
+            ]
+        )
+    others = [
+        f"{task} {next(iter(report['rows'][0]['scores'][task]))}"
+        for task in tasks
+        if "fidelity" not in report["rows"][0]["scores"][task]
+    ]
+    columns = ["layers by", "share", "skipped", "score / dense + LoRA", "KL", "chat: fidelity", *others]
+    leads = [[f"{one['share']:g}", one["over"], _ratio(one["lead"])] for one in report["leads"] if one["row"] == "budget"]
+    beside = table(["share", "budget above", "score / dense + LoRA, difference"], leads)
+    prompts = ", ".join(f"{task} {n}" for task, n in report["tasks"].items())
+    return f"{table(columns, rows)}\n\n{beside}\n\nTest prompts: {prompts}.\n\n    {found['command']}"
+
+
+def _ratio(interval: Sequence[float]) -> str:
+    value, low, high = (f"{number:.3f}" for number in interval)
+    return f"{value} ({low} to {high})"
+
+
 def speed() -> str:
     """Decoding speed over stock, beside the limit."""
     rows = []
@@ -202,6 +240,8 @@ def _smooth(values: list[float], width: int = 20) -> list[tuple[float, float]]:
 def main() -> None:
     fill(PAGE, "tools/results_page.py kept", kept())
     fill(PAGE, "tools/results_page.py ways", ways())
+    fill(PAGE, "tools/results_page.py own_lora", own_lora())
+    fill(PAGE, "tools/results_page.py calibration_tasks", calibration("calibration_tasks"))
     fill(PAGE, "tools/results_page.py speed", speed())
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())

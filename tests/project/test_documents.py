@@ -121,7 +121,7 @@ def test_every_error_stands_in_its_page():
     assert written_part(pathlib.Path(errors_page.PAGE), "tools/errors_page.py") == errors_page.table(), "run `make docs`"
 
 
-@pytest.mark.parametrize("part", ["kept", "ways", "speed", "calibration", "calibration_kinds", "calibrate_runs"])
+@pytest.mark.parametrize("part", ["kept", "ways", "own_lora", "speed", "calibration", "calibration_kinds", "calibrate_runs"])
 def test_results_are_those_of_the_files(part):
     import results_page
 
@@ -136,6 +136,8 @@ def test_results_are_those_of_the_files(part):
         ("NOTES", "chat_as_it_comes", "calibration", ("calibration_chat",)),
         ("NOTES", "chat_everyday", "calibration", ("calibration_everyday_1000",)),
         ("PAGE", "calibration_everyday", "calibration", ("calibration_everyday",)),
+        ("PAGE", "calibration_tasks", "calibration", ("calibration_tasks",)),
+        ("PAGE", "calibration_gemma", "calibration", ("calibration_gemma",)),
     ],
 )
 def test_tables_on_other_pages_are_those_of_the_files(page, part, function, given):
