@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import MissingFileError, OptionError
 from ..gguf.model_file import ModelFile
 from ..gguf.quantise import quiet_llama_cpp
+from ..gguf.router_format import load_routers
 from .engines import OTHER, OURS, PRUNED, STOCK, Files, Row, chosen_layers, prepared, skip_text
 from .measure import Plan, measure
 from .models import BenchModel
@@ -93,7 +94,7 @@ class Bench:
     ) -> None:
         self.model, self.asked, self._configuration, self._progress = model, asked, configuration, progress
         self._settings = llama_settings(configuration, asked.tests)
-        self._routed = files.routers is not None
+        self._routers = load_routers(files.routers) if isinstance(files.routers, str) else files.routers
         self.n_layer = ModelFile.open(files.model).n_layer
         self._text = self._tokens(files.model)
         progress("choosing layers")
@@ -132,11 +133,18 @@ class Bench:
         found = []
         for skip, layers in self.layers.items():
             if layers and not isinstance(skip, tuple):
-                why = "chosen by the routers for the prompt" if self._routed else "those amid the model: it has no routers"
-                found.append(f"skip {skip_text(skip)}: layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} ({why})")
+                found.append(
+                    f"skip {skip_text(skip)}: layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} ({self._why(skip)})"
+                )
         if self.model.random:
             found.append(f"the model is kept for the next time: {self.model.path}")
         return found + self._not_measured()
+
+    def _why(self, skip: SkipSetting) -> str:
+        if self._routers is None:
+            return "those amid the model: it has no routers"
+        by_prompt = self._routers.kind == "layers" or skip == "auto"
+        return "chosen by the routers for the prompt" if by_prompt else "the set of the file's calibration for all prompts"
 
     def _not_measured(self) -> list[str]:
         found = []

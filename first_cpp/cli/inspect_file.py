@@ -77,7 +77,7 @@ def describe(routers: Routers, path: str) -> str:
 
 def _routers(routers: Routers) -> str:
     if routers.kind == "sets":
-        return "none: whole sets of layers"
+        return "whole sets of layers, as many as a prompt can spare by the cost probes"
     n_layer, n_embd = routers.weight.shape
     kind = "linear" if routers.weight.any() else "input-blind (all weights are zero)"
     return f"{n_layer} layers x {n_embd} values, {kind}, norm_eps {routers.norm_eps:g}"

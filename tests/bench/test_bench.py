@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import sqlite3
 
 import llama_cpp
@@ -108,13 +109,16 @@ def test_random_routers_score_the_prompt(tiny, capsys):
 def test_auto_is_what_the_prompt_can_spare(tiny, tmp_path, capsys, load):
     path = str(tmp_path / "budget.gguf")
     embed(budget_routers(tiny, tolerance=0.5), tiny, path, quiet=True)
-    shown = json.loads(bench(capsys, "-m", path, "--skip", "auto,0.34", "-o", "json", "--engines", "first_cpp"))
+    words = ["-m", path, "--skip", "auto,0.34", "--engines", "first_cpp"]
+    said = bench(capsys, *words)
+    assert re.search(r"skip auto: layers? [\d, -]+ \(chosen by the routers for the prompt\)", said)
+    assert "(the set of the file's calibration for all prompts)" in said
+    shown = json.loads(bench(capsys, *words, "-o", "json"))
     llm = load(path)
     greedy(llm, np.random.default_rng(0).integers(40, 240, 16).tolist(), 1)
     rows = {one["skip"]: tuple(one["skipped_layers"]) for one in shown if one["n_gen"]}
     assert rows == {0.34: (3, 4), "auto": llm.routing.skipped}
     assert rows["auto"]
-    assert "skip auto: layer" in bench(capsys, "-m", path, "--skip", "auto", "--engines", "first_cpp")
 
 
 def test_layers_as_well_as_shares(tiny, capsys):

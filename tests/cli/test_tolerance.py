@@ -80,7 +80,7 @@ def test_inspect(budget, capsys):
     assert main(["inspect", budget]) == 0
     out = capsys.readouterr().out.splitlines()
     for said in (
-        "routers      none: whole sets of layers",
+        "routers      whole sets of layers, as many as a prompt can spare by the cost probes",
         "cost probes  4 sets x 2 read layers (1, 4) x 128 values",
         "levels       1, 2, 4 layers",
         "tolerance    0.06 nats a token for fidelity 0.95, margin 0.125",
