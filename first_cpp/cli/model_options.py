@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError, SkipError
-from ..gguf.demo_model import demo_model_with_routers
 from ..gguf.model_file import ModelFile, context_length
 from ..gguf.router_format import router_keys
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
 from ..skip import Skip, check_layers, skip_from_text
-from .model_name import HELP, add_offline, check_name, find_model
+from .model_name import HELP, add_offline, check_name, find_model, find_model_to_use
 from .options import check_chat_format, not_empty, number, whole_number
 from .plain_chat import PlainChat, has_template
 
@@ -61,13 +60,13 @@ class ModelOptions:
 
     @functools.cached_property
     def path(self) -> str:
-        """The model's file, downloaded where that is needed; the demo model comes with the adapter made for it.
+        """The model's file, downloaded where that is needed; the demo model comes with the adapter made for it, unless another
+        is given.
 
-        Raises as `find_model`.
+        Raises as `find_model_to_use`.
         """
-        if self.model is None and self.routers is None and self.lora is None:
-            return demo_model_with_routers(say=lambda text: print(text, file=sys.stderr))
-        return find_model(self.model, self.offline)
+        find = find_model_to_use if self.routers is None and self.lora is None else find_model
+        return find(self.model, self.offline)
 
     @property
     def name(self) -> str:
