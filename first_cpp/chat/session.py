@@ -16,7 +16,7 @@ from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture
 from ..runtime.streaming import in_thread
-from ..skip import SkipSetting, skip_from_text, skip_in_words
+from ..skip import Skip, SkipSetting, skip_from_text, skip_in_words
 from .conversation import Conversation
 from .line_reader import paths
 from .reading import Reading
@@ -177,10 +177,15 @@ class Session:
     def _skip(self, text: str) -> None:
         if text:
             try:
-                self._llm.skip = skip_from_text(text)
+                self._set_skip(skip_from_text(text))
             except SkipError as error:
-                raise OptionError(f"/skip {text}: {_plain(error)}") from None
+                raise OptionError(f"/skip {text}: {re.sub('^skip(=.*?)?: ', '', str(error))}") from None
         self._terminal.quiet(f"skip is {skip_in_words(self._llm.skip)}")
+
+    def _set_skip(self, skip: Skip) -> None:
+        if isinstance(skip, float) and skip and self._llm.routers is None:
+            raise SkipError("a share needs routers, and this model has none; layers by number need none, like /skip 7,11")
+        self._llm.skip = skip
 
     def _tolerance(self, text: str) -> None:
         if text:
@@ -284,11 +289,3 @@ class Session:
             return f"{name}, without routers: dense (/skip 7,11 skips layers)"
         routers = "with routers" if self._llm.routers else "without routers"
         return f"{name}, {routers}, skip {skip_in_words(self._llm.skip)}"
-
-
-def _plain(error: SkipError) -> str:
-    """What is wrong with a skip setting, in the words of the command line."""
-    text = re.sub(r"^skip(=.*?)?(: | (?=is not|needs|would))", "", str(error))
-    if text.startswith("is not "):
-        return "allowed are auto, none, a share like 0.3, or layers like 7,11; one layer: 7,"
-    return re.sub(r"skip=\[(\d+)\]", r"\1,", text)

@@ -93,7 +93,7 @@ def find_model(name: str | os.PathLike[str] | None, offline: bool = False) -> st
     >>> find_model("model-first.gguf")
     'model-first.gguf'
     """
-    if is_demo(name):
+    if name is None or is_demo(name):
         return normal_path(find_demo_model())
     if not (isinstance(name, str) and name.startswith(HUB)):
         return normal_path(name)

@@ -11,13 +11,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import OptionError, SkipError
+from ..errors import OptionError
 from ..gguf.model_file import ModelFile, context_length
 from ..gguf.router_format import router_keys
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
-from ..skip import Skip, check_layers, skip_from_text
+from ..skip import Skip, check_layers, share_without_routers, skip_from_text
 from .model_name import HELP, add_offline, check_name, find_model, find_model_to_use
 from .options import check_chat_format, not_empty, number, whole_number
 from .plain_chat import PlainChat, has_template
@@ -109,7 +109,7 @@ class ModelOptions:
         if isinstance(self.skip, tuple):
             check_layers(self.skip, file.n_layer)
         if isinstance(self.skip, float) and self.skip > 0 and not (self.routers or router_keys(file.first)):
-            raise SkipError(f"skip={self.skip:g} needs routers and there are none in {file.path}")
+            raise share_without_routers(self.skip, file.path)
         self._check_context()
 
     def _check_context(self) -> None:

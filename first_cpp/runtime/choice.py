@@ -83,7 +83,7 @@ def _why_nothing(setting: Setting, routers: Routers | None) -> str:
         return f"skip {skip_in_words(setting.skip)}"
     if routers is None:
         return "no routers"
-    return "skip auto" if routers.cost is None else f"tolerance={setting.tolerance:g}"
+    return "skip auto" if routers.cost is None else f"tolerance {setting.tolerance:g}"
 
 
 def _means(routers: Routers, n_deciding: int, scores: npt.NDArray[np.float32] | None) -> PromptMeans | None:

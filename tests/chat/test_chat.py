@@ -140,13 +140,20 @@ def test_nothing_is_shown_in_pythons_words(arguments):
     out = chat(
         arguments,
         *("/skip none", "Hello", "/layers", "/skip auto", "/skip", "/skip 1,", "/skip 9", "/skip 2.5", "/skip 1,1", "/skip []"),
-        *("/skip 99,100", "/tolerance x", "/set", "/load nowhere", "/help"),
+        *("/skip half", "/skip 0.95", "/skip 99,100", "/tolerance x", "/set", "/load nowhere", "/help"),
     )
     assert "/skip 9: a share of layers is at least 0 and below 1; for layer 9 alone write 9," in out
+    assert "/skip 0.95: this would skip all 6 layers" in out
+    assert "/skip half: allowed are auto, none, a share like 0.3" in out
     assert "/skip 99,100: layer 99 does not exist; this model has layers 0 to 5" in out
     assert "/tolerance x: a number of nats a token is needed" in out
     for mark in ("'", "None", "True", "[Errno", "skip=", "(1,", "float"):
         assert mark not in out.replace("last answer's", "").replace("model's", "").replace("token's", ""), mark
+
+
+def test_a_share_without_routers_is_refused_in_the_chats_words(tiny):
+    out = chat(["-m", tiny, "-c", "256"], "/skip 0.25")
+    assert out == "/skip 0.25: a share needs routers, and this model has none; layers by number need none, like /skip 7,11\n"
 
 
 def test_an_existing_file_is_not_replaced_where_nobody_can_be_asked(arguments, tmp_path):

@@ -239,7 +239,7 @@ def test_why_is_in_words(tiny, load):
         ),
         (0.5, "4 of 6 layers: expected to change about 20 in 100 words", 0.2),
         (0.001, "nothing is skipped: without 1 of 6 layers it is expected to change about 1 in 100 words", 0.0),
-        (0.0, "tolerance=0: nothing is skipped", None),
+        (0.0, "tolerance 0: nothing is skipped", None),
     ):
         llm.tolerance = tolerance
         greedy(llm, PROMPT, 1)

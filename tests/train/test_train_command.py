@@ -125,7 +125,7 @@ def test_orders_are_searched_on_data_of_their_own(tmp_path, capsys):
 @pytest.mark.usefixtures("tiny_hf")
 def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, capsys, share):
     assert main(["train", "--model", "m", "--data", "nowhere.jsonl", "--out", str(tmp_path / "run"), share, "0.95"]) == 2
-    assert "would leave out all 6 layers" in capsys.readouterr().err
+    assert "would skip all 6 layers" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
