@@ -67,9 +67,10 @@ def test_chat(budget):
     done = command("chat", "-m", budget, "-n", "6", "--temp", "0", "-c", "512", "--chat-format", "chatml", text=text)
     out = done.stdout
     assert "tolerance is 0.06 nats a token" in out
-    assert "###..#  2 of 6 layers: expected to change about 5 in 100 words (predicted cost 0.0498, tolerance 0.06" in out
+    assert "###..#  skips 2 of 6 layers: expected to change about 5 in 100 words (for each skipped layer: predicted" in out
+    assert "predicted cost 0.0249, tolerance 0.06 nats a token)" in out
     assert "tolerance is 0.5 nats a token" in out
-    assert "#....#  4 of 6 layers: expected to change more than 20 in 100 words" in out
+    assert "#....#  skips 4 of 6 layers: expected to change more than 20 in 100 words" in out
     assert "/tolerance lots: a number of nats a token is needed" in out + done.stderr
     assert "tolerance=-1.0 is not a predicted cost" in out + done.stderr
     assert "###.##  the set for all prompts, share 0.17 asks for 1 of 6 layers; expected to change fewer than 1" in out
