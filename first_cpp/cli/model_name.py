@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ..errors import MissingFileError, OptionError
-from ..gguf.bundled import find_demo_model
+from ..gguf.bundled import bundled_adapters, find_demo_model
 from ..gguf.demo_model import demo_model_with_routers
 from ..gguf.model_file import normal_path, parts_of
 from .extras import need_extra
@@ -87,17 +87,20 @@ def find_model_to_use(name: str | os.PathLike[str] | None, offline: bool = False
 def find_model(name: str | os.PathLike[str] | None, offline: bool = False) -> str:
     """The path of the model of that name, downloaded where it is not in the cache; the demo model as it came.
 
-    offline: only what is in the cache. Raises OptionError for a name of no file, MissingExtraError without huggingface-hub,
-    MissingFileError for what is not in the cache, OSError where the hub cannot be reached. That a path exists is not checked.
+    offline: only what is in the cache. Raises as `check_name`, MissingFileError for what is not in the cache, OSError where the
+    hub cannot be reached. That a path exists is not checked.
 
     >>> find_model("model-first.gguf")
     'model-first.gguf'
     """
     if name is None or is_demo(name):
         return normal_path(find_demo_model())
-    if not (isinstance(name, str) and name.startswith(HUB)):
+    if not isinstance(name, str):
         return normal_path(name)
-    check_name(name)
+    if name not in bundled_adapters():  # of which --routers knows more to say
+        check_name(name)
+    if not name.startswith(HUB):
+        return normal_path(name)
     wanted = HubName.parse(name)
     from huggingface_hub import constants
 
@@ -105,10 +108,15 @@ def find_model(name: str | os.PathLike[str] | None, offline: bool = False) -> st
 
 
 def check_name(name: str) -> None:
-    """Raise OptionError for a name that cannot be one, MissingExtraError for one that needs huggingface-hub."""
+    """Raise OptionError for a name that cannot be one, MissingExtraError for one that needs huggingface-hub, MissingFileError
+    for a word that is neither a name nor a file here."""
     if name.startswith(HUB):
         HubName.parse(name)
         need_extra(f"-m {name}", "hub", "huggingface_hub")
+    elif re.fullmatch(r"[^/\\]+(?<!\.gguf)", name) and not is_demo(name) and not os.path.exists(name):
+        raise MissingFileError(
+            f"there is no file {name}; a model is a GGUF file, {DEMO}, or {HUB}USER/NAME; `first-cpp models` lists what is here"
+        )
 
 
 def add_offline(add: Callable[..., object]) -> None:

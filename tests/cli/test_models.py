@@ -69,6 +69,18 @@ def test_a_name_that_cannot_be_one_is_refused_before_any_work(name):
         find_model(name)
 
 
+@pytest.mark.parametrize("words", [("run", "-m", "smollm2", "x"), ("calibrate", "-m", "smollm2", "--out", "o.gguf"),
+                                   ("inspect", "smollm2"), ("bench", "-m", "smollm2"), ("demo", "-m", "smollm2")])  # fmt: skip
+def test_a_word_that_is_no_model_names_what_could_be_meant(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    told = "there is no file smollm2; a model is a GGUF file, demo, or hf:USER/NAME; `first-cpp models` lists what is here"
+    assert capsys.readouterr().err == f"error: {told}\n"
+    (tmp_path / "smollm2").touch()
+    assert find_model("smollm2") == "smollm2"  # where there is such a file it is meant
+    assert (find_model("./gone"), find_model("gone.gguf")) == ("./gone", "gone.gguf")  # paths: their reader says so
+
+
 def test_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"-m hf:org/repo needs huggingface_hub.*first-cpp\[hub\]"):
