@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import os
 import random
 import sys
@@ -99,8 +98,6 @@ class ModelOptions:
         llm = kind(self.path, **settings)
         if self.chat_format is None and not has_template(llm):
             llm.chat_handler = PlainChat(llm.model_path)
-        if not self.verbose:
-            logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
         return llm
 
     def check_file(self) -> None:
