@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
-from ..cli.answer_record import AnswerRecorder
+from ..cli.answer_record import AnswerRecord, AnswerRecorder
 from ..errors import ContextFull, FirstCppError, OptionError, SkipError
 from ..gguf.readable_name import readable_name
 from ..llama import Llama
@@ -154,10 +154,7 @@ class Session:
             return
         self._conversation.answer("".join(answer))
         if (record := self._recorder.record()) is not None:
-            line, width = record.line(self._terminal.width), self._terminal.width
-            more = "" if before is None else f"before: {before.line()}"
-            fits = width is None or len(line) + len(more) + 3 <= width
-            self._terminal.quiet(line + (more and f"{' · ' if fits else chr(10)}{more}"))
+            self._terminal.note(lambda width: _status(record, before, width))
 
     def _answer_to(
         self, messages: list[dict[str, str]], skip: SkipSetting | EllipsisType = ..., **sampling: Any
@@ -224,12 +221,22 @@ class Session:
             self._terminal.quiet("nothing was asked yet")
             return
         skip = self._llm.skip
+        if (why := self._why_dense(messages)) is not None:
+            self._terminal.quiet(f"nothing to compare: {why}")
+            return
         sides: list[tuple[str, SkipSetting]] = [("dense", None), (f"skip {skip_in_words(skip)}", skip)]
         with self._terminal.comparison([title for title, _ in sides], lambda: self._llm.prompt_progress) as view:
             for _, setting in sides:
                 for part in in_thread(self._llm, self._answer_to(messages, skip=setting, temperature=0.0)):
                     view.add(part)
                 view.end(self._recorder.record())
+
+    def _why_dense(self, messages: list[dict[str, str]]) -> str | None:
+        """Why an answer to them would skip nothing; None where it would skip layers. Reads them, once for the answers, too."""
+        for _ in in_thread(self._llm, self._answer_to(messages, max_tokens=1, temperature=0.0)):
+            pass
+        routing = self._llm.routing
+        return None if routing is None or routing.skipped else routing.why
 
     def _fidelity(self, _: str) -> None:
         self._terminal.quiet(self._reading.report())
@@ -289,3 +296,11 @@ class Session:
             return f"{name}, without routers: dense (/skip 7,11 skips layers)"
         routers = "with routers" if self._llm.routers else "without routers"
         return f"{name}, {routers}, skip {skip_in_words(self._llm.skip)}"
+
+
+def _status(record: AnswerRecord, before: Fidelity | None, width: int | None) -> str:
+    """The line under an answer, of two lines where one has too few columns. before: the fidelity of the answer before."""
+    line = record.line(width)
+    more = "" if before is None else f"before: {before.line()}"
+    fits = width is None or len(line) + len(more) + 3 <= width
+    return line + (more and f"{' · ' if fits else chr(10)}{more}")
