@@ -24,11 +24,11 @@ class SkipError(FirstCppError, ValueError):
 
 
 class OffloadError(FirstCppError, ValueError):
-    """Layers on a GPU and routing asked for: layers can be left out on the CPU only."""
+    """Layers on a GPU and routing asked for: layers can be skipped on the CPU only."""
 
 
 class RoutingError(FirstCppError, RuntimeError):
-    """llama.cpp built a graph in which the chosen layers could not be left out."""
+    """llama.cpp built a graph in which the chosen layers could not be skipped."""
 
 
 class BusyError(FirstCppError, RuntimeError):

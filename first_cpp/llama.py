@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ext import CacheTensor
-from .errors import SkipError
 from .gguf.demo_model import demo_model_with_routers
 from .gguf.lora_file import find_lora
 from .gguf.model_file import ModelFile
@@ -40,7 +39,7 @@ from .runtime.probe import learn_layout
 from .runtime.routing import Routing
 from .runtime.state import LlamaState, restore
 from .runtime.structured import Structured
-from .skip import Skip, SkipSetting
+from .skip import Skip, SkipSetting, share_without_routers
 
 L = TypeVar("L", bound="Llama")
 
@@ -143,10 +142,7 @@ class Llama(PerCallLlama):
             found = load_routers(own.routers_path) if own.routers_path else read_routers(file.first, file.path)
         check_predicting(own.tolerance, found, file.path)
         if found is None and isinstance(own.skip, float) and own.skip > 0:
-            raise SkipError(
-                f"skip={own.skip!r} needs routers and there are none in {file.path}; give routers=FILE, a list of layers, or "
-                "make some with `python -m convert --routers`"
-            )
+            raise share_without_routers(own.skip, file.path)
         return found
 
     # -- settings and facts -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from .cli.plain_chat import PlainChat, has_template
 from .errors import MissingFileError
 from .gguf.bundled import find_demo_model
 from .llama import Llama
+from .runtime.llama_log import ggml_levels
 from .runtime.streaming import in_thread
 from .skip import Skip, skip_from_text
 
@@ -56,6 +57,10 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:
         """Answer a prompt of the llm library; the answer's record becomes the response's JSON."""
+        with ggml_levels():
+            yield from self._answer(prompt, response, conversation)
+
+    def _answer(self, prompt: Any, response: Any, conversation: Any) -> Iterator[str]:
         llama, options = self.llama, prompt.options
         llama.skip = self._own_skip if options.skip is None else skip_from_text(options.skip)
         llama.tolerance = self._own_tolerance if options.tolerance is None else options.tolerance

@@ -7,6 +7,7 @@ import math
 import numbers
 import random
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
@@ -20,6 +21,8 @@ SkipSetting: TypeAlias = Literal["auto"] | float | Iterable[int] | None
 
 MOST_LAYERS = 4096
 _ALLOWED = '"auto", None, a share from 0 up to, not including, 1, or a list of layer numbers'
+_SHARE = "a share of layers is at least 0 and below 1"
+_TYPED = "auto, none, a share like 0.3, or layers like 7,11; one layer: 7,"
 
 
 def parse_skip(value: object) -> Skip:
@@ -39,7 +42,7 @@ def parse_skip(value: object) -> Skip:
         except OverflowError:
             share = math.inf
         if not math.isfinite(share) or not 0 <= share < 1:
-            raise SkipError(f"skip={value!r}: a share of layers is at least 0 and below 1{_one_layer(share)}")
+            raise SkipError(f"skip={value!r}: {_SHARE}{_one_layer(share, 'skip=[{}]')}")
         return share
     try:
         layers = list(itertools.islice(value, MOST_LAYERS + 1))  # type: ignore[call-overload]
@@ -67,7 +70,10 @@ def _parse_layers(value: Iterable[object]) -> tuple[int, ...]:
 
 
 def skip_from_text(text: str) -> Skip:
-    """A skip setting as typed: auto, none, a share like 0.3, or layers like 7,11 or 7, or [7]. Raises SkipError."""
+    """A skip setting as typed: auto, none, a share like 0.3, or layers like 7,11 or 7, or [7].
+
+    Raises SkipError, in the words of somebody who types.
+    """
     word = text.strip().lower()
     if word in ("auto", "none"):
         return "auto" if word == "auto" else None
@@ -76,14 +82,35 @@ def skip_from_text(text: str) -> Skip:
     try:
         share = float(word)
     except ValueError:
-        return parse_skip(text)
-    return parse_skip(share)
+        raise SkipError(f"skip={text}: allowed are {_TYPED}") from None
+    if not 0 <= share < 1:  # as NaN is not
+        raise SkipError(f"skip={text}: {_SHARE}{_one_layer(share, '{},')}")
+    return share
 
 
-def _one_layer(number: float) -> str:
-    """What to write for one layer, where a number could be meant as that."""
+def _one_layer(number: float, how: str) -> str:
+    """What to write for one layer, where a number could be meant as that. how: with {} for the layer."""
     layer = math.isfinite(number) and number >= 1 and number == int(number)
-    return f"; for layer {number:.0f} alone write skip=[{number:.0f}]" if layer else ""
+    return f"; for layer {number:.0f} alone write {how.format(int(number))}" if layer else ""
+
+
+def no_routers(asked: str, path: str) -> str:
+    """What to say where something asked for needs routers that the model does not have, to Python and on the command line.
+
+    path: the model's file.
+
+    >>> no_routers("skip=0.25", "model.gguf")[:55]
+    'skip=0.25 needs routers and there are none in model.gguf'
+    """
+    return (
+        f"{asked} needs routers and there are none in {path}: `first-cpp calibrate -m {shlex.quote(path)} --out FILE` makes a "
+        "model with some; or give a file that has them, routers=FILE (--routers FILE)"
+    )
+
+
+def share_without_routers(share: float, path: str) -> SkipError:
+    """The error of a share that is asked for where there are no routers; layers by number need none."""
+    return SkipError(f"{no_routers(f'skip={share:g}', path)}, or layers by number, skip=[7, 11] (--skip 7,11)")
 
 
 def check_layers(layers: Sequence[int], n_layer: int) -> None:
@@ -92,7 +119,7 @@ def check_layers(layers: Sequence[int], n_layer: int) -> None:
         if layer >= n_layer:
             raise SkipError(f"skip: layer {layer} does not exist; this model has layers 0 to {n_layer - 1}")
     if layers and len(set(layers)) >= n_layer:
-        raise SkipError(f"skip: all {n_layer} layers would be left out; at least one must stay")
+        raise SkipError(f"skip: all {n_layer} layers would be skipped; at least one must stay")
 
 
 def layers_for_share(share: float, n_layer: int) -> int:
@@ -100,7 +127,7 @@ def layers_for_share(share: float, n_layer: int) -> int:
     # a share stored as float32, off by up to 3e-8, means what was written
     count = math.floor((share + 1e-7) * n_layer + 0.5)
     if count >= n_layer:
-        raise SkipError(f"skip={share:g} would leave out all {n_layer} layers; at most {(n_layer - 1) / n_layer:.4g}")
+        raise SkipError(f"skip={share:g}: this would skip all {n_layer} layers; at most {(n_layer - 1) / n_layer:.4g}")
     return count
 
 
@@ -128,7 +155,7 @@ def needs_order(kind: str) -> bool:
 
 
 def fixed_layers(kind: str, share: float, n_layer: int, order: Sequence[int] = (), seed: int = 0) -> tuple[int, ...]:
-    """The layers that an input-blind choice leaves out.
+    """The layers that an input-blind choice skips.
 
     influence, search, given: the first of `order`, all layers from the least block influence up, as a search found them, or
     as somebody gave them.

@@ -15,7 +15,7 @@ import llama_cpp
 
 from .._version import __version__
 from ..cli.extras import need_extra
-from ..cli.model_name import find_models
+from ..cli.model_name import find_model, find_model_to_use, find_models
 from ..errors import OptionError
 from ..gguf.new_file import check_regular
 from ..runtime.machine import describe_machine, physical_cores
@@ -34,7 +34,8 @@ def command(args: argparse.Namespace) -> None:
     """Measure and report: a table row by row, other formats at the end."""
     configurations = list(configurations_of(args))
     asked = Asked.of(args)
-    find_models(args, "model", "vs")
+    find_models(args, "model", find=find_model_to_use if args.routers is None else find_model)
+    find_models(args, "vs")
     check_models(args)
     if args.plot:
         _check_plot(args.plot, asked.tests)

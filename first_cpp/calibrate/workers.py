@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.llama_log import ggml_levels
 from ..streams.engine import ROOM, Engine
 from .answer_costs import NOTHING
 from .cost import Floats
@@ -248,7 +249,11 @@ class _Recorded(CostStore):
 def _work(pipe: Any, path: str, n_tokens: int, n_threads: int, streams: int, n_prompts: int) -> None:
     """A worker: does what it is asked until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is for who asks
-    with contextlib.suppress(EOFError, OSError), contextlib.closing(Engine(path, n_tokens, n_threads, streams)) as engine:
+    with (
+        contextlib.suppress(EOFError, OSError),
+        ggml_levels(),
+        contextlib.closing(Engine(path, n_tokens, n_threads, streams)) as engine,
+    ):
         store = _Recorded(n_prompts)
         measure = Measure(engine, store)
         pipe.send((0, None, [], None))

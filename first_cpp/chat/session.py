@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
-from ..cli.answer_record import AnswerRecorder
+from ..cli.answer_record import AnswerRecord, AnswerRecorder
 from ..errors import ContextFull, FirstCppError, OptionError, SkipError
 from ..gguf.readable_name import readable_name
 from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.routing import picture
 from ..runtime.streaming import in_thread
-from ..skip import SkipSetting, skip_from_text, skip_in_words
+from ..skip import Skip, SkipSetting, skip_from_text, skip_in_words
 from .conversation import Conversation
 from .line_reader import paths
 from .reading import Reading
@@ -154,10 +154,7 @@ class Session:
             return
         self._conversation.answer("".join(answer))
         if (record := self._recorder.record()) is not None:
-            line, width = record.line(self._terminal.width), self._terminal.width
-            more = "" if before is None else f"before: {before.line()}"
-            fits = width is None or len(line) + len(more) + 3 <= width
-            self._terminal.quiet(line + (more and f"{' · ' if fits else chr(10)}{more}"))
+            self._terminal.note(lambda width: _status(record, before, width))
 
     def _answer_to(
         self, messages: list[dict[str, str]], skip: SkipSetting | EllipsisType = ..., **sampling: Any
@@ -177,10 +174,15 @@ class Session:
     def _skip(self, text: str) -> None:
         if text:
             try:
-                self._llm.skip = skip_from_text(text)
+                self._set_skip(skip_from_text(text))
             except SkipError as error:
-                raise OptionError(f"/skip {text}: {_plain(error)}") from None
+                raise OptionError(f"/skip {text}: {re.sub('^skip(=.*?)?: ', '', str(error))}") from None
         self._terminal.quiet(f"skip is {skip_in_words(self._llm.skip)}")
+
+    def _set_skip(self, skip: Skip) -> None:
+        if isinstance(skip, float) and skip and self._llm.routers is None:
+            raise SkipError("a share needs routers, and this model has none; layers by number need none, like /skip 7,11")
+        self._llm.skip = skip
 
     def _tolerance(self, text: str) -> None:
         if text:
@@ -219,12 +221,22 @@ class Session:
             self._terminal.quiet("nothing was asked yet")
             return
         skip = self._llm.skip
+        if (why := self._why_dense(messages)) is not None:
+            self._terminal.quiet(f"nothing to compare: {why}")
+            return
         sides: list[tuple[str, SkipSetting]] = [("dense", None), (f"skip {skip_in_words(skip)}", skip)]
         with self._terminal.comparison([title for title, _ in sides], lambda: self._llm.prompt_progress) as view:
             for _, setting in sides:
                 for part in in_thread(self._llm, self._answer_to(messages, skip=setting, temperature=0.0)):
                     view.add(part)
                 view.end(self._recorder.record())
+
+    def _why_dense(self, messages: list[dict[str, str]]) -> str | None:
+        """Why an answer to them would skip nothing; None where it would skip layers. Reads them, once for the answers, too."""
+        for _ in in_thread(self._llm, self._answer_to(messages, max_tokens=1, temperature=0.0)):
+            pass
+        routing = self._llm.routing
+        return None if routing is None or routing.skipped else routing.why
 
     def _fidelity(self, _: str) -> None:
         self._terminal.quiet(self._reading.report())
@@ -286,9 +298,9 @@ class Session:
         return f"{name}, {routers}, skip {skip_in_words(self._llm.skip)}"
 
 
-def _plain(error: SkipError) -> str:
-    """What is wrong with a skip setting, in the words of the command line."""
-    text = re.sub(r"^skip(=.*?)?(: | (?=is not|needs|would))", "", str(error))
-    if text.startswith("is not "):
-        return "allowed are auto, none, a share like 0.3, or layers like 7,11; one layer: 7,"
-    return re.sub(r"skip=\[(\d+)\]", r"\1,", text)
+def _status(record: AnswerRecord, before: Fidelity | None, width: int | None) -> str:
+    """The line under an answer, of two lines where one has too few columns. before: the fidelity of the answer before."""
+    line = record.line(width)
+    more = "" if before is None else f"before: {before.line()}"
+    fits = width is None or len(line) + len(more) + 3 <= width
+    return line + (more and f"{' · ' if fits else chr(10)}{more}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ..errors import OptionError
@@ -35,6 +35,7 @@ class Terminal:
         self.renders = self.console.is_terminal and not self.console.is_dumb_terminal
         """Whether Markdown is drawn; elsewhere an answer is its text as it is."""
         self._wraps = self.console.is_terminal
+        self._errors = Console(stderr=True, highlight=False)
         self.complete: Completions = lambda _: []
         """What Tab may write."""
         self._reader: LineReader | None = line_reader(history, self._complete) if self.interactive else None
@@ -94,12 +95,19 @@ class Terminal:
         """Show a note beside the conversation."""
         self.console.print(without_controls(text), style="dim", markup=False, soft_wrap=not self._wraps)
 
+    def note(self, line: Callable[[int | None], str]) -> None:
+        """Show a line about an answer, made for as many columns, where a person sees it: a pipe gets the answer alone."""
+        console = next((one for one in (self.console, self._errors) if one.is_terminal), None)
+        if console is not None:
+            console.print(without_controls(line(console.width)), style="dim", markup=False)
+
     def show(self, what: Any) -> None:
         """Show a table."""
         self.console.print(what)
 
     def error(self, text: str) -> None:
-        self.console.print(without_controls(text), style="red", markup=False, soft_wrap=not self._wraps)
+        console = self.console if self._wraps else self._errors
+        console.print(without_controls(text), style="red", markup=False, soft_wrap=not console.is_terminal)
 
     @property
     def width(self) -> int | None:

@@ -33,7 +33,7 @@ from ..runtime.routing import picture
 from ..skip import Skip, SkipSetting, skip_from_text
 from .demo_texts import CALIBRATION, EVERYDAY, TRAINED
 from .execute import add_debug
-from .model_name import HELP, add_offline, find_models
+from .model_name import HELP, add_offline, find_model, is_demo
 from .next_commands import next_commands
 from .options import whole_number
 
@@ -85,9 +85,9 @@ def command(args: argparse.Namespace) -> None:
         raise OptionError(f"--skip {args.skip} skips nothing: there is nothing to show; give auto, a share, or layers")
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
     machine = f"{cpu_name()}, {args.threads} thread{'s' * (args.threads > 1)}"
-    find_models(args, "model")
-    with _model(args.model) as (path, name, routers, following):
-        prompts = EVERYDAY if args.model else TRAINED
+    given = None if is_demo(args.model) else find_model(args.model, args.offline)
+    with _model(given) as (path, name, routers, following):
+        prompts = EVERYDAY if given else TRAINED
         full = llama_cpp.Llama(path, **settings)
         skipping = Llama(path, routers=routers, skip=None, **settings)
         try:

@@ -13,6 +13,7 @@ from types import FrameType
 
 from ..errors import FirstCppError
 from ..gguf.printable import printable
+from ..runtime.llama_log import ggml_levels
 from .output import finish_output, prepare_streams
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -46,7 +47,7 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0, 1 failure, 2 input that cannot be used, 130 interrupted, 143 terminated."""
     try:
-        with _handling_sigterm():
+        with _handling_sigterm(), ggml_levels():
             prepare_streams()
             command(args)
             sys.stdout.flush()

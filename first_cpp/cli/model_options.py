@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import os
 import random
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import OptionError, SkipError
-from ..gguf.demo_model import demo_model_with_routers
+from ..errors import OptionError
 from ..gguf.model_file import ModelFile, context_length
 from ..gguf.router_format import router_keys
 from ..llama import Llama
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import physical_cores
-from ..skip import Skip, check_layers, skip_from_text
-from .model_name import HELP, add_offline, check_name, find_model
+from ..skip import Skip, check_layers, share_without_routers, skip_from_text
+from .model_name import HELP, add_offline, check_name, find_model, find_model_to_use
 from .options import check_chat_format, not_empty, number, whole_number
 from .plain_chat import PlainChat, has_template
 
@@ -61,13 +59,13 @@ class ModelOptions:
 
     @functools.cached_property
     def path(self) -> str:
-        """The model's file, downloaded where that is needed; the demo model comes with the adapter made for it.
+        """The model's file, downloaded where that is needed; the demo model comes with the adapter made for it, unless another
+        is given.
 
-        Raises as `find_model`.
+        Raises as `find_model_to_use`.
         """
-        if self.model is None and self.routers is None and self.lora is None:
-            return demo_model_with_routers(say=lambda text: print(text, file=sys.stderr))
-        return find_model(self.model, self.offline)
+        find = find_model_to_use if self.routers is None and self.lora is None else find_model
+        return find(self.model, self.offline)
 
     @property
     def name(self) -> str:
@@ -100,8 +98,6 @@ class ModelOptions:
         llm = kind(self.path, **settings)
         if self.chat_format is None and not has_template(llm):
             llm.chat_handler = PlainChat(llm.model_path)
-        if not self.verbose:
-            logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a cancelled prefill is no error
         return llm
 
     def check_file(self) -> None:
@@ -110,7 +106,7 @@ class ModelOptions:
         if isinstance(self.skip, tuple):
             check_layers(self.skip, file.n_layer)
         if isinstance(self.skip, float) and self.skip > 0 and not (self.routers or router_keys(file.first)):
-            raise SkipError(f"skip={self.skip:g} needs routers and there are none in {file.path}")
+            raise share_without_routers(self.skip, file.path)
         self._check_context()
 
     def _check_context(self) -> None:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 
 from ..errors import OptionError
-from ..skip import parse_skip
 
 
 def shares_from_text(text: str) -> list[float]:
@@ -22,10 +21,11 @@ def shares_from_text(text: str) -> list[float]:
     shares = set()
     for part in text.split(","):
         try:
-            share = parse_skip(float(part))
-        except ValueError as error:
-            raise OptionError(f"--skip: {part!r} is not a share of layers ({error})") from None
-        assert isinstance(share, float)
+            share = float(part)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share < 1:
+            raise OptionError(f"--skip: {part!r} is not a share of layers: a number of at least 0 and below 1, like 0.25")
         shares.add(share)
     return sorted(shares)
 

@@ -36,14 +36,18 @@ def demo_model_with_routers(folder: str | None = None, say: Callable[[str], obje
     """
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError('the demo model needs gguf, which is not installed: pip install "first-cpp[demo]"')
-    base, adapter = find_demo_model(), find_adapter(DEMO_ADAPTER)
-    folder = cache_folder() if folder is None else folder
-    path = os.path.join(folder, f"{DEMO_ADAPTER}-first-{_key(base, adapter)}.gguf")
+    base, adapter, path = find_demo_model(), find_adapter(DEMO_ADAPTER), path_with_routers(folder)
     if not os.path.exists(path):
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         say(f"preparing {os.path.basename(base)}, once: the adapter for everyday prompts is folded in, a few seconds")
         merge(adapter, base, path, quantize=QUANTIZE, force=True, quiet=True)
     return path
+
+
+def path_with_routers(folder: str | None = None) -> str:
+    """Where `demo_model_with_routers` keeps its file, made or not. Raises MissingFileError without the demo extra."""
+    base, adapter = find_demo_model(), find_adapter(DEMO_ADAPTER)
+    return os.path.join(folder or cache_folder(), f"{DEMO_ADAPTER}-first-{_key(base, adapter)}.gguf")
 
 
 def _key(base: str, adapter: str) -> str:

@@ -53,7 +53,9 @@ def load_routers(path: str) -> Routers:
         )
     routers = read_routers(open_gguf(path), path)
     if routers is None:
-        raise RouterError(f"no routers in {path}: it has no first.* metadata (make some with `python -m convert --routers`)")
+        raise RouterError(
+            f"no routers in {path}: it has no first.* metadata (`first-cpp calibrate` or `python -m convert` makes some)"
+        )
     return routers
 
 

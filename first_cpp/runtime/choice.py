@@ -83,7 +83,7 @@ def _why_nothing(setting: Setting, routers: Routers | None) -> str:
         return f"skip {skip_in_words(setting.skip)}"
     if routers is None:
         return "no routers"
-    return "skip auto" if routers.cost is None else f"tolerance={setting.tolerance:g}"
+    return "skip auto" if routers.cost is None else f"tolerance {setting.tolerance:g}"
 
 
 def _means(routers: Routers, n_deciding: int, scores: npt.NDArray[np.float32] | None) -> PromptMeans | None:
@@ -128,18 +128,18 @@ def _budgeted(tolerance: float, routers: Routers, layers: Layers, means: PromptM
     index = costs.within(tolerance)
     level, cost = (costs.levels[0], costs.costs[0]) if index is None else (costs.levels[index], costs.costs[index])
     expected = f"expected {in_words(routers.cost, cost)}"
-    numbers = f"predicted cost {cost:.3g}, tolerance {tolerance:.3g} nats a token"
+    # the tolerance is of one layer, so the cost beside it is too
+    numbers = f"for each skipped layer: predicted cost {cost / level:.3g}, tolerance {tolerance:.3g} nats a token"
     if index is None:
-        why = f"nothing is skipped: without {level} of {n_layer} layers it is {expected} ({numbers})"
+        why = f"nothing is skipped: skipping {level} of {n_layer} layers is {expected} ({numbers})"
         return Choice(keep, (), why, 0.0, 0, 0.0)
     if routers.kind == "layers":
         skipped = _lowest(means, level, routers, layers)
     else:
         skipped = tuple(i for i in routers.cost.sets[costs.sets[index]].layers if not layers.unskippable[i])
     few = f", of which {len(skipped)} are skippable" if len(skipped) < level else ""
-    return Choice(
-        keep, skipped, f"{level} of {n_layer} layers{few}: {expected} ({numbers})", cost, level, routers.cost.changed(cost)
-    )
+    why = f"skips {level} of {n_layer} layers{few}: {expected} ({numbers})"
+    return Choice(keep, skipped, why, cost, level, routers.cost.changed(cost))
 
 
 def _possible(routers: Routers, layers: Layers) -> list[bool]:

@@ -1,12 +1,30 @@
-"""What llama.cpp logs through llama_cpp's logger, hushed where it is about something that was asked for."""
+"""What llama.cpp logs through llama_cpp's logger: by its true levels, and hushed where it is about something asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
+
+from llama_cpp import _logger
 
 _LOG = logging.getLogger("llama-cpp-python")
 _ALL = logging.CRITICAL + 1
+_GGML_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # ggml.h
+
+
+@contextlib.contextmanager
+def ggml_levels() -> Iterator[None]:
+    """llama.cpp's messages count by ggml's levels inside: llama_cpp's table is one off, and with verbose=False shows warnings
+    and hides errors. For programs of our own; `Llama` stays as llama_cpp has it."""
+    table = _logger.GGML_LOG_LEVEL_TO_LOGGING_LEVEL
+    before = dict(table)
+    table.update(_GGML_LEVELS)
+    try:
+        yield
+    finally:
+        table.update(before)
 
 
 class _Hush:

@@ -13,7 +13,7 @@ import llama_cpp
 
 from ..errors import OffloadError, RoutingError, SettingError, SkipError
 from ..gguf.routers import Routers
-from ..skip import Skip, check_layers, layers_for_share, parse_skip, skip_in_words
+from ..skip import Skip, check_layers, layers_for_share, no_routers, parse_skip, share_without_routers, skip_in_words
 from .arguments import Arguments, check_tolerance
 from .choice import Choice, Setting, choose
 from .context import ReadContext
@@ -38,7 +38,7 @@ def hold(own: Arguments, routers: Routers | None, path: str) -> HeldFidelity | N
     if own.fidelity is None:
         return None
     if routers is None:
-        raise SettingError(f"fidelity={own.fidelity!r} needs routers, and there are none in {path}")
+        raise SettingError(no_routers(f"fidelity={own.fidelity!r}", path))
     state = None if own.fidelity_state is None else os.fspath(own.fidelity_state)
     dial = min(1.0, routers.skip / MOST_SHARE) if routers.cost is None else dial_of(routers.cost)
     return HeldFidelity(own.fidelity, dial=dial, path=state)
@@ -112,7 +112,7 @@ class RoutingPolicy:
         skip = parse_skip(value)
         if isinstance(skip, float):
             if skip > 0 and self._routers is None:
-                raise SkipError(f"skip={value!r} needs routers, and this model was loaded without; a list of layers needs none")
+                raise share_without_routers(skip, self._path)
             layers_for_share(skip, self._n_layer)
         if isinstance(skip, tuple):
             check_layers(skip, self._n_layer)

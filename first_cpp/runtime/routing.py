@@ -60,7 +60,7 @@ class Routing:
         return f"{self.n_layer - len(self.skipped)} of {self.n_layer} layers {picture(self.skipped, self.n_layer)}"
 
     def __repr__(self) -> str:
-        cost = "" if self.cost is None else f", predicted cost {self.cost:.3g} nats a token"
+        cost = f", predicted cost {self.cost:.3g} nats a token in all" if self.cost else ""
         return f"<Routing: {self.layers}{cost}, {self.why}>"
 
     def as_html(self) -> str:
@@ -70,8 +70,8 @@ class Routing:
         6
         """
         words = [f"{self.n_layer - len(self.skipped)} of {self.n_layer} layers computed"]
-        if self.cost is not None:
-            words.append(f"predicted cost {self.cost:.3g} nats a token")
+        if self.cost:
+            words.append(f"predicted cost {self.cost:.3g} nats a token in all")
         if self.changed is not None:
             words.append(words_changed(self.changed))
         return layer_bars(self.skipped, self.n_layer, self.keep) + notes([*words, self.why])

@@ -16,6 +16,7 @@ from routers_files import routed_model
 
 from first_cpp.chat.conversation import Conversation
 from first_cpp.chat.reading import marked
+from first_cpp.chat.terminal import Terminal
 from first_cpp.errors import OptionError
 
 COMMAND = [sys.executable, "-m", "first_cpp", "chat"]
@@ -35,8 +36,14 @@ def arguments(routed):
 def chat(arguments, *lines, encoding="utf-8"):
     done = command("chat", *arguments, text="".join(f"{line}\n" for line in lines), encoding=encoding)
     assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout  # no terminal, no escapes
-    return done.stdout
+    assert "\x1b" not in done.stdout + done.stderr  # no terminal, no escapes
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """The lines under answers, which a pipe does not get, on stdout all the same."""
+    monkeypatch.setattr(Terminal, "note", lambda self, line: self.quiet(line(None)))
 
 
 # -- through a pipe ------------------------------------------------------------------------------------------------
@@ -44,19 +51,36 @@ def chat(arguments, *lines, encoding="utf-8"):
 
 def test_turns_are_create_chat_completions(arguments, routed, load):
     done = subprocess.run([*COMMAND, *arguments], input="Hello\nAnd you?\n", capture_output=True, text=True, check=True)
-    out = done.stdout
-    here = chat(arguments, "Hello", "And you?")  # as the other tests ask it
-    assert re.sub(LINE, "", here) == re.sub(LINE, "", out)
+    assert done.stderr == ""
+    assert chat(arguments, "Hello", "And you?") == done.stdout  # as the other tests ask it
     llm = load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")
     messages = []
     for text in ("Hello", "And you?"):
         messages.append({"role": "user", "content": text})
         answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0)["choices"][0]["message"]
         messages.append(answer)
-        assert answer["content"] in out
-    assert len(re.findall(LINE, out)) == 2
+    answers = "".join(f"{message['content']}\n" for message in messages[1::2])
+    assert done.stdout == re.sub("\r\n?", "\n", answers)  # nothing else
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_the_line_under_an_answer_is_for_a_terminal(arguments):
+    """With stdout in a pipe it goes to stderr, where somebody looks at that; errors go there in any case."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    told = {"input": b"Hello\n/hlep\n", "stdout": subprocess.PIPE}
+    seen = subprocess.run([*COMMAND, *arguments], stderr=theirs, env={**os.environ, "COLUMNS": "120"}, check=True, **told)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert len(re.findall(LINE, shown)) == 1
+    assert "there is no command /hlep" in shown
+    unseen = subprocess.run([*COMMAND, *arguments], stderr=subprocess.PIPE, check=True, **told)
+    assert unseen.stdout == seen.stdout
+    assert unseen.stderr == b"there is no command /hlep; /help lists the commands\n"
+
+
+@pytest.mark.usefixtures("noted")
 def test_empty_lines_and_load_without_a_name(arguments):
     out = chat(arguments, "", "/load", "Hello")
     assert "/load needs a file name" in out
@@ -102,6 +126,13 @@ def test_compare_shows_both(arguments):
     assert "skip is 0.34" in out
 
 
+def test_there_is_nothing_to_compare_where_nothing_is_skipped(arguments, tiny):
+    out = chat(arguments, "/skip none", "Hello", "/compare", "/skip 0.34", "/compare")
+    assert out.count("nothing to compare: skip none: nothing is skipped\n") == out.count("dense:") == 1
+    plain = chat(["-m", tiny, "-n", "4", "-c", "256", "--chat-format", "chatml"], "Hello", "/compare")
+    assert plain.endswith("\nnothing to compare: no routers: nothing is skipped\n")
+
+
 def test_compare_is_greedy_at_any_temperature(arguments, routed, load):
     out = chat([*arguments, "--temp", "1.5"], "Hello", "/compare")
     messages = [{"role": "user", "content": "Hello"}]
@@ -111,6 +142,7 @@ def test_compare_is_greedy_at_any_temperature(arguments, routed, load):
         assert greedy["content"] in out
 
 
+@pytest.mark.usefixtures("noted")
 def test_set(arguments, tmp_path):
     saved = tmp_path / "talk.json"
     out = chat(
@@ -140,13 +172,20 @@ def test_nothing_is_shown_in_pythons_words(arguments):
     out = chat(
         arguments,
         *("/skip none", "Hello", "/layers", "/skip auto", "/skip", "/skip 1,", "/skip 9", "/skip 2.5", "/skip 1,1", "/skip []"),
-        *("/skip 99,100", "/tolerance x", "/set", "/load nowhere", "/help"),
+        *("/skip half", "/skip 0.95", "/skip 99,100", "/tolerance x", "/set", "/load nowhere", "/help"),
     )
     assert "/skip 9: a share of layers is at least 0 and below 1; for layer 9 alone write 9," in out
+    assert "/skip 0.95: this would skip all 6 layers" in out
+    assert "/skip half: allowed are auto, none, a share like 0.3" in out
     assert "/skip 99,100: layer 99 does not exist; this model has layers 0 to 5" in out
     assert "/tolerance x: a number of nats a token is needed" in out
     for mark in ("'", "None", "True", "[Errno", "skip=", "(1,", "float"):
         assert mark not in out.replace("last answer's", "").replace("model's", "").replace("token's", ""), mark
+
+
+def test_a_share_without_routers_is_refused_in_the_chats_words(tiny):
+    out = chat(["-m", tiny, "-c", "256"], "/skip 0.25")
+    assert out == "/skip 0.25: a share needs routers, and this model has none; layers by number need none, like /skip 7,11\n"
 
 
 def test_an_existing_file_is_not_replaced_where_nobody_can_be_asked(arguments, tmp_path):
@@ -168,6 +207,7 @@ def test_a_pipe_gets_the_text_as_it_is(arguments):
         assert re.search("[█#]{8}", out)
 
 
+@pytest.mark.usefixtures("noted")
 def test_help_and_mistakes(arguments, tmp_path):
     out = chat(arguments, "/help", "/hlep", "/save", f"/load {tmp_path}/none", "/skip x", "Hello")
     for words in (
@@ -181,6 +221,7 @@ def test_help_and_mistakes(arguments, tmp_path):
         assert words in out
 
 
+@pytest.mark.usefixtures("noted")
 def test_a_question_too_long_is_taken_back(arguments):
     out = chat([*arguments, "-c", "256"], "word " * 400, "Hello")
     assert "no longer fits into the context of 256 tokens" in out
@@ -197,8 +238,9 @@ def test_bad_arguments_before_the_model_is_loaded(tmp_path):
     assert "is not a saved conversation: message 0 has role 'pope'" in done.stderr
 
 
+@pytest.mark.usefixtures("noted")
 def test_fidelity_of_the_last_answer(arguments, routed, load):
-    """A pipe runs no idle pass by itself; /fidelity runs it, and the next quiet line has the figure too."""
+    """A pipe runs no idle pass by itself; /fidelity runs it, and the next line under an answer has the figure too."""
     out = chat(arguments, "/fidelity", "Hello", "And you?", "/fidelity", "More")
     assert "no answer with skipped layers was measured" in out
     llm = load(routed, skip=0.34, n_ctx=2048, chat_format="chatml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -60,6 +61,14 @@ def test_unknown_verb_and_debug(capsys):
     assert stop.value.code == 2
     assert main(["inspect", "--debug", "none.gguf"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_without_a_verb_all_are_listed(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [word for word in re.findall(r"^    (\w+)", shown.err, re.MULTILINE) if word in VERBS] == list(VERBS)
+    assert shown.err.endswith("\nerror: a verb is missing\n")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -16,9 +16,11 @@ from routers_files import routed_model
 
 from convert.__main__ import main as convert
 from first_cpp.cli.main import main
-from first_cpp.cli.model_name import HubName, find_model
+from first_cpp.cli.model_name import HubName, find_model, find_model_to_use
+from first_cpp.cli.model_options import ModelOptions
 from first_cpp.errors import MissingExtraError, MissingFileError, OptionError
 from first_cpp.gguf.bundled import find_demo_model
+from first_cpp.gguf.demo_model import path_with_routers
 
 FILES = [
     "a-Q8_0.gguf",
@@ -67,6 +69,18 @@ def test_a_name_that_cannot_be_one_is_refused_before_any_work(name):
         find_model(name)
 
 
+@pytest.mark.parametrize("words", [("run", "-m", "smollm2", "x"), ("calibrate", "-m", "smollm2", "--out", "o.gguf"),
+                                   ("inspect", "smollm2"), ("bench", "-m", "smollm2"), ("demo", "-m", "smollm2")])  # fmt: skip
+def test_a_word_that_is_no_model_names_what_could_be_meant(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    told = "there is no file smollm2; a model is a GGUF file, demo, or hf:USER/NAME; `first-cpp models` lists what is here"
+    assert capsys.readouterr().err == f"error: {told}\n"
+    (tmp_path / "smollm2").touch()
+    assert find_model("smollm2") == "smollm2"  # where there is such a file it is meant
+    assert (find_model("./gone"), find_model("gone.gguf")) == ("./gone", "gone.gguf")  # paths: their reader says so
+
+
 def test_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"-m hf:org/repo needs huggingface_hub.*first-cpp\[hub\]"):
@@ -77,7 +91,39 @@ def test_demo_is_a_name_unless_there_is_such_a_file(smollm2, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert find_model("demo") == find_model(None) == find_demo_model()
     (tmp_path / "demo").touch()
-    assert find_model("demo") == "demo"
+    assert find_model("demo") == find_model_to_use("demo") == "demo"
+
+
+@pytest.fixture
+def everyday(tiny, models, monkeypatch):
+    """A small model with routers in the place of the demo model with its everyday ones."""
+    made = routed_model(tiny, models, seed=314)
+    monkeypatch.setattr("first_cpp.cli.model_name.demo_model_with_routers", lambda say: made)
+    return made
+
+
+def test_verbs_that_use_a_model_take_demo_with_its_routers(everyday, smollm2, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ModelOptions("demo").path == ModelOptions().path == find_model_to_use("demo") == everyday
+    for given in ({"routers": "r.gguf"}, {"lora": "l.gguf"}):  # somebody's own, for the model as it came
+        assert ModelOptions("demo", **given).path == ModelOptions(**given).path == smollm2
+    assert "6 layers x 128 values" in command("inspect", "demo").stdout
+    done = command("bench", "-m", "demo", "-p", "0", "-n", "2", "-r", "1", "--skip", "0", "--no-resident", "-o", "json")
+    assert {row["model_filename"] for row in json.loads(done.stdout)} == {everyday}, done.stderr
+
+
+def test_the_demo_of_demo_is_the_demo(monkeypatch, tmp_path):
+    """By name as without -m: the model of the questions it asks then, and their prompts."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def model(given):
+        asked.append(given)
+        raise OptionError("no further")
+
+    monkeypatch.setattr("first_cpp.cli.demo._model", model)
+    assert (main(["demo"]), main(["demo", "-m", "demo"])) == (2, 2)
+    assert asked == [None, None]
 
 
 # -- through huggingface_hub ---------------------------------------------------------------------------------------------
@@ -179,6 +225,24 @@ def test_the_list_has_the_cache_the_folder_and_routers(hub, cache, tiny, tiny_q8
     for one in found:  # each name is one that -m takes
         monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
         assert os.path.samefile(one["path"], first_path(one["name"], env))
+
+
+def test_the_demo_model_is_listed_with_its_routers_made_or_not(smollm2, tiny, models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("first_cpp.cli.list_models.cached_files", dict)
+
+    def listed():
+        assert main(["models", "--json", str(tmp_path)]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["name"], found["routers"]) == ("demo", True)
+        return found["path"]
+
+    assert listed() == smollm2
+    assert not (tmp_path / "cache").exists()
+    made = pathlib.Path(path_with_routers())
+    made.parent.mkdir(parents=True)
+    shutil.copy(routed_model(tiny, models, seed=315), made)
+    assert listed() == str(made)
 
 
 def first_path(name: str, env: dict[str, str]) -> str:

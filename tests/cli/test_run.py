@@ -14,6 +14,7 @@ import pytest
 from in_process import command
 from routers_files import routed_model
 
+from first_cpp import SkipError
 from first_cpp.cli.model_options import watched
 
 COMMAND = [sys.executable, "-m", "first_cpp", "run"]
@@ -82,7 +83,8 @@ def test_prompt_from_stdin_and_beside_it(routed):
         ([], "the prompt is empty"),
         (["  "], "the prompt is empty"),
         (["-m", "nowhere.gguf", "x"], "nowhere.gguf"),
-        (["--skip", "2", "x"], "skip=2"),
+        (["--skip", "7", "x"], "skip=7: a share of layers is at least 0 and below 1; for layer 7 alone write 7,\n"),
+        (["--skip", "50%", "x"], "skip=50%: allowed are auto, none, a share like 0.3, or layers like 7,11; one layer: 7,\n"),
         (["--raw", "--system", "s", "x"], "--system is part of a chat"),
         (["-t", "0", "x"], "at least 1"),
         (["-t", "5000", "x"], "above 512"),
@@ -98,6 +100,23 @@ def test_usage_errors_are_one_line_and_exit_2(args, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_share_without_routers_says_what_to_do_at_a_command_line_and_in_python(tiny, load):
+    done = run("-m", tiny, "--skip", "0.25", "x")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: skip=0.25 needs routers and there are none in {tiny}")
+    for remedy in (
+        f"`first-cpp calibrate -m {tiny} --out FILE`",
+        "--routers FILE",
+        "--skip 7,11",
+        "routers=FILE",
+        "skip=[7, 11]",
+    ):
+        assert remedy in done.stderr
+    with pytest.raises(SkipError) as refused:
+        load(tiny).skip = 0.25
+    assert done.stderr == f"error: {refused.value}\n"
 
 
 def test_a_prompt_too_long_fails_plainly(routed):

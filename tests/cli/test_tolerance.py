@@ -10,6 +10,7 @@ from in_process import command
 from routers_files import budget_routers
 from server import chat, serving
 
+from first_cpp.chat.terminal import Terminal
 from first_cpp.cli.answer_record import AnswerRecord
 from first_cpp.cli.main import main
 from first_cpp.gguf.embed import embed
@@ -61,19 +62,22 @@ def test_the_line_under_an_answer():
     assert AnswerRecord(20, 9, 1.0, 1.0, 6, (2,), None, "why", 1.31, float("inf"), 0.2).as_json()["predicted_cost"] is None
 
 
-def test_chat(budget):
+def test_chat(budget, monkeypatch):
     lines = ("/tolerance", "Hello", "/layers", "/tolerance 0.5", "Again", "/layers", "/tolerance lots", "/tolerance -1")
-    text = "\n".join((*lines, "/skip 0.17", "More", "/layers", ""))
+    text = "\n".join((*lines, "/skip 0.17", "More", "/layers", "/skip auto", "/tolerance 0.0001", "/compare", ""))
+    monkeypatch.setattr(Terminal, "note", lambda self, line: self.quiet(line(None)))
     done = command("chat", "-m", budget, "-n", "6", "--temp", "0", "-c", "512", "--chat-format", "chatml", text=text)
     out = done.stdout
     assert "tolerance is 0.06 nats a token" in out
-    assert "###..#  2 of 6 layers: expected to change about 5 in 100 words (predicted cost 0.0498, tolerance 0.06" in out
+    assert "###..#  skips 2 of 6 layers: expected to change about 5 in 100 words (for each skipped layer: predicted" in out
+    assert "predicted cost 0.0249, tolerance 0.06 nats a token)" in out
     assert "tolerance is 0.5 nats a token" in out
-    assert "#....#  4 of 6 layers: expected to change more than 20 in 100 words" in out
+    assert "#....#  skips 4 of 6 layers: expected to change more than 20 in 100 words" in out
     assert "/tolerance lots: a number of nats a token is needed" in out + done.stderr
     assert "tolerance=-1.0 is not a predicted cost" in out + done.stderr
     assert "###.##  the set for all prompts, share 0.17 asks for 1 of 6 layers; expected to change fewer than 1" in out
     assert "about 5 in 100 words changed" in out  # the line under an answer
+    assert "nothing to compare: nothing is skipped: skipping 1 of 6 layers is expected to change" in out
 
 
 def test_inspect(budget, capsys):

@@ -13,7 +13,9 @@ from evaluating import evaluate
     ("args", "message"),
     [
         (["--skip", "1.5"], "is not a share of layers"),
-        (["--skip", "0.95"], "would leave out all 6 layers"),
+        (["--skip", "0,7"], "'7' is not a share of layers: a number of at least 0 and below 1, like 0.25"),
+        (["--skip", "50%"], "'50%' is not a share of layers: a number of at least 0 and below 1, like 0.25\n"),
+        (["--skip", "0.95"], "would skip all 6 layers"),
         (["--baselines", "influence"], "needs --calibrate"),
         (["--baselines", "odd"], "'odd' is unknown"),
         (["--row", "x"], "is not NAME=FILE"),

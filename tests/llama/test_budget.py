@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -234,12 +235,18 @@ def test_why_is_in_words(tiny, load):
     for tolerance, said, changed in (
         (
             0.05,
-            "2 of 6 layers: expected to change about 4 in 100 words (predicted cost 0.04, tolerance 0.05 nats a token)",
+            "skips 2 of 6 layers: expected to change about 4 in 100 words "
+            "(for each skipped layer: predicted cost 0.02, tolerance 0.05 nats a token)",
             0.04,
         ),
-        (0.5, "4 of 6 layers: expected to change about 20 in 100 words", 0.2),
-        (0.001, "nothing is skipped: without 1 of 6 layers it is expected to change about 1 in 100 words", 0.0),
-        (0.0, "tolerance=0: nothing is skipped", None),
+        (0.5, "skips 4 of 6 layers: expected to change about 20 in 100 words", 0.2),
+        (
+            0.001,
+            "nothing is skipped: skipping 1 of 6 layers is expected to change about 1 in 100 words "
+            "(for each skipped layer: predicted cost 0.01, tolerance 0.001 nats a token)",
+            0.0,
+        ),
+        (0.0, "tolerance 0: nothing is skipped", None),
     ):
         llm.tolerance = tolerance
         greedy(llm, PROMPT, 1)
@@ -254,6 +261,17 @@ def test_why_is_in_words(tiny, load):
     greedy(llm, PROMPT, 1)
     assert llm.routing.why.endswith("5 of 6 layers; what that costs is unknown: up to 4 layers were measured")
     assert llm.routing.changed is None
+
+
+def test_the_cost_beside_a_tolerance_is_within_it_where_layers_are_skipped_and_above_where_none_is(tiny, load):
+    llm = load(tiny, routers=flat(tiny, 0.01, 0.04, 0.3))
+    for tolerance in (0.001, 0.005, 0.009, 0.011, 0.02, 0.05, 0.08, 0.2, 1.0):
+        llm.tolerance = tolerance
+        greedy(llm, PROMPT, 1)
+        cost, told = map(float, re.search(r"predicted cost (\S+), tolerance (\S+) nats", llm.routing.why).groups())
+        assert told == tolerance
+        assert (cost <= tolerance) is bool(llm.routing.skipped)
+        assert repr(llm.routing).count(" in all, skips") == bool(llm.routing.skipped)
 
 
 def test_words_without_a_table_are_numbers(tiny, load):

@@ -121,7 +121,7 @@ def train(tmp_path):
     words = ["a", "bb", "ccc", "dddd"]
     lines = [{"prompt": " ".join(words[: 1 + i % 4]), "response": words[i % 4] + " bb"} for i in range(23)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--batch-size", "5", "--precision", "float32"]
+    arguments = ["train", "--model", "./m", "--data", str(data), "--rank", "2", "--batch-size", "5", "--precision", "float32"]
     return [*arguments, "--start", "influence", "--quiet", "--lr", "0.01", "--processes", "2", "--out"]
 
 

@@ -45,7 +45,7 @@ def tiny_hf(monkeypatch):
 def test_layers_as_given(tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
-    arguments = ["train", "--model", "m", "--data", str(data), "--out", str(tmp_path / "run"), "--rank", "2", "--quiet"]
+    arguments = ["train", "--model", "./m", "--data", str(data), "--out", str(tmp_path / "run"), "--rank", "2", "--quiet"]
     for layers, said in (
         ("4,6", "layer 6 does not exist"),
         ("4,1", "--layers names 2 of 6 layers: --max-share is 0.5, allowed: up to 0.333"),
@@ -70,7 +70,7 @@ def test_nothing_is_trained_in_no_epochs(tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
     a, b, mean = (str(tmp_path / name) for name in ("a", "b", "mean"))
-    arguments = ["train", "--model", "m", "--data", str(data), "--valid", str(data), "--rank", "2", "--lr", "0.1", "--quiet"]
+    arguments = ["train", "--model", "./m", "--data", str(data), "--valid", str(data), "--rank", "2", "--lr", "0.1", "--quiet"]
     for out, more in ((a, ["--start", "influence"]), (b, ["--init", a]), (mean, ["--init", a, b, "--epochs", "0"])):
         assert main([*arguments, "--out", out, *more]) == 0
     weights = [load_file(os.path.join(run, "adapter", "adapter_model.safetensors")) for run in (a, b, mean)]
@@ -87,7 +87,7 @@ def test_a_teacher_is_matched_in_place_of_the_answers(tmp_path, capsys):
     """A run that starts from its teacher has nothing to learn, but what rounding or skipping layers costs."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a b c", "response": "b c"}\n' * 4)
-    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--precision", "float32", "--quiet", "--out"]
+    arguments = ["train", "--model", "./m", "--data", str(data), "--rank", "2", "--precision", "float32", "--quiet", "--out"]
     first = str(tmp_path / "first")
     assert main([*arguments, first, "--start", "influence", "--lr", "0.1"]) == 0
     losses = {}
@@ -113,7 +113,7 @@ def test_orders_are_searched_on_data_of_their_own(tmp_path, capsys):
     data, unseen = tmp_path / "data.jsonl", tmp_path / "unseen.jsonl"
     data.write_text('{"task": "x", "prompt": "a b c", "response": "b c"}\n' * 4)
     unseen.write_text("".join(f'{{"task": "{task}", "prompt": "a bb c", "response": "ccc b"}}\n' for task in "yz"))
-    arguments = ["train", "--model", "m", "--data", str(data), "--rank", "2", "--quiet", "--epochs", "0"]
+    arguments = ["train", "--model", "./m", "--data", str(data), "--rank", "2", "--quiet", "--epochs", "0"]
     assert main([*arguments, "--out", str(tmp_path / "run"), "--search-data", str(unseen)]) == 0
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert sorted(record["orders"]) == ["y", "z"]
@@ -124,8 +124,8 @@ def test_orders_are_searched_on_data_of_their_own(tmp_path, capsys):
 @pytest.mark.parametrize("share", ["--max-share", "--skip"])
 @pytest.mark.usefixtures("tiny_hf")
 def test_shares_that_leave_no_layer_are_refused_before_data_is_read(tmp_path, capsys, share):
-    assert main(["train", "--model", "m", "--data", "nowhere.jsonl", "--out", str(tmp_path / "run"), share, "0.95"]) == 2
-    assert "would leave out all 6 layers" in capsys.readouterr().err
+    assert main(["train", "--model", "./m", "--data", "nowhere.jsonl", "--out", str(tmp_path / "run"), share, "0.95"]) == 2
+    assert "would skip all 6 layers" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -317,7 +317,7 @@ def test_every_setting_has_its_option():
     """Its default is the setting's, and its value becomes the setting's, alone."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    required = ["--model", "m", "--data", "d", "--out", "o", "--precision", "float32"]
+    required = ["--model", "./m", "--data", "d", "--out", "o", "--precision", "float32"]
     assert settings_of(parser.parse_args(required)) == Settings()
     assert {field.name for field in dataclasses.fields(Settings)} == {*OTHER_VALUES, "warmup"}
     for name, value in OTHER_VALUES.items():
@@ -341,5 +341,5 @@ def test_help_fits_80_columns(monkeypatch):
 def test_a_missing_package_names_the_extra(tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
-    assert main(["train", "--model", "m", "--data", "d", "--out", str(tmp_path / "run")]) == 2
+    assert main(["train", "--model", "./m", "--data", "d", "--out", str(tmp_path / "run")]) == 2
     assert 'peft, which is not installed: pip install "first-cpp[train]"' in capsys.readouterr().err
