@@ -117,7 +117,8 @@ def run(words: list[str], **more: object) -> None:
 
 def of_layers(sets: str) -> dict[str, list[str]]:
     """How each row's LoRA is trained, by name."""
-    order = Calibration.load(f"{sets.removesuffix('.gguf')}.calibration.safetensors").order
+    found = Calibration.load(f"{sets.removesuffix('.gguf')}.calibration.safetensors")
+    order = found.order[: max(one.level for one in found.sets)]
     return {
         "budget": ["--sets", sets],
         "single set": ["--layers", ",".join(map(str, order))],

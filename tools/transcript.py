@@ -9,7 +9,7 @@ import sys
 from marks import ROOT, fill
 
 COMMAND = "first-cpp demo"
-SHOWN = "question"
+SHOWN = "morning"
 NEXT = "\nnext:\n"
 
 

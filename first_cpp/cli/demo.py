@@ -6,20 +6,18 @@ The full model runs in stock llama_cpp.Llama, the skipping one in first_cpp.Llam
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import sys
-import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
 import llama_cpp
 
 from ..errors import OptionError
-from ..gguf.bundled import TASK_ADAPTER, find_adapter, find_demo_model
+from ..gguf.bundled import find_demo_model
 from ..gguf.model_file import ModelFile
 from ..gguf.router_format import read_routers
 from ..gguf.routers import Routers
@@ -31,9 +29,9 @@ from ..runtime.interleaved import BUSY, busy_by, decode_times, ratio
 from ..runtime.machine import cpu_name, physical_cores
 from ..runtime.routing import picture
 from ..skip import Skip, SkipSetting, skip_from_text
-from .demo_texts import CALIBRATION, EVERYDAY, TRAINED
+from .demo_texts import CALIBRATION, EVERYDAY
 from .execute import add_debug
-from .model_name import HELP, add_offline, find_model, is_demo
+from .model_name import HELP, add_offline, find_model_to_use, is_demo
 from .next_commands import next_commands
 from .options import whole_number
 
@@ -47,7 +45,7 @@ FULL, SKIPPING = "full model", "skipping"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all arguments of the verb."""
     add = parser.add_argument
-    add("-m", "--model", metavar="MODEL", help=f"{HELP}, for chats (default: the one of the demo extra, with trained routers)")
+    add("-m", "--model", metavar="MODEL", help=f"{HELP}, for chats (default: demo, with trained routers)")
     add_offline(add)
     add("--skip", default="auto", metavar="SKIP", help="auto, a share like 0.25, or layers like 7,11 (default: %(default)s)")
     add("-n", "--max-tokens", type=whole_number(1), default=100, metavar="N", help="longest answer (default: %(default)s)")
@@ -85,20 +83,17 @@ def command(args: argparse.Namespace) -> None:
         raise OptionError(f"--skip {args.skip} skips nothing: there is nothing to show; give auto, a share, or layers")
     settings = {"n_ctx": 1024, "n_threads": args.threads, "n_threads_batch": args.threads, "verbose": False}
     machine = f"{cpu_name()}, {args.threads} thread{'s' * (args.threads > 1)}"
-    given = None if is_demo(args.model) else find_model(args.model, args.offline)
-    with _model(given) as (path, name, routers, following):
-        prompts = EVERYDAY if given else TRAINED
-        full = llama_cpp.Llama(path, **settings)
-        skipping = Llama(path, routers=routers, skip=None, **settings)
-        try:
-            skipping.skip = _setting(skip, skipping.routers)
-            results = [_compare(short, text, full, skipping, args.max_tokens) for short, text in prompts.items()]
-        finally:
-            full.close()
-            skipping.close()
+    path, name, routers, following = _model(args)
+    full = llama_cpp.Llama(path, **settings)
+    skipping = Llama(path, routers=routers, skip=None, **settings)
+    try:
+        skipping.skip = _setting(skip, skipping.routers)
+        results = [_compare(short, text, full, skipping, args.max_tokens) for short, text in EVERYDAY.items()]
+    finally:
+        full.close()
+        skipping.close()
     print("\n".join(summary(results, name, machine)))
-    if following:
-        print(f"\n{next_commands(*following)}")
+    print(f"\n{next_commands(*following)}")
 
 
 def _setting(skip: Skip, routers: Routers | None) -> SkipSetting:
@@ -108,23 +103,14 @@ def _setting(skip: Skip, routers: Routers | None) -> SkipSetting:
     return list(skip) if isinstance(skip, tuple) else skip
 
 
-@contextlib.contextmanager
-def _model(given: str | None) -> Iterator[tuple[str, str, Routers | None, list[list[str]]]]:
+def _model(args: argparse.Namespace) -> tuple[str, str, Routers | None, list[list[str]]]:
     """The model file, its name, routers where the file has none, and the commands to try next."""
-    if given is not None:
-        file = ModelFile.open(given)
-        own = read_routers(file.first, given)
-        yield given, os.path.basename(given), None if own is not None else _measured_routers(given), _following(given, own)
-        return
-    from ..gguf.merge import merge
-
-    base = find_demo_model()
-    print(f"preparing {os.path.basename(base)}: the trained adapter is folded in, a few seconds", flush=True)
-    name = f"{os.path.basename(base).split('.')[0]} Q4_0 with the trained routers"
-    with tempfile.TemporaryDirectory() as folder:
-        merged = os.path.join(folder, "model-first.gguf")
-        merge(find_adapter(TASK_ADAPTER), base, merged, quantize="Q4_0", quiet=True)
-        yield merged, name, None, [["first-cpp", "chat"], ["first-cpp", "bench", "-m", "demo"]]
+    path = find_model_to_use(args.model, args.offline)
+    if is_demo(args.model):
+        name = f"{os.path.basename(find_demo_model()).split('.')[0]} Q4_0 with its everyday adapter"
+        return path, name, None, [["first-cpp", "chat"], ["first-cpp", "bench", "-m", "demo"]]
+    own = read_routers(ModelFile.open(path).first, path)
+    return path, os.path.basename(path), None if own is not None else _measured_routers(path), _following(path, own)
 
 
 def _following(model: str, routers: Routers | None) -> list[list[str]]:

