@@ -2,7 +2,7 @@
 
     llm -m first-cpp "Name a colour." -o skip 0.25
 
-serves the model of the demo extra, or the file that the variable FIRST_CPP_MODEL names. In Python any loaded
+serves the demo model with its everyday routers, or the file that the variable FIRST_CPP_MODEL names. In Python any loaded
 `first_cpp.Llama` can be passed: `FirstCppModel("my-model", llama).prompt("...")`.
 """
 
@@ -30,7 +30,7 @@ VARIABLE = "FIRST_CPP_MODEL"
 
 
 class FirstCppModel(llm.Model):  # type: ignore[misc]
-    """One GGUF model: a path that is loaded with the first prompt, or a `first_cpp.Llama`."""
+    """One GGUF model: a path that is loaded with the first prompt, None for the demo model, or a `first_cpp.Llama`."""
 
     can_stream = True
 
@@ -41,7 +41,7 @@ class FirstCppModel(llm.Model):  # type: ignore[misc]
         temperature: float = Field(default=0.8, description="0 is greedy")
         seed: int | None = Field(default=None, description="for the same answer again")
 
-    def __init__(self, model_id: str, model: str | Llama) -> None:
+    def __init__(self, model_id: str, model: str | Llama | None) -> None:
         self.model_id = model_id
         self._model = model
         self._plain = PlainChat(model_id)
@@ -90,7 +90,9 @@ def _messages(prompt: Any, conversation: Any) -> list[dict[str, str]]:
 def register_models(register: Any) -> None:
     """Called by llm: registers `first-cpp`, where there is a model."""
     try:
-        path = os.environ.get(VARIABLE) or find_demo_model()
+        path = os.environ.get(VARIABLE) or None
+        if path is None:
+            find_demo_model()
     except MissingFileError:
         return
     register(FirstCppModel("first-cpp", path))

@@ -32,7 +32,7 @@ def demo_model_with_routers(folder: str | None = None, say: Callable[[str], obje
     written.
 
     >>> demo_model_with_routers()  # doctest: +SKIP
-    '/home/me/.cache/first_cpp/smollm2-135m-everyday-first-4f2c1d7a90be.gguf'
+    '/home/me/.cache/first_cpp/4f2c1d7a90be/smollm2-135m-everyday.gguf'
     """
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError('the demo model needs gguf, which is not installed: pip install "first-cpp[demo]"')
@@ -47,7 +47,7 @@ def demo_model_with_routers(folder: str | None = None, say: Callable[[str], obje
 def path_with_routers(folder: str | None = None) -> str:
     """Where `demo_model_with_routers` keeps its file, made or not. Raises MissingFileError without the demo extra."""
     base, adapter = find_demo_model(), find_adapter(DEMO_ADAPTER)
-    return os.path.join(folder or cache_folder(), f"{DEMO_ADAPTER}-first-{_key(base, adapter)}.gguf")
+    return os.path.join(folder or cache_folder(), _key(base, adapter), f"{DEMO_ADAPTER}.gguf")
 
 
 def _key(base: str, adapter: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from in_process import command
 from routers_files import routed_model
 
 from convert.__main__ import main as convert
+from first_cpp.cli.demo import _model
 from first_cpp.cli.main import main
 from first_cpp.cli.model_name import HubName, find_model, find_model_to_use
 from first_cpp.cli.model_options import ModelOptions
@@ -112,18 +114,17 @@ def test_verbs_that_use_a_model_take_demo_with_its_routers(everyday, smollm2, tm
     assert {row["model_filename"] for row in json.loads(done.stdout)} == {everyday}, done.stderr
 
 
-def test_the_demo_of_demo_is_the_demo(monkeypatch, tmp_path):
-    """By name as without -m: the model of the questions it asks then, and their prompts."""
+def test_the_demo_of_demo_is_the_demo(monkeypatch, tmp_path, tiny):
+    """By name as without -m: the model with its everyday adapter."""
     monkeypatch.chdir(tmp_path)
     asked = []
-
-    def model(given):
-        asked.append(given)
-        raise OptionError("no further")
-
-    monkeypatch.setattr("first_cpp.cli.demo._model", model)
-    assert (main(["demo"]), main(["demo", "-m", "demo"])) == (2, 2)
-    assert asked == [None, None]
+    monkeypatch.setattr("first_cpp.cli.demo.find_model_to_use", lambda name, _offline: asked.append(name) or tiny)
+    for given in (None, "demo"):
+        path, name, routers, following = _model(argparse.Namespace(model=given, offline=False))
+        assert (path, routers) == (tiny, None)
+        assert "everyday adapter" in name
+        assert following == [["first-cpp", "chat"], ["first-cpp", "bench", "-m", "demo"]]
+    assert asked == [None, "demo"]
 
 
 # -- through huggingface_hub ---------------------------------------------------------------------------------------------
