@@ -99,7 +99,7 @@ def no_routers(asked: str, path: str) -> str:
 
     path: the model's file.
 
-    >>> no_routers("skip=0.25", "model.gguf")[:55]
+    >>> no_routers("skip=0.25", "model.gguf")[:56]
     'skip=0.25 needs routers and there are none in model.gguf'
     """
     return (

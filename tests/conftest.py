@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import sysconfig
 
 import pytest
 
@@ -25,6 +26,12 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(autouse=True)
 def _no_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _activated(monkeypatch):
+    """`first-cpp` and `python` are found, as in an environment that a shell activated: commands are printed by these names."""
+    monkeypatch.setenv("PATH", os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
 
 
 @pytest.fixture(scope="session")

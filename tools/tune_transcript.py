@@ -66,7 +66,8 @@ def main(folder: str) -> None:
     command = "first-cpp tune data.jsonl -m model.gguf --minutes 0.5"
     started = time.monotonic()
     words = [sys.executable, "-m", "first_cpp", *command.split()[1:]]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # commands are shown by their names
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "PATH": path})
     minutes = (time.monotonic() - started) / 60
     with open(os.path.join(folder, "tuned", "report", "report.json"), encoding="utf-8") as file:
         report = json.load(file)
