@@ -28,6 +28,8 @@ from first_cpp.runtime.machine import physical_cores
 FILES = ("chat", "tldr", "qa", "translation", "dialogue")
 LONGEST = 48
 """Tokens of an answer, in training and in the test."""
+LONGEST_PROMPT = 463
+"""Tokens of a prompt that is trained on: with its answer 511 of a context of 512."""
 SHARES = (0.1, 0.25, 0.4)
 EVERYWHERE = ("budget", "single set")
 """Rows measured at every share; the others at the middle one."""
@@ -86,7 +88,7 @@ class Rows:
             shutil.copy(answers, os.path.join(f"{path}.part", ANSWERS))
         own = self.make("own.jsonl", self.as_data) if "two-step" in layers else None
         data = ["--data", own] if own else ["--prompts", self.path("train.jsonl"), "-n", str(LONGEST)]
-        words = ["train", "--model", self.args.model, *data, "--max-prompt", "463", *layers, "--quiet"]
+        words = ["train", "--model", self.args.model, *data, "--max-prompt", str(LONGEST_PROMPT), *layers, "--quiet"]
         words += [str(word) for option in SCHEDULE.items() if option[0] not in layers for word in option]
         resumed = ["--resume"] if os.path.exists(os.path.join(f"{path}.part", "checkpoint.pt")) else []
         environment = os.environ | {"OMP_NUM_THREADS": str(self.args.threads)}
@@ -96,10 +98,11 @@ class Rows:
         os.rename(f"{path}.part", path)
 
     def as_data(self, path: str) -> None:
-        """The dense answers as training data: the paper's two steps learn responses."""
+        """The dense answers as training data: the paper's two steps learn responses, of what the others learn."""
         with open(path, "w", encoding="utf-8") as file:
             for _, record in lines(self.path(ANSWERS)):
-                file.write(json.dumps({key: record[key] for key in ("task", "prompt", "response")}) + "\n")
+                if record["response"] and len(record["prompt_tokens"]) <= LONGEST_PROMPT:
+                    file.write(json.dumps({key: record[key] for key in ("task", "prompt", "response")}) + "\n")
 
     def merged(self, name: str, layers: list[str]) -> str:
         """The file of a row: its LoRA folded in, rounded to Q4_0."""

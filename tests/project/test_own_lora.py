@@ -36,9 +36,11 @@ def commands(monkeypatch):
         found.append(words[2:])
         out = words[words.index("--out") + 1]
         if "train" in words:
-            answer = {"task": "qa", "prompt": "p", "response": "r", "tokens": [1]}
+            answer = {"task": "qa", "prompt": "p", "response": "r", "prompt_tokens": [1]}
             with open(os.path.join(out, own_lora.ANSWERS), "w", encoding="utf-8") as file:
-                file.write(json.dumps(answer) + "\n")
+                file.writelines(
+                    json.dumps(one) + "\n" for one in (answer, answer | {"response": ""}, answer | {"prompt_tokens": [1] * 500})
+                )
         elif "eval" in words:
             os.makedirs(out)
             with open(os.path.join(out, "report.json"), "w", encoding="utf-8") as file:
