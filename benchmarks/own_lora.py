@@ -9,6 +9,7 @@ rows have the same prompts, dense answers, steps, LoRA and type. What is in --fo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -60,18 +61,18 @@ class Rows:
             write(path)
         return path
 
-    def prompts(self, split: str, per_kind: int, path: str) -> None:
-        """So many prompts of each kind of a split, in one file, kinds in turns."""
-        kinds: dict[str, list[str]] = defaultdict(list)
+    def draw(self, split: str, per_kind: int, path: str) -> None:
+        """So many records of each kind of a split, in one file, kinds in turns; what is learned from are prompts alone."""
+        kinds: dict[str, list[dict[str, object]]] = defaultdict(list)
         for name in FILES:
             for _, record in lines(os.path.join(self.args.data, f"{name}.{split}.jsonl")):
-                kinds[record["task"]].append(record["prompt"])
-        drawn = [random.Random(0).sample(texts, min(per_kind, len(texts))) for _, texts in sorted(kinds.items())]
+                kinds[record["task"]].append(record)
+        drawn = [random.Random(0).sample(found, min(per_kind, len(found))) for _, found in sorted(kinds.items())]
         with open(path, "w", encoding="utf-8") as file:
-            for i in range(per_kind):
-                for task, texts in zip(sorted(kinds), drawn, strict=True):
-                    if i < len(texts):
-                        file.write(json.dumps({"task": task, "prompt": texts[i]}) + "\n")
+            for turn in itertools.zip_longest(*drawn):
+                for record in filter(None, turn):
+                    kept = record if split == "test" else {key: record[key] for key in ("task", "prompt")}
+                    file.write(json.dumps(kept) + "\n")
 
     def sets(self, path: str) -> None:
         """Layers to leave out, searched on prompts that no row is trained on."""
@@ -150,13 +151,13 @@ def main() -> None:
     options.add_argument("--folder", required=True, help="where rows are made and kept")
     options.add_argument("--per-kind", type=int, default=54, help="prompts to train on of each kind (default: %(default)s)")
     options.add_argument("--minutes", type=float, default=8, help="for each calibration (default: %(default)s)")
-    options.add_argument("--limit", type=int, default=48, help="test prompts of each file (default: %(default)s)")
+    options.add_argument("--tests", type=int, default=30, help="test prompts of each kind (default: %(default)s)")
     options.add_argument("--threads", type=int, default=physical_cores())
     options.add_argument("--until", choices=("trained", "fitted", "judged"), default="judged")
     args = options.parse_args()
     rows = Rows(args)
-    rows.make("train.jsonl", lambda path: rows.prompts("train", args.per_kind, path))
-    valid = rows.make("valid.jsonl", lambda path: rows.prompts("valid", 34, path))
+    rows.make("train.jsonl", lambda path: rows.draw("train", args.per_kind, path))
+    valid = rows.make("valid.jsonl", lambda path: rows.draw("valid", 34, path))
     sets = rows.make("sets.gguf", rows.sets)
     files = {name: rows.merged(name.replace(" ", "-").replace("'", ""), layers) for name, layers in of_layers(sets).items()}
     if args.until == "trained":
@@ -165,9 +166,9 @@ def main() -> None:
     files["budget"] = rows.make("calibrated.gguf", lambda path: rows.first_cpp("calibrate", *given, "--out", path))
     if args.until == "fitted":
         return
-    tests = [os.path.join(args.data, f"{name}.test.jsonl") for name in FILES]
+    tests = rows.make(f"test-{args.tests}.jsonl", lambda path: rows.draw("test", args.tests, path))
     beside = [word for row in compared(rows, files) for word in ("--row", row)]
-    judged = ["--data", *tests, "--limit", args.limit, "--kl", args.limit, "-n", LONGEST, "--out", rows.path("report")]
+    judged = ["--data", tests, "--kl", args.tests, "-n", LONGEST, "--out", rows.path("report")]
     rows.first_cpp("eval", "--model", args.model, "--skip", 0, *beside, "--reference", DENSE, *judged)
     with open(os.path.join(rows.path("report"), "report.json"), encoding="utf-8") as file:
         save(args.out, json.load(file))

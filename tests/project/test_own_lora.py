@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import sys
 from types import SimpleNamespace
 
@@ -19,7 +20,9 @@ def data(tmp_path):
     folder.mkdir()
     for name, tasks in KINDS.items():
         for split in ("train", "valid", "test"):
-            lines = [json.dumps({"task": task, "prompt": f"{split} {task} {i}"}) for i in range(9) for task in tasks]
+            lines = [
+                json.dumps({"task": task, "prompt": f"{split} {task} {i}", "response": "r"}) for i in range(9) for task in tasks
+            ]
             (folder / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -59,11 +62,12 @@ def go(monkeypatch, tmp_path, data, *more):
 
 
 def test_all_rows_are_trained_on_the_same_and_judged_together(monkeypatch, tmp_path, data, commands):
-    go(monkeypatch, tmp_path, data, "--limit", "7")
+    go(monkeypatch, tmp_path, data, "--tests", "7")
     rows = tmp_path / "rows"
     prompts = [json.loads(line) for line in (rows / "train.jsonl").read_text().splitlines()]
     kinds = sorted(kind for of_file in KINDS.values() for kind in of_file)
     assert [one["task"] for one in prompts] == 4 * kinds  # equally many, in turns
+    assert {key for one in prompts for key in one} == {"task", "prompt"}
     assert len({one["prompt"] for one in prompts}) == len(prompts)
     assert all(one["prompt"].startswith(f"train {one['task']} ") for one in prompts)
 
@@ -87,8 +91,9 @@ def test_all_rows_are_trained_on_the_same_and_judged_together(monkeypatch, tmp_p
     assert f"dense + LoRA={rows}/dense-+-LoRA.gguf" in beside
     assert f"the paper's routers={rows}/the-papers-routers.gguf@0.25" in beside
     assert [row for row in beside if row.startswith("Q8_0=")] == [f"Q8_0={rows}/as-it-came-Q8_0.gguf"]
-    assert judged[judged.index("--limit") + 1] == "7"
-    assert sum(word.endswith(".test.jsonl") for word in judged) == len(KINDS)
+    tests = [json.loads(line) for line in pathlib.Path(judged[judged.index("--data") + 1]).read_text().splitlines()]
+    assert [one["task"] for one in tests] == 7 * kinds
+    assert judged[judged.index("--kl") + 1] == "7"
     assert json.loads((tmp_path / "own_lora.json").read_text())["rows"] == {"rows": 7}
 
 
