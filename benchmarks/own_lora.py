@@ -129,7 +129,7 @@ def of_layers(sets: str) -> dict[str, list[str]]:
         DENSE: ["--layers", "influence", "--max-share", "0"],
         "block influence": ["--layers", "influence"],
         "evenly spaced": ["--layers", "even"],
-        "the paper's routers": ["--recipe", "two-step"],
+        "the paper's routers": ["--recipe", "two-step", "--start", "influence"],
     }
 
 
