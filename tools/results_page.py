@@ -88,6 +88,23 @@ def own_lora() -> str:
     return f"{table(columns, rows)}\n\n{beside}\n\nTest prompts: {prompts}.\n\n    {found['command']}"
 
 
+def types() -> str:
+    """What a decoding step takes with the base in other types, and with layers skipped."""
+    if not measured("types"):
+        return NOT_YET.format("types")
+    rows = [
+        [
+            row["model_filename"],
+            f"{row['n_skipped']} of {row['n_layer']}",
+            f"{row['model_size'] / 1e6:.0f}",
+            f"{row['step_p50_ms']:.2f}",
+        ]
+        for row in bench("types")
+        if not row["n_skipped"] or row["model_filename"] == "calibrated.gguf"
+    ]
+    return f"{table(['file', 'skipped', 'MB', 'median step, ms'], rows)}\n\n    {results('types')['command']}"
+
+
 def _ratio(interval: Sequence[float]) -> str:
     value, low, high = (f"{number:.3f}" for number in interval)
     return f"{value} ({low} to {high})"
@@ -241,6 +258,7 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py kept", kept())
     fill(PAGE, "tools/results_page.py ways", ways())
     fill(PAGE, "tools/results_page.py own_lora", own_lora())
+    fill(PAGE, "tools/results_page.py types", types())
     fill(PAGE, "tools/results_page.py calibration_tasks", calibration("calibration_tasks"))
     fill(PAGE, "tools/results_page.py speed", speed())
     fill(PAGE, "tools/results_page.py calibration", calibration())

@@ -121,7 +121,7 @@ def test_every_error_stands_in_its_page():
     assert written_part(pathlib.Path(errors_page.PAGE), "tools/errors_page.py") == errors_page.table(), "run `make docs`"
 
 
-@pytest.mark.parametrize("part", ["kept", "ways", "own_lora", "speed", "calibration", "calibration_kinds", "calibrate_runs"])
+@pytest.mark.parametrize("part", ["kept", "ways", "own_lora", "types", "speed", "calibration", "calibration_kinds", "calibrate_runs"])
 def test_results_are_those_of_the_files(part):
     import results_page
 
