@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import ContextFull, FirstCppError
 from ..llama import Llama
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.greedy import answer_timed
-from ..runtime.teacher_forcing import LogProbabilities, fidelity, follow, kl
+from ..runtime.teacher_forcing import fidelity, follow, kl
 from .answer_file import Answer, AnswerFile
 from .questions import Question
 from .rows import Row
+
+MOST_KEPT = 1 << 30
+"""Bytes of dense log probabilities that are kept for the rows of the next model files; further ones are found anew."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,16 @@ class Against:
     row: Row
     llm: Llama
     measured: frozenset[int]
+    _kept: dict[int, DenseAnswer] = field(default_factory=dict)
+
+    def answer(self, number: int, question: Question, max_tokens: int) -> DenseAnswer | None:
+        """The dense answer to a question; None where the dense model cannot answer."""
+        if number in self._kept:
+            return self._kept[number]
+        found = DenseAnswer.of(self.llm, question, max_tokens)
+        if found is not None and sum(one.log_probabilities.nbytes for one in (*self._kept.values(), found)) <= MOST_KEPT:
+            self._kept[number] = found
+        return found
 
     def differs(self, row: Row) -> bool:
         """Whether a row is anything else than the dense model itself."""
@@ -49,7 +65,7 @@ def answer_all(
     try:
         for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
             compared = [row for row in here if against is not None and number in against.measured and against.differs(row)]
-            dense = DenseAnswer.of(against.llm, question, max_tokens) if against is not None and compared else None
+            dense = against.answer(number, question, max_tokens) if against is not None and compared else None
             for row in sorted(here, key=needs_scores, reverse=True):
                 llm.skip, llm.tolerance = row.skip, row.tolerance
                 found = _answer(llm, question, max_tokens)
@@ -114,7 +130,7 @@ class DenseAnswer:
 
     prompt: list[int]
     answer: list[int]
-    log_probabilities: LogProbabilities
+    log_probabilities: npt.NDArray[np.float32]
 
     @classmethod
     def of(cls, llm: Llama, question: Question, max_tokens: int) -> DenseAnswer | None:
@@ -124,10 +140,13 @@ class DenseAnswer:
             answer = answer_timed(llm, prompt, max_tokens).tokens
         except (FirstCppError, RuntimeError, ValueError):
             return None
-        return cls(prompt, answer, follow(llm, prompt, answer))
+        return cls(prompt, answer, follow(llm, prompt, answer).astype(np.float32))
 
     def compare(self, llm: Llama) -> dict[str, float]:
         """Along the dense model's answer: KL from its next-token distributions to llm's, mean over positions, in nats; and the
         share of positions at which both have the same first choice."""
         found = follow(llm, self.prompt, self.answer)
-        return {"kl": float(kl(self.log_probabilities, found).mean()), "fidelity": fidelity(found, self.answer)}
+        return {
+            "kl": float(kl(self.log_probabilities.astype(np.float64), found).mean()),
+            "fidelity": fidelity(found, self.answer),
+        }
