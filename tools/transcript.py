@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,16 +10,18 @@ import sys
 from marks import ROOT, fill
 
 COMMAND = "first-cpp demo"
-SHOWN = "morning"
+SHOWN = "review"
 NEXT = "\nnext:\n"
 
 
 def excerpt(output: str) -> str:
-    """What is printed about one prompt, and the summary; without what to try next."""
+    """What is printed about one prompt, of which the first line, and the summary; without what to try next."""
     _, *parts = output.split("\n== ")
     (shown,) = (part for part in parts if part.startswith(SHOWN))
     summary = parts[-1].split(NEXT)[0]
-    lines = [*f"== {shown}".strip().splitlines(), "...", *f"== {summary}".strip().splitlines()]
+    heading, prompt, *answers = (line for line in shown.splitlines() if line.strip())
+    answers = list(itertools.dropwhile(lambda line: not line.startswith("-- "), answers))
+    lines = [f"== {heading}", prompt, "...", *answers, "...", *f"== {summary}".strip().splitlines()]
     return "\n".join(["```", f"$ {COMMAND}", *(line for line in lines if line.strip()), "```"])
 
 

@@ -121,7 +121,9 @@ def test_every_error_stands_in_its_page():
     assert written_part(pathlib.Path(errors_page.PAGE), "tools/errors_page.py") == errors_page.table(), "run `make docs`"
 
 
-@pytest.mark.parametrize("part", ["kept", "ways", "own_lora", "types", "speed", "calibration", "calibration_kinds", "calibrate_runs"])
+@pytest.mark.parametrize(
+    "part", ["kept", "ways", "own_lora", "types", "speed", "calibration", "calibration_kinds", "calibrate_runs"]
+)
 def test_results_are_those_of_the_files(part):
     import results_page
 
@@ -212,11 +214,11 @@ def test_the_transcript_is_one_prompt_and_the_summary():
     parts = [
         "preparing m\n",
         "another ==\nWho?\n",
-        f"{transcript.SHOWN} ==\n\nasked\n   said\n",
+        f"{transcript.SHOWN} ==\nasked\n\nof this\n-- full\n   said\n",
         "m ==\nfast\n\nnext:\n  chat\n",
     ]
     lines = transcript.excerpt("\n== ".join(parts)).splitlines()
-    shown = [f"== {transcript.SHOWN} ==", "asked", "   said", "...", "== m ==", "fast", "```"]
+    shown = [f"== {transcript.SHOWN} ==", "asked", "...", "-- full", "   said", "...", "== m ==", "fast", "```"]
     assert lines == ["```", f"$ {transcript.COMMAND}", *shown]
 
 
