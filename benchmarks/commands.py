@@ -29,7 +29,7 @@ COMMANDS = {
     "conversation-1b": "python benchmarks/conversation.py --synthetic llama-3.2-1b --rounds 3",
     "busy": "python benchmarks/busy.py",
     "what_else": "python benchmarks/what_else.py",
-    "llama_bench": "python benchmarks/llama_bench.py",
+    "llama_bench": "python benchmarks/llama_bench.py --rounds 3",
 }
 """The command of each file in benchmarks/results, by its name. held, calibration and calibrate_runs are there too: they need
 models and prompts that are not in the repository, and are run by hand."""

@@ -151,8 +151,9 @@ def test_from_demo(smollm2, tmp_path, monkeypatch):
         assert with_routers.routers is not None
         assert with_routers.routers.cost is not None
         assert with_routers.routing.cost is not None
-        (kept,) = (tmp_path / "first_cpp").iterdir()
+        (kept,) = (tmp_path / "first_cpp").glob("*/*")
         assert with_routers.model_path == str(kept)
+        assert kept.name == "smollm2-135m-everyday.gguf"
     finally:
         with_routers.close()
     made = kept.stat().st_mtime_ns
