@@ -171,17 +171,17 @@ def close(root: Schema) -> Schema:
     """
     every: dict[int, Schema] = {}
     shared: set[int] = set()  # schemas that describe a value together with others
-    todo: list[tuple[Any, bool]] = [(root, False)]
+    waiting: list[tuple[Any, bool]] = [(root, False)]
     seen: set[tuple[int, bool]] = set()
-    while todo:
-        part, together = todo.pop()
+    while waiting:
+        part, together = waiting.pop()
         if not isinstance(part, dict) or (id(part), together) in seen:
             continue
         seen.add((id(part), together))
         every[id(part)] = part
         if together:
             shared.add(id(part))
-        todo.extend(_parts(root, part, together))
+        waiting.extend(_parts(root, part, together))
     for key, part in every.items():
         if key not in shared:
             _narrow(part)

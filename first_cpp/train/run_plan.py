@@ -43,7 +43,7 @@ def work_of(args: argparse.Namespace, run: Run) -> Work:
     n_valid = len(run.valid) if asked is None else asked.n_valid
     n_steps = steps_of(n_train, s)[2]
     first = steps_done(args.out) if args.resume else 0
-    todo = max(0, min(n_steps, args.stop_after or n_steps) - first)
+    steps_left = max(0, min(n_steps, args.stop_after or n_steps) - first)
     searched, fitted = orders_to_search(args, trainer)
     of_pool = len(trainer.search_examples) if asked is None or args.search_data else n_train
     alone = min(MOST_EXAMPLES, of_pool)
@@ -54,13 +54,13 @@ def work_of(args: argparse.Namespace, run: Run) -> Work:
         predicted=n_train + n_valid if run.budget is not None else 0,
         searched=alone + by_task if searched else 0,
         fitted=fitted,
-        examples=round(todo / max(1, n_steps) * n_train * s.epochs / trainer.processes.n),
+        examples=round(steps_left / max(1, n_steps) * n_train * s.epochs / trainer.processes.n),
         work=statistics.mean(map(padding_cost, trainer.examples)),
-        steps=todo,
-        updates=todo * trainer.objective.n_passes,
+        steps=steps_left,
+        updates=steps_left * trainer.objective.n_passes,
         valid=-(-n_valid // trainer.processes.n),
         shares=len(validated_shares(trainer.objective)),
-        validations=todo // args.validate if args.validate else 0,
+        validations=steps_left // args.validate if args.validate else 0,
     )
 
 
@@ -79,12 +79,12 @@ def plan(args: argparse.Namespace, run: Run, of: Sequence[Phase]) -> str:
     trainer, s = run.trainer, run.trainer.settings
     n = len(trainer.examples) if run.asked is None else run.asked.n_train
     first, n_steps = steps_done(args.out) if args.resume else 0, steps_of(n, s)[2]
-    todo, (searched, _) = n_steps - first, orders_to_search(args, trainer)
+    steps_left, (searched, _) = n_steps - first, orders_to_search(args, trainer)
     updates = f", {trainer.objective.n_passes} updates each" if trainer.objective.n_passes > 1 else ""
     seconds = sum(phase.seconds for phase in of)
     lines = [
         f"plan: {n} examples{_of_tasks(run)}",
-        f"      {todo} step{'s' * (todo != 1)} of {s.batch_size * s.accumulate}{updates}"
+        f"      {steps_left} step{'s' * (steps_left != 1)} of {s.batch_size * s.accumulate}{updates}"
         + (f", from step {first}" * (first > 0))
         + (f", by {trainer.processes.n} processes" * (trainer.processes.n > 1)),
         *([f"      first a search for {searched} order{'s' * (searched > 1)} of the layers"] if searched else []),
