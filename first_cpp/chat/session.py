@@ -143,6 +143,8 @@ class Session:
             self._conversation.take_back()
             raise
         self._keep(answer, before)
+        if not answer:
+            self._terminal.quiet("the model ended its answer at once: this message is taken back")
 
     def _keep(self, answer: list[str], before: Fidelity | None) -> None:
         """The text of an answer is part of the conversation, also when the answer was stopped.

@@ -103,31 +103,29 @@ def hold_in_bf16(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_from(runs: Sequence[str], lora: Any, bank: RouterBank) -> None:
+def start_from(runs: Sequence[str], lora: Any, bank: RouterBank | None) -> None:
     """Load into `lora` the mean of the LoRA weights of earlier runs' folders, and into `bank` the routers of the last.
 
-    Raises MissingFileError, or ModelFileError where they are of another model or rank.
+    bank: None where the sets of a file choose, and no router of a layer does. Raises MissingFileError, or ModelFileError
+    where a run is of another model or rank, or the last one skips sets and has no router of each layer.
     """
     weights = [p for p in lora.parameters() if p.requires_grad]
     found = list[list[Tensor]]()
     for run in runs:
-        _load_run(run, lora, bank)
+        _load_lora(run, lora)
         found.append([weight.clone() for weight in weights])
     for weight, of_runs in zip(weights, zip(*found, strict=True), strict=True):
         weight.copy_(torch.stack(of_runs).mean(0))
+    if bank is not None:
+        _load_routers(runs[-1], bank)
 
 
-def _load_run(run: str, lora: Any, bank: RouterBank) -> None:
+def _load_lora(run: str, lora: Any) -> None:
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    routers, adapter = os.path.join(run, "routers.safetensors"), os.path.join(run, "adapter", "adapter_model.safetensors")
-    for path in (routers, adapter):
-        if not os.path.exists(path):
-            raise MissingFileError(f"--init {run}: there is no {path}")
+    weights = _read_weights(run, os.path.join("adapter", "adapter_model.safetensors"))
     try:
-        bank.load_state_dict(load_file(routers))
-        found = set_peft_model_state_dict(lora, load_file(adapter))
+        found = set_peft_model_state_dict(lora, weights)
     except RuntimeError as error:  # torch's, for shapes
         raise ModelFileError(f"--init {run} is of another model or LoRA rank: {error}") from error
     missing = [name for name in found.missing_keys if "lora_" in name]
@@ -135,6 +133,28 @@ def _load_run(run: str, lora: Any, bank: RouterBank) -> None:
         raise ModelFileError(
             f"--init {run} is of another model: its adapter lacks {missing[:2]}, has {found.unexpected_keys[:2]}"
         )
+
+
+def _load_routers(run: str, bank: RouterBank) -> None:
+    weights = _read_weights(run, "routers.safetensors")
+    if "weight" not in weights:
+        raise ModelFileError(
+            f"--init {run} skips the sets of a calibrated file and has no router of each layer: add --sets FILE to go on with "
+            "sets, or begin with a run that trained routers"
+        )
+    try:
+        bank.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelFileError(f"--init {run} is of another model: {error}") from error
+
+
+def _read_weights(run: str, name: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    path = os.path.join(run, name)
+    if not os.path.exists(path):
+        raise MissingFileError(f"--init {run}: there is no {path}")
+    return load_file(path)
 
 
 def native_precision() -> str:

@@ -139,7 +139,7 @@ def make_routed(args: argparse.Namespace, model: Any, layers: nn.ModuleList) -> 
     bank = RouterBank(len(layers), config.hidden_size, getattr(config, "rms_norm_eps", 1e-5))
     lora: Any = add_lora(model, layers, args.rank, 2 * args.rank) if args.rank else model.requires_grad_(False)
     if args.init:
-        start_from([find_adapter(run) for run in args.init], lora, bank)
+        start_from([find_adapter(run) for run in args.init], lora, None if args.sets else bank)
     return RoutedModel(lora, layers, bank, args.temperature)
 
 

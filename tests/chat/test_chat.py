@@ -16,6 +16,7 @@ from routers_files import routed_model
 
 from first_cpp.chat.conversation import Conversation
 from first_cpp.chat.reading import marked
+from first_cpp.chat.session import Session
 from first_cpp.chat.terminal import Terminal
 from first_cpp.errors import OptionError
 
@@ -129,8 +130,17 @@ def test_compare_shows_both(arguments):
 def test_there_is_nothing_to_compare_where_nothing_is_skipped(arguments, tiny):
     out = chat(arguments, "/skip none", "Hello", "/compare", "/skip 0.34", "/compare")
     assert out.count("nothing to compare: skip none: nothing is skipped\n") == out.count("dense:") == 1
-    plain = chat(["-m", tiny, "-n", "4", "-c", "256", "--chat-format", "chatml"], "Hello", "/compare")
+    plain = chat(["-m", tiny, "-n", "4", "-c", "256", "--temp", "0", "--chat-format", "chatml"], "Hello", "/compare")
     assert plain.endswith("\nnothing to compare: no routers: nothing is skipped\n")
+
+
+def test_an_answer_without_a_token_is_said_and_takes_the_message_back(arguments, load, routed, monkeypatch, tmp_path):
+    monkeypatch.setattr(Session, "_answer_to", lambda self, messages, **_: lambda: iter(()))
+    saved = tmp_path / "talk.json"
+    out = chat(arguments, "Hello", "/compare", f"/save {saved}")
+    assert "the model ended its answer at once: this message is taken back\n" in out
+    assert "nothing was asked yet" in out
+    assert json.loads(saved.read_text())["messages"] == []
 
 
 def test_compare_is_greedy_at_any_temperature(arguments, routed, load):

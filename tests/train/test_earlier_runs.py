@@ -54,3 +54,20 @@ def test_a_run_starts_from_the_mean_of_earlier_ones(tmp_path):
     for i, weight in enumerate(mean):
         torch.testing.assert_close(weight, sum(one[i] for one, _ in runs) / 3)
     assert torch.equal(routers, runs[2][1])
+
+
+def test_a_run_on_sets_goes_on_from_one_on_sets(tmp_path):
+    """Such a run has costs of sets for routers: with sets again the LoRA is all that is taken, without them it is said."""
+    from safetensors.torch import save_file
+
+    loras = [tiny_lora(seed=0), tiny_lora(seed=1)]
+    for parameter in (p for p in loras[0].parameters() if p.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.2)
+    loras[0].save_pretrained(tmp_path / "adapter")
+    save_file({"cost.weight": torch.zeros(3, 5), "cost.bias": torch.zeros(3)}, tmp_path / "routers.safetensors")
+    start_from([str(tmp_path)], loras[1], None)
+    ids = torch.tensor([tokens(9)])
+    assert torch.equal(loras[0](ids).logits, loras[1](ids).logits)
+    with pytest.raises(ModelFileError, match="--sets FILE"):
+        start_from([str(tmp_path)], loras[1], RouterBank(6, 128, 1e-5))
+

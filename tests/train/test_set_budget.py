@@ -138,6 +138,11 @@ def test_from_a_calibrated_file_to_a_model_that_skips_its_sets(tmp_path, model, 
     greedy(llm, tokens(9), 2)
     assert len(llm.routing.skipped) == 4
     assert load_routers(merged).cost.tolerance == pytest.approx(0.05)
+    on = [*words[:6], str(tmp_path / "on"), *words[7:], "--init", out]  # with more prompts, or another seed
+    assert main([*on, "--stop-after", "1"]) == 0, capsys.readouterr().err
+    on[6] = str(tmp_path / "without")
+    assert main([word for word in on if word not in ("--sets", side)]) == 2
+    assert "add --sets FILE" in capsys.readouterr().err
     fewer = {"sets": SETS[1:], "weight": routers.cost.weight[1:], "bias": routers.cost.bias[1:]}
     write_sidecar(budget_routers(model, **fewer), model, str(tmp_path / "other.gguf"))
     words[-1] = str(tmp_path / "other.gguf")
