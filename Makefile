@@ -18,7 +18,7 @@ demo: .venv/installed-demo
 	$(BIN)/first-cpp demo
 
 test: .venv/installed-test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/installed-test
 	$(BIN)/pytest -m slow

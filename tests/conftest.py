@@ -9,6 +9,11 @@ import sysconfig
 
 import pytest
 
+if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+    # A core each, before OpenMP counts them: workers that share cores would start threads for all, which spin for one another.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 from first_cpp import Llama
 from first_cpp._version import describe
 from first_cpp.errors import MissingFileError

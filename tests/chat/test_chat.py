@@ -144,7 +144,7 @@ def test_an_answer_without_a_token_is_said_and_takes_the_message_back(arguments,
 
 
 def test_compare_is_greedy_at_any_temperature(arguments, routed, load):
-    out = chat([*arguments, "--temp", "1.5"], "Hello", "/compare")
+    out = chat([*arguments, "--temp", "1.5", "--seed", "3"], "Hello", "/compare")
     messages = [{"role": "user", "content": "Hello"}]
     llm = load(routed, n_ctx=2048, chat_format="chatml")
     for skip in (None, 0.34):
