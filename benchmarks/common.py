@@ -48,8 +48,8 @@ def save(path: str | None, rows: Any) -> None:
             file.write("\n")
 
 
-WHERE = ("--out", "--cache", "--sdist", "--minutes")
-"""Options that say where files lie and when to stop: they change no figure."""
+WHERE = ("--out", "--cache", "--sdist", "--stop-after")
+"""Options that say where files lie and when to stop for now: they change no figure."""
 
 
 def _figures_of(words: list[str]) -> list[str]:

@@ -3,9 +3,9 @@
 Models with random weights in every type, dense and with a quarter of the layers skipped, with 1 and 2 threads; what a decoding
 step of several tokens costs, which is what a draft has to earn back; and prompt-lookup drafts on real text by the real model.
 The types take turns in rounds, so that a slow minute of the machine does not fall on one of them alone. What is measured is
-kept beside --out: with --minutes it stops in time, and the next run goes on.
+kept beside --out: with --stop-after it stops in time, and the next run goes on.
 
-python benchmarks/what_else.py --minutes 4
+python benchmarks/what_else.py --stop-after 4
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ Part = Callable[[], list[dict[str, Any]]]
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
+    arguments.add_argument(
+        "--stop-after", type=float, default=float("inf"), metavar="MINUTES", help="begin nothing new after so many minutes"
+    )
     arguments.add_argument("--cache", default=default_cache(), help="where the models are kept")
     arguments.add_argument("--prepare", action="store_true", help="only write the models")
     args = arguments.parse_args()
@@ -58,12 +60,12 @@ def main() -> None:
         return
     kept = f"{args.out or 'what_else.json'}.part"
     done = read(kept)
-    end = time.monotonic() + 60 * args.minutes
+    end = time.monotonic() + 60 * args.stop_after
     for name, part in parts(args.cache):
         if name in done:
             continue
         if time.monotonic() > end:
-            sys.exit(f"stopped after {args.minutes:g} minutes with {len(done)} parts measured; run it again to go on")
+            sys.exit(f"stopped after {args.stop_after:g} minutes with {len(done)} parts measured; run it again to go on")
         print(name, file=sys.stderr, flush=True)
         done[name] = part()
         with new_file(kept, "w") as file:

@@ -38,7 +38,7 @@ def test_what_else_goes_on_where_it_stopped(measured, monkeypatch, tmp_path, cap
     clock = itertools.count()
     monkeypatch.setattr(what_else.time, "monotonic", lambda: next(clock))
     with pytest.raises(SystemExit, match=r"stopped after 0\.1 minutes with 6 parts measured; run it again to go on"):
-        run(monkeypatch, "--minutes", 0.1, "--out", out)
+        run(monkeypatch, "--stop-after", 0.1, "--out", out)
     assert not out.exists()
     run(monkeypatch, "--out", out)
     assert len(measured) == len(set(measured)) + 2 * 2 * 7  # each part once; three rounds of the types
