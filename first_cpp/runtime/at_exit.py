@@ -31,6 +31,7 @@ def end_at_exit(lock: OneThread, layers: Aborts) -> None:
 
 @atexit.register
 def _end_all() -> None:
+    OneThread.begin_to_end()
     until = time.monotonic() + SECONDS
     for lock, of in [*_models.items()]:
         layers = of()

@@ -21,10 +21,17 @@ class _Process:
 
     loaded = False
     forked_loaded = False
+    ending_thread = 0
+    """The one that ends the interpreter; the others are daemons, which nobody waits for."""
 
     @classmethod
     def after_fork(cls) -> None:
         cls.forked_loaded |= cls.loaded
+
+    @classmethod
+    def check_not_ending(cls) -> None:
+        if cls.ending_thread not in (0, threading.get_ident()):
+            raise SystemExit from None  # ends a thread without a word
 
 
 if hasattr(os, "register_at_fork"):
@@ -63,11 +70,19 @@ class OneThread:
         if _Process.forked_loaded:
             self.check_process()
         if not self._acquire(False):
+            _Process.check_not_ending()
             self._ask_to_give_way()
         self.entries += 1
 
     def __exit__(self, *exception: object) -> None:
         self._release()
+        if exception[0] is not None and _Process.ending_thread:
+            _Process.check_not_ending()
+
+    @staticmethod
+    def begin_to_end() -> None:
+        """The interpreter ends, in this thread: what others are at with a model ends without an error of theirs."""
+        _Process.ending_thread = threading.get_ident()
 
     def keep(self, seconds: float) -> bool:
         """Take the model for good, waiting that long for the thread that has it; returns whether it is ours."""

@@ -109,6 +109,25 @@ def test_the_interpreter_ends_amid_work_of_a_daemon_thread(tiny, work):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("work", WORK)
+def test_such_a_thread_ends_without_a_word(tiny, work):
+    """However long the interpreter takes to end: the thread goes on, and finds its evaluation ended and the model gone."""
+    done = survives(f"""
+        import atexit, threading, time
+        atexit.register(lambda: (time.sleep(0.5), print("after", thread.is_alive())))  # runs after those of later imports
+        from first_cpp import Llama
+        llm = Llama({tiny!r}, n_ctx=4096, n_batch=4096, n_ubatch=4096, verbose=False, embedding={work == "embed"})
+        def work():
+            while True:
+                {WORK[work]}
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        time.sleep(0.1)
+    """)
+    assert (done.stdout, done.returncode) == ("after False\n", 0)
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_to_evaluate_is_nothing(tiny, load):
     llm = load(tiny)
     llm.eval([])

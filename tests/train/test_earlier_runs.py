@@ -70,4 +70,3 @@ def test_a_run_on_sets_goes_on_from_one_on_sets(tmp_path):
     assert torch.equal(loras[0](ids).logits, loras[1](ids).logits)
     with pytest.raises(ModelFileError, match="--sets FILE"):
         start_from([str(tmp_path)], loras[1], RouterBank(6, 128, 1e-5))
-
