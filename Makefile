@@ -18,7 +18,8 @@ demo: .venv/installed-demo
 	$(BIN)/first-cpp demo
 
 test: .venv/installed-test
-	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow and not timed" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "timed and not slow"
 
 test-slow: .venv/installed-test
 	$(BIN)/pytest -m slow

@@ -144,6 +144,23 @@ def calibration(name: str = "calibration") -> str:
     return f"{table(columns, rows)}\n\n    {results(name)['command']}"
 
 
+def gemma() -> str:
+    """Another model from calibrate to a table: the rows of `first-cpp eval` before the training, and after it."""
+    rows = [
+        [
+            "with the adapter" if name == "gemma" else "as it came",
+            row["row"],
+            f"{row['share_skipped']:.3f}",
+            f"{row['fidelity']:.3f}",
+            "" if row["kl"] is None else f"{row['kl']:.3f}",
+        ]
+        for name in ("gemma_before", "gemma")
+        for row in results(name)["rows"]
+    ]
+    commands = "\n".join(f"    {results(name)['command']}" for name in ("gemma_before", "gemma"))
+    return f"{table(['model', 'row', 'skipped', 'fidelity', 'KL'], rows)}\n\n{commands}"
+
+
 def calibration_kinds() -> str:
     """The budget beside the single set, by kind of prompt."""
     if not measured("calibration"):
@@ -264,7 +281,7 @@ def main() -> None:
     fill(PAGE, "tools/results_page.py calibration", calibration())
     fill(PAGE, "tools/results_page.py calibration_kinds", calibration_kinds())
     fill(PAGE, "tools/results_page.py calibrate_runs", calibrate_runs())
-    fill(PAGE, "tools/results_page.py calibration_gemma", calibration("calibration_gemma"))
+    fill(PAGE, "tools/results_page.py gemma", gemma())
     fill(PAGE, "tools/results_page.py calibration_everyday", calibration("calibration_everyday"))
     fill(NOTES, "tools/results_page.py chat_as_it_comes", calibration("calibration_chat"))
     fill(NOTES, "tools/results_page.py chat_everyday", calibration("calibration_everyday_1000"))

@@ -139,7 +139,7 @@ def test_results_are_those_of_the_files(part):
         ("NOTES", "chat_everyday", "calibration", ("calibration_everyday_1000",)),
         ("PAGE", "calibration_everyday", "calibration", ("calibration_everyday",)),
         ("PAGE", "calibration_tasks", "calibration", ("calibration_tasks",)),
-        ("PAGE", "calibration_gemma", "calibration", ("calibration_gemma",)),
+        ("PAGE", "gemma", "gemma", ()),
     ],
 )
 def test_tables_on_other_pages_are_those_of_the_files(page, part, function, given):
