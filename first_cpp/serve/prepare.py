@@ -19,6 +19,7 @@ from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
 from .completions import Prompt, answer_completion, embeddings, with_usage
+from .earlier_calls import as_template_takes
 from .reasoning import Thinking, stream_with_reasoning, with_reasoning
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from .served_model import ServedModel
@@ -76,6 +77,7 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     if body.logprobs:
         kwargs["top_logprobs"] = body.top_logprobs or 0
         _check_logprobs(served, kwargs["top_logprobs"])
+    kwargs["messages"] = as_template_takes(kwargs["messages"], functools.partial(_text_of, served, kwargs))
     tools = _prepare_tools(served, body, kwargs)
     param = "tools" if tools.forced else "response_format"
     kwargs["response_format"] = _refusing(param, plain_format, kwargs["response_format"])
@@ -286,13 +288,28 @@ class _PromptOnly:
         raise _Rendered(prompt, kwargs.get("grammar"))
 
 
-def _render(served: ServedModel, kwargs: dict[str, Any]) -> tuple[str | list[int], Any]:
+class _TextOnly(_PromptOnly):
+    """Stops where the prompt would be tokenised."""
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        raise _Rendered(text.decode("utf-8"), None)
+
+
+def _text_of(served: ServedModel, kwargs: dict[str, Any], messages: list[dict[str, Any]]) -> str:
+    """What the model's chat template writes of these messages, without tools."""
+    nothing = dict.fromkeys(("tools", "tool_choice", "response_format", "grammar"))
+    return str(_render(served, {**kwargs, **nothing, "messages": messages}, _TextOnly)[0])
+
+
+def _render(
+    served: ServedModel, kwargs: dict[str, Any], stand_in: type[_PromptOnly] = _PromptOnly
+) -> tuple[str | list[int], Any]:
     """The prompt and the grammar that the model's chat handler makes of a request."""
     llm = served.llm
     handler = llm.chat_handler or llm._chat_handlers.get(llm.chat_format) or get_chat_completion_handler(llm.chat_format)
     try:
         with exact_schemas():
-            handler(llama=_PromptOnly(served), **kwargs)
+            handler(llama=stand_in(served), **kwargs)
     except _Rendered as rendered:
         prompt, grammar = rendered.args
         return prompt, grammar
