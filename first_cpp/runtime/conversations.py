@@ -79,17 +79,18 @@ class Conversations:
         """Take the model's state in, in place of those that it goes on from. Images have no tokens to be found by."""
         if self._read.n_image:
             return
+        logits = self._logits(len(tokens))
         size = llama_cpp.llama_state_seq_get_size(self._llm.ctx, 0)
-        if size > self.most_bytes:
+        if size + logits.nbytes > self.most_bytes:
             return
         self._kept = [kept for kept in self._kept if common_prefix(kept.tokens, tokens) < len(kept.tokens)]
-        self._make_room(size)
+        self._make_room(size + logits.nbytes)
         buffer = (llama_cpp.ctypes.c_uint8 * size)()
         if llama_cpp.llama_state_seq_get_data(self._llm.ctx, buffer, size, 0) != size:
             return
         state = llama_cpp.LlamaState(
             input_ids=tokens,
-            scores=np.empty((0, 0), np.single),
+            scores=logits.copy(),
             n_tokens=len(tokens),
             llama_state=buffer,
             llama_state_size=size,
@@ -97,10 +98,14 @@ class Conversations:
         )
         taken = self._read.save(state)
         scores = 0 if taken.router_scores is None else taken.router_scores.nbytes
-        kept = _Kept(taken, usable, size + tokens.nbytes + scores)
+        kept = _Kept(taken, usable, size + tokens.nbytes + scores + logits.nbytes)
         self._make_room(kept.n_bytes)
         if kept.n_bytes <= self.most_bytes:
             self._kept.append(kept)
+
+    def _logits(self, n_tokens: int) -> npt.NDArray[np.single]:
+        """Those of the first positions, where the base class keeps them all, else none."""
+        return self._llm.scores[: n_tokens if self._llm._logits_all else 0]  # type: ignore[no-any-return]
 
     def _make_room(self, n_bytes: int) -> None:
         while self._kept and self.n_bytes + n_bytes > self.most_bytes:
@@ -118,6 +123,7 @@ class Conversations:
             return False
         llm.n_tokens = state.n_tokens
         llm.input_ids[: state.n_tokens] = state.input_ids
+        self._logits(state.n_tokens)[:] = state.scores
         self._read.load(state)
         return True
 

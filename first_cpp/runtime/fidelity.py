@@ -78,7 +78,7 @@ class AnswerMeasure:
         """Take the first choices after a decoding step of `n_tokens` that ends at position `end`."""
         if self.what is None:
             return
-        rows = self._logits(n_tokens if self._logits_all else 1)
+        rows = self.logits(n_tokens if self._logits_all else 1)
         for position, row in enumerate(rows, end - len(rows)):
             self._decoded[position] = int(row.argmax())
             if self.what == "kl":
@@ -86,7 +86,7 @@ class AnswerMeasure:
 
     def compare(self, start: int, n_tokens: int) -> None:
         """Take the dense model's choices of the evaluation that has just read `n_tokens` from position `start` on."""
-        for position, row in enumerate(self._logits(n_tokens), start):
+        for position, row in enumerate(self.logits(n_tokens), start):
             if position in self._decoded:
                 self.dense[position] = int(row.argmax())
             if (skipping := self._log_probabilities.pop(position, None)) is not None:
@@ -97,7 +97,7 @@ class AnswerMeasure:
         """Whether any of these positions was decoded and is to be compared."""
         return any(position in self._decoded for position in range(start, start + n_tokens))
 
-    def _logits(self, n_rows: int) -> npt.NDArray[np.float32]:
+    def logits(self, n_rows: int) -> npt.NDArray[np.float32]:
         """The last rows of logits that llama.cpp holds, float32 [n_rows, n_vocab]; valid until the next evaluation."""
         n_vocab = self._llm.n_vocab()
         first = llama_cpp.llama_get_logits_ith(self._llm.ctx, -n_rows)

@@ -146,3 +146,29 @@ def test_stocks_own_cache_works_too(routed, load):
 def test_bytes_that_are_none(routed, load, value):
     with pytest.raises(SettingError, match="cache_bytes"):
         load(routed, cache_bytes=value)
+
+
+def test_all_logits_are_those_of_the_conversation(routed, load):
+    llm = load(routed, cache_bytes=1 << 26, logits_all=True)
+    chats = [tokens(60, seed=200), tokens(70, seed=201)]
+    for chat in chats:
+        greedy(llm, chat, 1)
+    greedy(llm, chats[0] + MORE, 1)
+    assert llm.conversations.hits == 1
+    found = llm.scores[:60].copy()
+    assert llm.conversations.n_bytes > 60 * llm.n_vocab() * 4
+    fresh = load(routed, logits_all=True)
+    greedy(fresh, chats[0] + MORE, 1)
+    np.testing.assert_allclose(found, fresh.scores[:60], rtol=0, atol=CLOSE)
+
+
+def test_all_logits_count_as_memory(routed, load):
+    prompts = [tokens(120, seed=seed) for seed in range(2)]
+    plain = load(routed, cache_bytes=1 << 26)
+    for prompt in prompts:
+        greedy(plain, prompt, 1)
+    room = plain.conversations.n_bytes + 1000
+    llm = load(routed, cache_bytes=room, logits_all=True)
+    for prompt in prompts:
+        greedy(llm, prompt, 1)
+    assert llm.conversations.n_bytes == 0  # of 120 tokens' logits, 4 bytes each of the vocabulary

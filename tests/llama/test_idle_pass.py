@@ -221,3 +221,14 @@ def test_measuring_is_a_choice(routed, load):
     with pytest.raises(SettingError, match="measure='all'"):
         load(routed, measure="all")
     assert Fidelity(4, 3).share == 0.75
+
+
+def test_all_logits_are_those_of_the_pass(routed, load):
+    llm, fresh = load(routed, skip=[1, 3], logits_all=True), load(routed, skip=[1, 3], logits_all=True)
+    conversation = PROMPT + greedy(llm, PROMPT, 30)
+    assert llm.catch_up()
+    assert llm.fidelity.positions == 29
+    for one in (llm, fresh):
+        greedy(one, conversation + MORE, 1)
+    n = len(conversation) - 1
+    np.testing.assert_allclose(llm.scores[:n], fresh.scores[:n], rtol=0, atol=CLOSE)
