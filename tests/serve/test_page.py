@@ -621,3 +621,47 @@ def test_fits_every_screen(page, width, height):
         assert page.find(".layers").size["width"] <= width
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def answer_by(page: Page, *deltas: dict, reason: str = "stop") -> None:
+    """Let /v1/chat/completions answer with these deltas."""
+    page.script(
+        """
+        const [deltas, reason] = arguments;
+        window.asked = [];
+        const real = window.real ??= window.fetch;
+        window.fetch = (url, options) => {
+          if (url !== "/v1/chat/completions") return real(url, options);
+          window.asked.push(JSON.parse(options.body));
+          const events = deltas.map((delta) => ({id: "a1", choices: [{delta, finish_reason: null}]}));
+          events.push({id: "a1", choices: [{delta: {}, finish_reason: reason}]});
+          const body = events.map((event) => `data: ${JSON.stringify(event)}\\n\\n`).join("") + "data: [DONE]\\n\\n";
+          return Promise.resolve(new Response(body));
+        };
+        """,
+        list(deltas),
+        reason,
+    )
+
+
+@in_chromium
+def test_reasoning_stands_apart_and_is_not_sent_again(page):
+    """The server sends it in a field of its own, where the model's template marks it."""
+    answer_by(page, {"reasoning_content": "Two and"}, {"reasoning_content": " <b>two</b>."}, {"content": "Four."})
+    assert page.ask("Sum?") == "Four."
+    thought = page.find(".answer .thought p")
+    assert thought.get_attribute("textContent") == "Two and <b>two</b>."
+    page.ask("And now?")
+    assert [one["content"] for one in page.script("return window.asked")[1]["messages"]] == ["Sum?", "Four.", "And now?"]
+    page.browser.refresh()
+    page.until(lambda: page.all(".answer .thought"))
+    assert page.find(".answer .thought p").get_attribute("textContent") == "Two and <b>two</b>."
+
+
+@in_chromium
+def test_an_answer_that_is_only_reasoning_stays(page):
+    answer_by(page, {"reasoning_content": "Hm"}, reason="length")
+    assert page.ask("Sum?") == ""
+    assert page.find(".answer .thought p").get_attribute("textContent") == "Hm"
+    assert "cut off" in page.find(".answer .about").text
+    assert page.find(".mine .text").text == "Sum?"

@@ -53,7 +53,7 @@ async function reply(question, skip = chosenSkip()) {
   try {
     await stream(here, node, skip, controller.signal);
     await answered();
-    report(`The answer is complete, ${node.tokens} tokens.`);
+    report(`The answer is ${node.cut ? "cut off" : "complete"}, ${node.tokens} tokens.`);
   } catch (error) {
     fail(error, here, node, question);
   } finally {
@@ -72,12 +72,14 @@ async function stream(here, node, skip, signal) {
   for (const name of ["temperature", "max_tokens"]) if (settings[name] !== null) body[name] = settings[name];
   node.tokens = 0;
   for await (const event of answer(body, signal)) {
-    const part = event.choices[0]?.delta.content;
+    const { delta = {}, finish_reason: reason } = event.choices[0] ?? {};
     node.answer = event.id;
     node.layers = event.first_cpp ?? node.layers;
-    if (!part) continue;
+    if (reason === "length") node.cut = true;
+    if (!delta.content && !delta.reasoning_content) continue;
     node.tokens += 1;
-    node.content += part;
+    node.content += delta.content ?? "";
+    if (delta.reasoning_content) node.thought = (node.thought ?? "") + delta.reasoning_content;
     showSoon(here, node);
   }
 }
@@ -91,7 +93,7 @@ function showSoon(here, node) {
   requestAnimationFrame(() => {
     drawing = false;
     const said = here === chat && elementOf(node);
-    if (said) follow(() => showText(said, node.content));
+    if (said) follow(() => showText(said, node));
   });
 }
 
@@ -120,12 +122,12 @@ function fail(error, here, node, question) {
   if (error.name === "AbortError") {
     node.stopped = true;
     report("Stopped.");
-    if (!node.content) takeBack(here, node, question);
+    if (!node.content && !node.thought) takeBack(here, node, question);
     return;
   }
   const said = error.name === "TypeError" ? "The server cannot be reached." : error.message;
   if (error instanceof KeyNeeded) askForKey();
-  if (node.content) node.wrong = said;
+  if (node.content || node.thought) node.wrong = said;
   else takeBack(here, node, question);
   report(said, "wrong");
 }

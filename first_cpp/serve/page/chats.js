@@ -68,6 +68,7 @@ function parse(text) {
         ends(node.parent) &&
         (node.parent === null || node.parent < i) &&
         typeof node.content === "string" &&
+        typeof (node.thought ?? "") === "string" &&
         ["user", "assistant"].includes(node.role),
     );
     return whole && ends(chat.leaf) && typeof chat.id === "string" ? { title: "", updated: 0, ...chat } : null;

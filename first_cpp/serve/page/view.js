@@ -16,16 +16,17 @@ export function message(chat, node) {
   said.append(make("div", "actions"));
   if (node.role === "assistant") {
     said.rendered = new Rendered(said.querySelector(".text"));
-    showText(said, node.content);
+    showText(said, node);
     showAbout(said, node);
   }
   showActions(said, chat, node);
   return said;
 }
 
-// A reasoning model's thoughts can be unfolded; they are no part of the text.
-export function showText(said, content) {
-  const thought = THOUGHT.exec(content);
+// A reasoning model's thoughts can be unfolded; they are no part of the text. The server parts them from it where the model's
+// template marks them.
+export function showText(said, { content, thought: parted }) {
+  const thought = parted === undefined ? THOUGHT.exec(content) : ["", parted];
   if (thought) {
     let fold = said.querySelector(".thought");
     if (!fold) {
@@ -71,6 +72,7 @@ export function showAbout(said, node) {
   const place = said.querySelector(".about");
   place.replaceChildren();
   if (node.layers) place.append(picture(node.layers), lineOf(figures(node)), ...gained(node));
+  if (node.cut) place.append(make("p", "figures", "cut off: the longest answer allowed, or the end of the context"));
   if (node.stopped) place.append(make("p", "figures", "stopped"));
   if (node.wrong) place.append(make("p", "wrong", node.wrong));
 }
