@@ -665,3 +665,27 @@ def test_an_answer_that_is_only_reasoning_stays(page):
     assert page.find(".answer .thought p").get_attribute("textContent") == "Hm"
     assert "cut off" in page.find(".answer .about").text
     assert page.find(".mine .text").text == "Sum?"
+
+
+@in_chromium
+def test_a_conversation_that_is_open_twice_loses_nothing(page):
+    answer_with(page, "one")
+    page.ask("first")
+    here, url = page.browser.current_window_handle, page.browser.current_url
+    page.browser.switch_to.new_window("tab")
+    try:
+        other = Page(page.browser, url)
+        other.until(lambda: said(other) == ["first", "one"])
+        answer_with(other, "two")
+        other.ask("second")
+    finally:
+        page.browser.close()
+        page.browser.switch_to.window(here)
+    page.until(lambda: said(page) == ["first", "one", "second", "two"])
+    answer_with(page, "three")
+    page.ask("third")
+    assert [one["content"] for one in page.script("return window.asked")[0]["messages"]] == [
+        "first", "one", "second", "two", "third",
+    ]  # fmt: skip
+    page.browser.refresh()
+    page.until(lambda: said(page) == ["first", "one", "second", "two", "third", "three"])

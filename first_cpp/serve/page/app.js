@@ -1,7 +1,7 @@
 // The chat page: conversations kept in the browser, answers streamed from the server.
 
 import { addNode, chooseBranch, dropNode, newChat, pathTo, siblings } from "./chats.js";
-import { allChats, readChat, readSetting, removeChat, saveChat, saveSetting } from "./chats.js";
+import { allChats, keyOf, readChat, readSetting, removeChat, saveChat, saveSetting } from "./chats.js";
 import { chosenSkip, noteSpeed } from "./dial.js";
 import { answered, askedModel, meetServer } from "./models.js";
 import { answer, fidelity, hasKey, KeyNeeded, useKey } from "./server.js";
@@ -109,10 +109,12 @@ async function measure(here, node) {
   try {
     const found = await fidelity(node.answer, measuring.signal);
     if (found === null) return;
-    node.fidelity = found;
-    saveChat(here);
+    const kept = here === chat ? here : readChat(here.id); // another tab may have gone on with it
+    if (!kept?.nodes[node.id]) return;
+    kept.nodes[node.id].fidelity = found;
+    saveChat(kept);
     const said = here === chat && elementOf(node);
-    if (said) follow(() => showAbout(said, node));
+    if (said) follow(() => showAbout(said, kept.nodes[node.id]));
   } catch {
     // the server went away: nothing more is known
   }
@@ -254,6 +256,13 @@ function remove(id) {
   at("undo").hidden = false;
 }
 
+// Another tab has changed what is kept: a conversation that is open here as well goes on from there.
+function stored(event) {
+  const found = running?.chat !== chat && event.newValue && event.key === keyOf(chat) ? readChat(chat.id) : null;
+  if (found) Object.assign(chat, found);
+  draw();
+}
+
 function undo() {
   if (removed) saveChat(removed);
   removed = null;
@@ -382,6 +391,6 @@ at("text").addEventListener("input", fit);
 at("text").addEventListener("keydown", keyInBox);
 document.addEventListener("keydown", keyDown);
 addEventListener("popstate", openFromAddress);
-addEventListener("storage", () => draw());
+addEventListener("storage", stored);
 addEventListener("pagehide", () => running && saveChat(running.chat));
 start();

@@ -54,6 +54,10 @@ export function allChats() {
   return found.filter(Boolean).sort((a, b) => b.updated - a.updated);
 }
 
+export function keyOf(chat) {
+  return PREFIX + chat.id;
+}
+
 export function readChat(id) {
   return parse(localStorage.getItem(PREFIX + id));
 }
