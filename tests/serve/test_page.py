@@ -126,6 +126,23 @@ def answer_with(page: Page, *parts: str, wait: int = 0, told: str = "null") -> N
     )
 
 
+def asking_for(page: Page, **fields: object) -> None:
+    """Let the page's requests have these fields too: a random model may else end its answer at once."""
+    page.script(
+        """
+        const real = window.fetch, fields = arguments[0];
+        window.fetch = (url, options) => {
+          if (options?.body) options.body = JSON.stringify({...JSON.parse(options.body), ...fields});
+          return real(url, options);
+        };
+        """,
+        fields,
+    )
+
+
+LONG = {"logit_bias": NO_END, "max_tokens": 24}
+
+
 def test_files_have_strict_headers_and_name_no_other_host(server):
     for route in PAGE_ROUTES:
         response = httpx.get(server.url + route)
@@ -142,6 +159,7 @@ def test_files_have_strict_headers_and_name_no_other_host(server):
 
 @in_chromium
 def test_chat_with_the_picture_of_its_layers(page, server):
+    asking_for(page, **LONG)
     page.type("Hello there")
     page.type("\ue007")
     page.until(lambda: page.all(".gained") and "fidelity" in page.find(".gained").text)  # drawn for the last time
@@ -496,6 +514,7 @@ def test_measured_speed_and_fidelity(page):
 def test_the_fidelity_is_the_servers(browser, tiny, models):
     with serving(routed_model(tiny, models, seed=41), "--chat-format", "chatml", "-c", 512, "--skip", 0.34) as server:
         page = Page(browser, server.url)
+        asking_for(page, **LONG)
         page.type("Hello there", "\ue007")
         page.until(lambda: page.all(".gained") and "fidelity" in page.find(".gained").text)
         measured = server.http.get("/v1/fidelity").json()["data"][0]["fidelity"]
@@ -549,16 +568,7 @@ def test_shortcuts(page):
 
 @in_chromium
 def test_stop_ends_the_answer_on_the_server_too(page, server):
-    page.script(
-        """
-        const real = window.fetch, bias = arguments[0];
-        window.fetch = (url, options) => {
-          if (options?.body) options.body = JSON.stringify({...JSON.parse(options.body), logit_bias: bias});
-          return real(url, options);
-        };
-        """,
-        NO_END,
-    )
+    asking_for(page, logit_bias=NO_END)
     page.type("Go on", "\ue007")
     page.until(lambda: len(page.find(".answer .text").text) > 5)
     assert server.health()["answering"]

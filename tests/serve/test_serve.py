@@ -122,7 +122,9 @@ def test_logprobs(server, alone):
     assert all(1 <= len(token.top_logprobs) <= 4 for token in found)
     plain = server.client().completions.create(model="tiny", prompt="Hello", max_tokens=3, temperature=0, logprobs=2)
     assert len(plain.choices[0].logprobs.token_logprobs) == 3
-    bare = server.client().chat.completions.create(model="tiny", messages=USER, max_tokens=3, logprobs=True, logit_bias=NO_END)
+    bare = server.client().chat.completions.create(
+        model="tiny", messages=USER, max_tokens=3, temperature=0, logprobs=True, logit_bias=NO_END
+    )
     assert len(bare.choices[0].logprobs.content) == 3
 
 
@@ -449,7 +451,7 @@ def test_client_that_goes_away_stops_a_plain_answer(server):
 
 
 def test_metrics(server):
-    ask = {"prompt": "Hello there", "max_tokens": 9, "logit_bias": NO_END}
+    ask = {"prompt": "Hello there", "max_tokens": 9, "temperature": 0, "logit_bias": NO_END}
     names = ("prompt_tokens_total", "tokens_total", "ttft_seconds_count", "tpot_seconds_count", "layers_skipped_sum")
     before = [server.metric(f"first_cpp_{name}") for name in names]
     requests = server.metric("first_cpp_requests_total", route="/v1/completions", status="200")

@@ -13,7 +13,7 @@ from server import chat, error_of, serving
 from first_cpp.serve.tools import Tools
 
 ENDLESS = 'root ::= opt{2000} opt{2000} opt{2000}\nopt ::= "a"?'
-PLAIN = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+PLAIN = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
