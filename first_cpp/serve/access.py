@@ -106,7 +106,8 @@ class AccessControl:
         origin = headers.get("origin")
         allowed = {"*", origin}.intersection(self._rules.origins)
         if origin and not allowed and _split(origin).netloc != host:
-            raise ApiError(403, f"a page of {origin} may not use this server; start it with --cors {origin}", "wrong_origin")
+            option = origin if "://" in origin else "'*'"  # null: a file, or a sandbox, which has no name
+            raise ApiError(403, f"a page of {origin} may not use this server; start it with --cors {option}", "wrong_origin")
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None when the client goes away first."""
