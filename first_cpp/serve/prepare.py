@@ -77,6 +77,8 @@ def prepare_chat(served: ServedModel, body: ChatRequest) -> Job:
     if body.logprobs:
         kwargs["top_logprobs"] = body.top_logprobs or 0
         _check_logprobs(served, kwargs["top_logprobs"])
+    elif body.top_logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
     kwargs["messages"] = as_template_takes(kwargs["messages"], functools.partial(_text_of, served, kwargs))
     tools = _prepare_tools(served, body, kwargs)
     param = "tools" if tools.forced else "response_format"

@@ -116,6 +116,7 @@ def test_null_is_the_default_of_a_completion(server, field):
         ("tool_choice", "maybe"),
         ("tools", [{"type": "custom", "custom": {"name": "x"}}]),
         ("temprature", 1),
+        ("top_logprobs", 3),
     ],
     ids=str,
 )
