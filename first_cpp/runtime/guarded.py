@@ -166,6 +166,8 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
                         raise
                 if end.reached and chunk["choices"][0]["finish_reason"] == "stop":
                     chunk["choices"][0]["finish_reason"] = "length"
+                if not (given.arguments["stream"] or given.arguments["echo"] or given.arguments["suffix"]):
+                    _end_at_first_stop(chunk["choices"][0], given.arguments["stop"])
                 yield chunk
         finally:
             inner.close()
@@ -238,3 +240,10 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         if self._text is None:
             return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
         return self._text.text(tokens, special)
+
+
+def _end_at_first_stop(choice: dict[str, Any], stop: str | Sequence[str] | None) -> None:
+    """One token may bring two of the stops: the base class takes the first of its list, which may be the later one."""
+    text = choice["text"]
+    ends = [text.find(one) for one in ([stop] if isinstance(stop, str) else stop or ())]
+    choice["text"] = text[: min((end for end in ends if end >= 0), default=None)]

@@ -352,3 +352,14 @@ def test_grammars_that_would_end_the_process(tiny):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-100:] + done.stderr
     assert done.stdout.splitlines() == list(BAD_GRAMMARS)
+
+
+def test_an_answer_ends_at_the_stop_that_comes_first(load, tiny):
+    """Also where one token has several of them, whatever their order."""
+    llm = load(tiny)
+    ask = {"max_tokens": 9, "temperature": 0, "logit_bias": {llm.tokenize(b"w13", add_bos=False)[-1]: 100.0}}
+    assert llm([1, 50, 60], **ask)["choices"][0]["text"].startswith("w13w13")
+    for stops in (["3", "w1"], ["w1", "3"]):
+        whole = llm([1, 50, 60], stop=stops, **ask)["choices"][0]
+        streamed = "".join(chunk["choices"][0]["text"] for chunk in llm([1, 50, 60], stop=stops, stream=True, **ask))
+        assert (whole["text"], streamed, whole["finish_reason"]) == ("", "", "stop")
