@@ -118,7 +118,8 @@ class Llama(PerCallLlama):
         deciding = (route_tokens or self._read.micro_batch) if prefill == "routed" else self._n_ctx
         learn_layout(self, self._layers, file.n_layer, self._read.micro_batch, self._offload)
         self._policy = RoutingPolicy(self, self._layers, self._read, self._routers, deciding, own, self._offload, held)
-        self._conversations = Conversations(self, self._read, self._policy, cache_bytes) if cache_bytes else None
+        kept = (self._read, self._policy, cache_bytes, self._logits_all)
+        self._conversations = Conversations(self, *kept) if cache_bytes else None
         self._measure = AnswerMeasure(self, measure, self._logits_all)
         self._idle = IdlePass(self, self._read, self._policy, self._current, self._measure, self._exclusive, self._layers.abort)
         self.skip = own.skip

@@ -36,8 +36,11 @@ class Conversations:
     The conversation that the model is at is not among them; its state is taken when a prompt of another one comes.
     """
 
-    def __init__(self, llm: llama_cpp.Llama, read: ReadContext, policy: RoutingPolicy, most_bytes: int) -> None:
+    def __init__(
+        self, llm: llama_cpp.Llama, read: ReadContext, policy: RoutingPolicy, most_bytes: int, logits_all: bool
+    ) -> None:
         self._llm, self._read, self._policy, self.most_bytes = llm, read, policy, most_bytes
+        self._logits_all = logits_all  # the base class keeps the logits of every position
         self._kept: list[_Kept] = []  # the least recently used first
         self.hits = 0
         """Prompts that found a longer prefix here than in the model."""
@@ -104,8 +107,8 @@ class Conversations:
             self._kept.append(kept)
 
     def _logits(self, n_tokens: int) -> npt.NDArray[np.single]:
-        """Those of the first positions, where the base class keeps them all, else none."""
-        return self._llm.scores[: n_tokens if self._llm._logits_all else 0]  # type: ignore[no-any-return]
+        """Those of the first positions, where they are kept, else none."""
+        return self._llm.scores[: n_tokens if self._logits_all else 0]  # type: ignore[no-any-return]
 
     def _make_room(self, n_bytes: int) -> None:
         while self._kept and self.n_bytes + n_bytes > self.most_bytes:

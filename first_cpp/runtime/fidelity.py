@@ -63,7 +63,7 @@ class AnswerMeasure:
     """
 
     def __init__(self, llm: llama_cpp.Llama, what: str | None, logits_all: bool) -> None:
-        self._llm, self.what, self._logits_all = llm, what, logits_all
+        self._llm, self.what, self.logits_all = llm, what, logits_all
         self.clear()
 
     def clear(self) -> None:
@@ -78,7 +78,7 @@ class AnswerMeasure:
         """Take the first choices after a decoding step of `n_tokens` that ends at position `end`."""
         if self.what is None:
             return
-        rows = self.logits(n_tokens if self._logits_all else 1)
+        rows = self.logits(n_tokens if self.logits_all else 1)
         for position, row in enumerate(rows, end - len(rows)):
             self._decoded[position] = int(row.argmax())
             if self.what == "kl":

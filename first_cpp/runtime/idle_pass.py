@@ -85,6 +85,6 @@ class IdlePass:
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, start, -1)
         decode(llm, tokens, start, all_outputs=True)
         llm.input_ids[start : start + len(tokens)] = tokens
-        if llm._logits_all:
+        if self._measure.logits_all:
             llm.scores[start : start + len(tokens)] = self._measure.logits(len(tokens))
         llm.n_tokens = start + len(tokens)
