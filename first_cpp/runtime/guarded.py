@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from ..errors import ContextFull, SettingError
 from ..gguf.model_limits import Spelling
-from .answer import ContextEnd
+from .answer import ContextEnd, CurrentAnswer
 from .arguments import check_messages, check_sampling, why_no_context, with_default_threads
 from .completion_arguments import check_completion, check_tools
 from .loading import Loading, without_broken_templates
 from .long_text import least_tokens
 from .one_thread import CLOSED, OneThread, exclusive
+from .streamed_text import StreamedText, before_stop
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
 from .token_text import TokenText
 
@@ -48,6 +49,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     scores: npt.NDArray[np.single]
     tokenizer_: Any
     _model: Any
+    _current: CurrentAnswer  # of the subclass
     _structured: Structured  # of the subclass, which knows what cancels an answer
     _spelling: Spelling | None = None
     _in_chat = False
@@ -152,6 +154,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         if isinstance(prompt := given.arguments["prompt"], str):
             self._check_length(prompt.encode("utf-8"))
         end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
+        streamed = self._streamed_text(given.arguments)
         inner = super()._create_completion(*given.args[1:], **given.kwargs)
         try:
             while True:
@@ -166,11 +169,31 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
                         raise
                 if end.reached and chunk["choices"][0]["finish_reason"] == "stop":
                     chunk["choices"][0]["finish_reason"] = "length"
+                if streamed is not None:
+                    yield from streamed.completed(chunk)
+                    continue
                 if not (given.arguments["stream"] or given.arguments["echo"] or given.arguments["suffix"]):
-                    _end_at_first_stop(chunk["choices"][0], given.arguments["stop"])
+                    chunk["choices"][0]["text"] = before_stop(chunk["choices"][0]["text"], given.arguments["stop"])
                 yield chunk
         finally:
             inner.close()
+
+    def _streamed_text(self, given: dict[str, Any]) -> StreamedText | None:
+        """What completes the chunks of a stream, where the base class may lose some of its text."""
+        if self._text is None or not given["stream"] or (given["logprobs"] is None and not given["stop"]):
+            return None
+        return StreamedText(self._answer_text, given["stop"])
+
+    def _answer_text(self, n_tokens: int | None) -> str:
+        """The text of the first tokens of the answer, or of all that there are."""
+        answer, bos = self._current.last, self.token_bos()
+        if answer is None:
+            return ""
+        begin, end = answer.n_prompt, answer.n_prompt + answer.n_tokens
+        made = [
+            token for token in (*self.input_ids[begin : end - 1].tolist(), answer.last_token)[: end - begin] if token != bos
+        ]
+        return self.detokenize(made[:n_tokens]).decode("utf-8", errors="ignore")
 
     @exclusive
     @functools.wraps(llama_cpp.Llama.create_chat_completion)
@@ -240,10 +263,3 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         if self._text is None:
             return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
         return self._text.text(tokens, special)
-
-
-def _end_at_first_stop(choice: dict[str, Any], stop: str | Sequence[str] | None) -> None:
-    """One token may bring two of the stops: the base class takes the first of its list, which may be the later one."""
-    text = choice["text"]
-    ends = [text.find(one) for one in ([stop] if isinstance(stop, str) else stop or ())]
-    choice["text"] = text[: min((end for end in ends if end >= 0), default=None)]

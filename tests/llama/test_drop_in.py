@@ -363,3 +363,30 @@ def test_an_answer_ends_at_the_stop_that_comes_first(load, tiny):
         whole = llm([1, 50, 60], stop=stops, **ask)["choices"][0]
         streamed = "".join(chunk["choices"][0]["text"] for chunk in llm([1, 50, 60], stop=stops, stream=True, **ask))
         assert (whole["text"], streamed, whole["finish_reason"]) == ("", "", "stop")
+
+
+@pytest.mark.parametrize("text", ["a😀b漢字é.", "漢字漢字", "é", "👩\u200d👧 ok"])
+@pytest.mark.parametrize("stop", [None, "字", "b漢", ["é.", "字漢"], "ok!"], ids=str)
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_a_stream_loses_no_character(load, tiny, text, stop, logprobs):
+    """Every character that is not ASCII lies in several tokens of this model."""
+    llm = load(tiny, logits_all=True)
+    ends = [text.index(one) for one in ([stop] if isinstance(stop, str) else stop or ()) if one in text]
+
+    def ask(**more):
+        grammar = llama_cpp.LlamaGrammar.from_string(f"root ::= {json.dumps(text, ensure_ascii=False)}")
+        return llm([1, 50], max_tokens=60, temperature=0, stop=stop, logprobs=logprobs, grammar=grammar, **more)
+
+    chunks = [chunk["choices"][0] for chunk in ask(stream=True)]
+    assert "".join(chunk["text"] for chunk in chunks) == text[: min(ends, default=None)]
+    assert "".join(chunk["text"] for chunk in chunks) == ask()["choices"][0]["text"]
+    if logprobs and not ends:  # as it comes
+        assert sum(bool(chunk["text"]) for chunk in chunks) == len(text)
+
+
+def test_a_chat_with_logprobs_loses_no_character(load, tiny):
+    llm = load(tiny, logits_all=True)
+    grammar = llama_cpp.LlamaGrammar.from_string('root ::= "é漢"')
+    ask = {"max_tokens": 20, "temperature": 0, "logprobs": True, "top_logprobs": 1, "grammar": grammar}
+    chunks = llm.create_chat_completion([{"role": "user", "content": "Hi"}], stream=True, **ask)
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == "é漢"
