@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..llama import Llama
-from .tool_calls import with_delta
+from .tool_calls import with_delta, without_logprobs
 
 MARKS = (
     ("<think>", "</think>"),  # DeepSeek, Qwen, SmolLM3 and most others
@@ -127,6 +127,7 @@ def stream_with_reasoning(chunks: Iterator[dict[str, Any]], thinking: Thinking) 
         parts = reader.feed(content or "") + (reader.finish() if last else [])
         for kind, text in parts:
             yield with_delta(chunk, {kind: text})
+            chunk = without_logprobs(chunk)
         if last:
             yield with_delta(chunk, {}, choice["finish_reason"])
         elif not parts:

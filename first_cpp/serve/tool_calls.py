@@ -193,6 +193,7 @@ def stream_with_calls(
     Text that may become a call is held back; None is yielded for it, so that the answer can be cancelled.
     """
     sender: _Forced | _Found = _Forced(names[0]) if forced and len(names) == 1 else _Found(names, forced)
+    held: list[Any] = []
     for chunk in chunks:
         content = chunk and chunk["choices"][0]["delta"].get("content")
         if chunk is None or (not content and chunk["choices"][0]["finish_reason"] is None):
@@ -201,11 +202,14 @@ def stream_with_calls(
         choice = chunk["choices"][0]
         reason = choice["finish_reason"]
         deltas = sender.deltas(content or "", reason is not None)
+        chunk, held = with_held_logprobs(chunk, held), []
         for delta in deltas:
             yield with_delta(chunk, delta)
+            chunk = without_logprobs(chunk)
         if reason is not None:
             yield with_delta(chunk, {}, "tool_calls" if sender.n_calls and (reason == "stop" or not forced) else reason)
         elif not deltas:
+            held = logprobs_of(chunk)
             yield None
 
 
@@ -252,3 +256,26 @@ class _Found:
 def with_delta(chunk: dict[str, Any], delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     """A chunk with another delta."""
     return {**chunk, "choices": [{**chunk["choices"][0], "delta": delta, "finish_reason": reason}]}
+
+
+# -- logprobs, which stay with the text that they are of, once ------------------------------------------------------------
+
+
+def logprobs_of(chunk: dict[str, Any]) -> list[Any]:
+    """The tokens of a chunk with their logprobs."""
+    return list((chunk["choices"][0].get("logprobs") or {}).get("content") or ())
+
+
+def with_held_logprobs(chunk: dict[str, Any], held: list[Any]) -> dict[str, Any]:
+    """A chunk with the logprobs of text that was held back before it."""
+    if not held:
+        return chunk
+    choice = chunk["choices"][0]
+    logprobs = {**(choice.get("logprobs") or {"refusal": None}), "content": held + logprobs_of(chunk)}
+    return {**chunk, "choices": [{**choice, "logprobs": logprobs}]}
+
+
+def without_logprobs(chunk: dict[str, Any]) -> dict[str, Any]:
+    """A chunk whose logprobs have been sent."""
+    choice = chunk["choices"][0]
+    return {**chunk, "choices": [{**choice, "logprobs": None}]} if choice.get("logprobs") else chunk

@@ -326,6 +326,22 @@ def test_calls_are_found_in_what_a_model_wrote(text, content, found):
     assert sent[-1]["finish_reason"] == ("tool_calls" if found else "stop")
 
 
+@pytest.mark.parametrize(
+    "text", ["{no call}", '<tool_call>{"name": "one", "arguments": {}}</tool_call>', "<think>a</think>{b}", "<tool"]
+)
+def test_the_logprobs_of_text_that_is_held_back_are_sent_once(text):
+    from first_cpp.serve.reasoning import Thinking, stream_with_reasoning
+    from first_cpp.serve.tool_calls import stream_with_calls
+
+    chunks = [
+        {"choices": [{"delta": {"content": a}, "logprobs": {"content": [{"token": a}]}, "finish_reason": None}]} for a in text
+    ]
+    chunks.append({"choices": [{"delta": {}, "logprobs": None, "finish_reason": "stop"}]})
+    parted = stream_with_reasoning(iter(chunks), Thinking("<think>", "</think>"))
+    sent = [chunk["choices"][0]["logprobs"] for chunk in stream_with_calls(parted, ["one"], False) if chunk]
+    assert "".join(one["token"] for logprobs in sent if logprobs for one in logprobs["content"]) == text
+
+
 # -- logprobs and echo -------------------------------------------------------------------------------------------------
 
 
