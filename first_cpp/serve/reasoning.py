@@ -125,10 +125,11 @@ def stream_with_reasoning(chunks: Iterator[dict[str, Any]], thinking: Thinking) 
             yield chunk
             continue
         parts = reader.feed(content or "") + (reader.finish() if last else [])
+        rest = chunk
         for kind, text in parts:
-            yield with_delta(chunk, {kind: text})
-            chunk = without_logprobs(chunk)
+            yield with_delta(rest, {kind: text})
+            rest = without_logprobs(rest)
         if last:
-            yield with_delta(chunk, {}, choice["finish_reason"])
+            yield with_delta(rest, {}, choice["finish_reason"])
         elif not parts:
             yield with_delta(chunk, {}) if choice.get("logprobs") else None

@@ -202,14 +202,14 @@ def stream_with_calls(
         choice = chunk["choices"][0]
         reason = choice["finish_reason"]
         deltas = sender.deltas(content or "", reason is not None)
-        chunk, held = with_held_logprobs(chunk, held), []
+        rest, held = with_held_logprobs(chunk, held), []
         for delta in deltas:
-            yield with_delta(chunk, delta)
-            chunk = without_logprobs(chunk)
+            yield with_delta(rest, delta)
+            rest = without_logprobs(rest)
         if reason is not None:
-            yield with_delta(chunk, {}, "tool_calls" if sender.n_calls and (reason == "stop" or not forced) else reason)
+            yield with_delta(rest, {}, "tool_calls" if sender.n_calls and (reason == "stop" or not forced) else reason)
         elif not deltas:
-            held = logprobs_of(chunk)
+            held = logprobs_of(rest)
             yield None
 
 
