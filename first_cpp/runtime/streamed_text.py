@@ -36,10 +36,12 @@ class StreamedText:
 
     def completed(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunk with its text; before the last one, which has none, a chunk with all that is missing."""
-        choice = chunk["choices"][0]
-        whole, text = before_stop(self._text_of(None), self._stop), choice["text"]
+        choice, made = chunk["choices"][0], self._text_of(None)
+        whole, text = before_stop(made, self._stop), choice["text"]
         if whole.startswith(self._sent):
             text = self._next(choice, whole)[len(self._sent) :]
+        if choice["logprobs"] and len(whole) < len(made) and len(self._text_of(self._n_tokens - 1)) >= len(whole):
+            choice = {**choice, "logprobs": None}  # of a stop, which is no part of the answer
         self._sent += text
         if choice["finish_reason"] is None:
             yield {**chunk, "choices": [{**choice, "text": text}]}

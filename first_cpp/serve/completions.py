@@ -7,6 +7,7 @@ no limit, and sorts the whole vocabulary in Python for every logprob.
 from __future__ import annotations
 
 import base64
+import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def answer_completion(llm: Llama, kwargs: dict[str, Any], prompt: Prompt, n_usag
         choice |= {"text": "", "finish_reason": "length"}
         usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
         made = []
+    if choice["finish_reason"] == "stop":
+        made = made[: n_shown(llm, made, choice["text"])]
     if kwargs["logprobs"] is not None:
         choice["logprobs"] = _logprobs(llm, prompt, made, kwargs["logprobs"], bool(kwargs["echo"]))
     if kwargs["echo"]:
@@ -84,6 +87,15 @@ def answer_tokens(llm: Llama, n_prompt: int) -> list[int]:
     if last >= 0 and len(made) < timing.n_tokens and not is_end(llm, last):
         made.append(last)
     return made
+
+
+def n_shown(llm: Llama, made: list[int], text: str) -> int:
+    """How many of an answer's tokens its text is of: a stop that ended it is no part of it, nor are its tokens."""
+
+    def length(n_tokens: int) -> int:
+        return len(llm.detokenize(made[:n_tokens]).decode("utf-8", errors="ignore"))
+
+    return bisect.bisect_left(range(len(made)), len(text), key=length)
 
 
 def is_end(llm: Llama, token: int) -> bool:

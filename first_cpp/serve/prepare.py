@@ -18,7 +18,7 @@ from ..runtime.long_text import least_tokens
 from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
-from .completions import Prompt, answer_completion, embeddings, with_usage
+from .completions import Prompt, answer_completion, answer_tokens, embeddings, n_shown, with_usage
 from .earlier_calls import as_template_takes
 from .reasoning import Thinking, stream_with_reasoning, with_reasoning
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -153,11 +153,20 @@ def _answer_chat(llm: Llama, kwargs: dict[str, Any], tools: Tools, thinking: Thi
     """In the worker thread: the answer, or its chunks. n_prompt: prompt tokens, where a stream is to end with its usage."""
     answer = llm.create_chat_completion(**kwargs)
     if isinstance(answer, dict):
+        _end_logprobs_with_text(llm, answer)
         answer = answer if thinking is None else with_reasoning(answer, thinking)
         return with_calls(answer, tools.names, tools.forced) if tools.tools else answer
     chunks = answer if thinking is None else stream_with_reasoning(answer, thinking)
     chunks = stream_with_calls(chunks, tools.names, tools.forced) if tools.tools else chunks
     return chunks if n_prompt is None else with_usage(chunks, llm, n_prompt)
+
+
+def _end_logprobs_with_text(llm: Llama, answer: dict[str, Any]) -> None:
+    """Drop the logprobs of a stop, which is no part of the answer."""
+    choice = answer["choices"][0]
+    if choice.get("logprobs") and choice["finish_reason"] == "stop":
+        made = answer_tokens(llm, answer["usage"]["prompt_tokens"])
+        del choice["logprobs"]["content"][n_shown(llm, made, choice["message"]["content"] or "") :]
 
 
 def _prepare_tools(served: ServedModel, body: ChatRequest, kwargs: dict[str, Any]) -> Tools:

@@ -402,6 +402,27 @@ def test_logprobs_without_echo_are_the_answers(client, load, routed):
     assert found.token_logprobs[: len(expected)] == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_logprobs_end_where_a_stop_ended_the_text(client, echo):
+    given = {"model": "tiny", "prompt": "Hello", "max_tokens": 20, "temperature": 0, "logit_bias": NO_END, "echo": echo}
+    text = client.completions.create(**given).choices[0].text
+    stop = text[-8:-4]
+    found = client.completions.create(**given, stop=stop, logprobs=1).choices[0]
+    assert found.text == text[: text.index(stop)]
+    assert "".join(found.logprobs.tokens).lstrip("▁ ") == found.text
+    assert len(found.logprobs.token_logprobs) == len(found.logprobs.text_offset) == len(found.logprobs.tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_of_a_chat_end_where_a_stop_ended_the_text(client, stream):
+    more = {"max_tokens": 20, "logit_bias": NO_END}
+    text = ask(client, **more).choices[0].message.content
+    answer = ask(client, **more, stop=text[8:11], logprobs=True, stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    tokens = [one.token for choice in choices if choice.logprobs for one in choice.logprobs.content]
+    assert "".join(tokens) == text[: text.index(text[8:11])]
+
+
 @pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [1, "a"], [1.5], [True], [-1], [320], 5, [[]], []], ids=str)
 def test_prompts_that_are_refused(server, prompt):
     assert refusal(server, TEXT, prompt=prompt)["param"] == "prompt"
