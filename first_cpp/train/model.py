@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingFileError, ModelFileError
+from ..gguf.lora import AS_IS, PERMUTED
 from ..gguf.model_file import ModelFile
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
-    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF with scaled
-    rotary embeddings: transformers ignores a GGUF's scaling, and would train another model than the one that runs.
+    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split or
+    has scaled rotary embeddings: transformers reads one file and no scaling, and would train another model than the one that runs.
 
     >>> load_model("none.gguf")
     Traceback (most recent call last):
@@ -31,6 +32,7 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     if not os.path.exists(path):
         raise MissingFileError(f"model does not exist: {path}")
     if not os.path.isdir(path):
+        check_whole(path)
         check_rotary(path)
     folder, file = (path, {}) if os.path.isdir(path) else (os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)})
     try:
@@ -39,6 +41,24 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise ModelFileError(f"transformers cannot read {path}: {error}") from error
     return model, tokenizer
+
+
+def check_whole(path: str) -> None:
+    """Raise ModelFileError for a GGUF that is split: the weights of its other files would be random ones."""
+    if (n_files := len(ModelFile.open(path).files)) > 1:
+        raise ModelFileError(
+            f"{path} is split in {n_files} files, and PyTorch would read the first alone: merge it with llama-gguf-split, "
+            "or train from the model's Hugging Face folder"
+        )
+
+
+def check_foldable(path: str) -> None:
+    """Raise ModelFileError for a GGUF of an architecture that `convert` folds no LoRA into: known before hours of training."""
+    if (architecture := ModelFile.open(path).architecture) not in PERMUTED | AS_IS:
+        raise ModelFileError(
+            f"no LoRA can be folded into {architecture} models; --rank 0 trains routers alone. Models that one can be folded "
+            f"into: {', '.join(sorted(PERMUTED | AS_IS))}"
+        )
 
 
 def check_rotary(path: str) -> None:

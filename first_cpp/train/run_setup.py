@@ -17,7 +17,7 @@ from ..gguf.model_file import ModelFile
 from ..skip import check_layers, layers_for_share
 from .asked_data import AskedData, Data
 from .examples import Example, draw, read_examples
-from .model import add_lora, decoder_layers, load_model, native_precision, start_from
+from .model import add_lora, check_foldable, decoder_layers, load_model, native_precision, start_from
 from .processes import Processes
 from .prompt_costs import predicted
 from .routed_model import RoutedModel
@@ -57,6 +57,8 @@ def set_up(args: argparse.Namespace) -> Run:
     Of prompts that are to be answered first, it has some, to measure on.
     """
     torch.manual_seed(args.seed)
+    if args.rank and os.path.isfile(args.model):
+        check_foldable(args.model)
     model, tokenizer = load_model(args.model)
     layers = decoder_layers(model)
     order = checked_order(args, len(layers))

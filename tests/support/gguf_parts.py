@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-U32, F32, BOOL, STR, ARR = 4, 6, 7, 8, 9
+U16, U32, I32, F32, BOOL, STR, ARR = 2, 4, 5, 6, 7, 8, 9
 
 
 @dataclass

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pathlib
 
 import gguf
 import numpy as np
 import pytest
+from gguf_parts import I32, U16, Parts, Value, take_apart
 from training import Words, examples
 
+from first_cpp.cli.main import main
 from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.train.examples import DataError, Example, batches, draw, encode_prompt, micro_batches, read_examples
 from first_cpp.train.model import check_rotary, load_model
@@ -102,3 +106,29 @@ def test_a_gguf_with_scaled_rotary_embeddings_is_not_trained(tmp_path, scaling, 
         return
     with pytest.raises(ModelFileError, match=f"{said}.*Hugging Face folder"):
         load_model(path)
+
+
+def test_a_gguf_in_several_files_is_not_trained(tmp_path, tiny):
+    """transformers reads the file that it is given alone, and makes up the weights of the others."""
+    whole = take_apart(pathlib.Path(tiny).read_bytes())
+    for number, tensors in enumerate((whole.tensors[:20], whole.tensors[20:])):
+        pairs = {"split.no": Value(U16, number), "split.count": Value(U16, 2), "split.tensors.count": Value(I32, 40)}
+        part = Parts({**(whole.pairs if number == 0 else {}), **pairs}, tensors, whole.alignment)
+        (tmp_path / f"m-0000{number + 1}-of-00002.gguf").write_bytes(part.dump())
+    with pytest.raises(ModelFileError, match=r"m-00001-of-00002.gguf is split in 2 files.*llama-gguf-split"):
+        load_model(str(tmp_path / "m-00001-of-00002.gguf"))
+
+
+def test_a_lora_that_nothing_could_fold_in_is_not_trained(tmp_path, capsys):
+    """Training takes hours; `convert` would refuse it afterwards."""
+    path = str(tmp_path / "m.gguf")
+    writer = gguf.GGUFWriter(path, "falcon")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n")
+    assert main(["train", "--model", path, "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    assert "no LoRA can be folded into falcon models; --rank 0 trains routers alone" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
