@@ -104,7 +104,7 @@ def _kind(kind: str, path: str) -> str:
 
 
 def add_routers(file: GgufFile, routers: Routers) -> None:
-    """Put routers into the metadata of a GGUF in memory, as texts what `Routers.train` says."""
+    """Put routers into the metadata of a GGUF in memory, as texts what `Routers.train` says, cut to what a reader takes."""
     file.set_u32("first.version", 1 if routers.cost is None else 2)
     file.set_str("first.writer", routers.writer)
     file.set_str("first.base.architecture", routers.base.architecture)
@@ -121,7 +121,7 @@ def add_routers(file: GgufFile, routers: Routers) -> None:
     file.set_bool_array("first.router.skippable", list(routers.skippable))
     file.set_f32("first.policy.skip", routers.skip)
     for key, value in sorted(routers.train.items()):  # safetensors keeps no order: the same routers make the same file
-        file.set_str(f"first.train.{key}", str(value))
+        file.set_str(f"first.train.{key}", _cut(str(value)))
 
 
 def router_keys(file: GgufFile) -> list[str]:
@@ -203,9 +203,9 @@ def write_safetensors(path: str, routers: Routers) -> None:
 
 
 def _cut(text: str) -> str:
-    """As much of a text as metadata may hold."""
-    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    raw = text.encode()
+    """As much of a text as metadata may hold, without NUL; what is not UTF-8, as in a path, becomes question marks."""
+    raw = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace")
+    text = raw.decode()
     return text if len(raw) <= MAX_TEXT else raw[: MAX_TEXT - 3].decode("utf-8", "ignore") + "..."
 
 

@@ -102,11 +102,13 @@ def test_a_base_that_is_not_known_yet(routers, tmp_path):
     assert same(read_safetensors(path, routers.base, 0.5), routers)
 
 
-@pytest.mark.parametrize("text", ["ä" * 3000, "a\0b"])
-def test_long_records_are_cut_to_what_a_reader_takes(routers, tiny, tmp_path, text):
+@pytest.mark.parametrize("text", ["ä" * 3000, "a\0b", "a path that is not UTF-8: \udcff"])
+@pytest.mark.parametrize("through_safetensors", [True, False])
+def test_long_records_are_cut_to_what_a_reader_takes(routers, tiny, tmp_path, text, through_safetensors):
     path, out = str(tmp_path / "r.safetensors"), tmp_path / "out.gguf"
-    write_safetensors(path, dataclasses.replace(routers, train={"command": text}))
-    write_sidecar(path, tiny, out)
+    made = dataclasses.replace(routers, train={"command": text})
+    write_safetensors(path, made)
+    write_sidecar(path if through_safetensors else made, tiny, out)
     found = load_routers(str(out)).train["command"]
     assert len(found.encode()) <= 4096
     assert "\0" not in found
