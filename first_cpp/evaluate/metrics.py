@@ -8,12 +8,14 @@ from __future__ import annotations
 import collections
 import re
 import string
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..cli.scripts import words_apart
 from ..errors import OptionError
 
 Numbers = npt.NDArray[np.float64]
@@ -124,9 +126,34 @@ def metrics_of(kind: str) -> list[Metric]:
 
 
 def _rouge(answer: str, reference: str) -> float:
+    """ROUGE-L F-measure by rouge-score, whose own words have the letters a to z alone: other scripts are split here."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return float(RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure)
+    tokenizer = None if mostly_latin(reference) else AnyScript()
+    return float(RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer).score(reference, answer)["rougeL"].fmeasure)
+
+
+def mostly_latin(text: str) -> bool:
+    """Whether at least half of a text's letters are a to z.
+
+    >>> mostly_latin("Zwei Männer"), mostly_latin("два человека")
+    (True, False)
+    """
+    letters = [sign for sign in text if sign.isalpha()]
+    return 2 * sum(sign.isascii() for sign in letters) >= len(letters)
+
+
+class AnyScript:
+    """Words of any script, as a tokenizer of rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words, in lower case, without punctuation.
+
+        >>> AnyScript().tokenize("Два человека! 你好")
+        ['два', 'человека', '你', '好']
+        """
+        plain = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in text.lower())
+        return words_apart(plain).split()
 
 
 def rouge_best(answer: str, references: Sequence[str]) -> float:
@@ -140,9 +167,9 @@ def rouge_mean(answer: str, references: Sequence[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    """SQuAD's normalisation: lower case, no punctuation, no articles."""
+    """SQuAD's normalisation: lower case, no punctuation, no articles. Signs stand for words where a script has no blanks."""
     bare = "".join(" " if char in string.whitespace else char for char in text.lower() if char not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    return words_apart(re.sub(r"\b(a|an|the)\b", " ", bare)).split()
 
 
 def squad_exact(answer: str, references: Sequence[str]) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cli.jsonl import DataError, field, lines
+from ..cli.scripts import words_apart
 from ..gguf.new_file import new_file
 
 Record = dict[str, Any]
@@ -140,7 +141,7 @@ def metrics(found: Split) -> list[str]:
     kinds = []
     words: dict[str, list[int]] = defaultdict(list)
     for record in (*found.train, *found.valid, *found.test):
-        words[task_of(record)].append(len(record["response"].split()))
+        words[task_of(record)].append(len(words_apart(record["response"]).split()))
     for task, n_words in sorted(words.items()):
         if task not in KNOWN_TASKS:
             n_words.sort()

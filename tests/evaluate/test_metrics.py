@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from first_cpp.evaluate.bootstrap import Scores
-from first_cpp.evaluate.metrics import Corpus, Mean, squad_exact, squad_f1
+from first_cpp.evaluate.metrics import Corpus, Mean, rouge_best, squad_exact, squad_f1
 
 TEXTS = ["Ein Hund läuft über das Gras.", "Eine Katze", "", "Zwei Männer stehen vor einem Haus."]
 EXPECTED = [["Ein Hund rennt über das Gras."], ["Eine Katze schläft."], ["Ein Mann."], ["Zwei Männer stehen vor einem Haus."]]
@@ -30,12 +30,29 @@ def test_rouge_over_references():
 
 
 @pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ("Кошка сидит дома.", "кошка сидит дома", 1),
+        ("кошка сидит", "кошка спит", 1 / 2),
+        ("你好世界", "你好。世界、", 1),
+        ("你好", "你好世界", 2 / 3),
+        ("नमस्ते दुनिया", "नमस्ते, दुनिया", 1),
+        ("two cats", "две кошки", 0),
+        ("The cats sat.", "cat sat", 4 / 5),  # rouge-score's own words and stems where letters are a to z
+    ],
+)
+def test_rouge_reads_every_script(text, reference, score):
+    assert rouge_best(text, [reference]) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
     ("text", "references", "f1", "exact"),
     [
         ("The caretaker.", ["caretaker"], 1, 1),
         ("the old caretaker", ["a caretaker", "nobody"], 2 / 3, 0),
         ("", ["caretaker"], 0, 0),
         ("three  Metres!", ["3 metres", "three metres"], 1, 1),
+        ("三米长", ["三米"], 4 / 5, 0),  # no blanks between words: sign by sign
     ],
 )
 def test_squads_rules(text, references, f1, exact):

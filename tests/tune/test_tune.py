@@ -94,7 +94,9 @@ def test_a_bad_line_is_named(tmp_path, line, said):
 
 def test_tasks_are_scored_by_how_long_their_answers_are():
     long = [{"task": "story", "prompt": "p", "response": "word " * 40}]
-    assert metrics(Split([*records(3, "qa"), *records(3, ""), *long], [], [])) == ["=answer", "story=summary"]
+    chinese = [{"task": "故事", "prompt": "p", "response": "很久很久以前有一座山、山里有一座庙。"}]  # no blanks between words
+    found = metrics(Split([*records(3, "qa"), *records(3, ""), *long, *chinese], [], []))
+    assert found == ["=answer", "story=summary", "故事=summary"]
 
 
 # -- what is refused before anything long ----------------------------------------------------------------------------------
