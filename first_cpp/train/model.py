@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
-    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split or
-    has scaled rotary embeddings: transformers reads one file and no scaling, and would train another model than the one that runs.
+    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split
+    or has scaled rotary embeddings: it reads one file, and no scaling, and would train another model than the one that runs.
 
     >>> load_model("none.gguf")
     Traceback (most recent call last):
