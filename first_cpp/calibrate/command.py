@@ -24,7 +24,7 @@ from ..cli.next_commands import next_commands
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.embed import embed, write_sidecar
-from ..gguf.model_file import ModelFile
+from ..gguf.model_file import ModelFile, weights_fingerprint
 from ..gguf.new_file import check_output, check_regular
 from ..gguf.quantise import quiet_llama_cpp
 from ..gguf.router_format import router_keys
@@ -226,8 +226,7 @@ def _tokens(
 def _identity(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]) -> dict[str, Any]:
     """What costs depend on."""
     digest = hashlib.sha256(repr([(prompt.task, prompt.text) for prompt in prompts]).encode())
-    sizes = [os.path.getsize(path) for path in model.paths]
-    return {"fingerprint": model.fingerprint, "bytes": sizes, "prompts": digest.hexdigest(), "max_tokens": args.max_tokens}
+    return {"model": weights_fingerprint(model.path), "prompts": digest.hexdigest(), "max_tokens": args.max_tokens}
 
 
 def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile, until: float) -> Speed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from ..errors import FirstCppError, MissingFileError, OptionError
 from ..gguf.cost_probes import CostProbes
-from ..gguf.model_file import ModelFile, open_gguf
+from ..gguf.model_file import ModelFile, open_gguf, weights_fingerprint
 from ..gguf.router_format import load_routers, read_routers, trained_set
 from ..skip import FIXED, Skip, check_layers, fixed_layers, layers_for_share, skip_from_text
 
@@ -176,14 +175,3 @@ def auto_share(path: str) -> float:
     if routers is None:
         return 0.0
     return routers.skip if routers.cost is None else routers.cost.mean_share(routers.cost.tolerance)
-
-
-def weights_fingerprint(path: str) -> str:
-    """Of a file's size and of 64 parts spread over it: other weights, other routers, another fingerprint."""
-    size, part = os.path.getsize(path), 1 << 16
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(64):
-            file.seek(max(0, size - part) * i // 63)
-            digest.update(file.read(part))
-    return digest.hexdigest()

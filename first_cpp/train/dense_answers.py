@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cli.jsonl import DataError, field, lines
 from ..errors import OptionError
-from ..gguf.model_file import ModelFile
+from ..gguf.model_file import ModelFile, weights_fingerprint
 from ..runtime.chat_prompt import chat_prompt, user_turn
 from ..streams.engine import Engine, Floats, streams_for
 from ..streams.quick_copy import quick_copy
@@ -73,12 +73,6 @@ def key_of(*of: object) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
-def model_key(path: str) -> list[object]:
-    """What tells a model's file apart, its quantisation too."""
-    model = ModelFile.open(path)
-    return [model.fingerprint, [os.path.getsize(part) for part in model.paths]]
-
-
 @contextlib.contextmanager
 def dense_model(path: str, folder: str, n_ctx: int, n_threads: int) -> Iterator[Engine]:
     """The model, with room for a prompt and its answer of `n_ctx` tokens in each stream. folder: for a quick copy."""
@@ -127,7 +121,7 @@ def dense_answers(
 
 def _wanted(model: str, prompts: Sequence[AskedPrompt], ask: Ask) -> list[tuple[AskedPrompt, str]]:
     """The answers that are wanted: prompt and key."""
-    of = model_key(model)
+    of = weights_fingerprint(model)
     settings = [N_TOP, ask.max_tokens] if ask.n == 0 else [N_TOP, ask.max_tokens, ask.temperature, ask.seed]
     numbers = range(max(1, ask.n))
     return [(prompt, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in numbers]
@@ -189,7 +183,7 @@ def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step
     """
     if "tokenizer.chat_template" not in ModelFile.open(model).first.keys():
         raise OptionError(f"--prompts self: {model} has no chat template, so it cannot write a user's turn; give prompts")
-    kept, of, found = Kept(os.path.join(folder, PROMPTS)), model_key(model), dict[str, None]()
+    kept, of, found = Kept(os.path.join(folder, PROMPTS)), weights_fingerprint(model), dict[str, None]()
     keys = [key_of(of, seed, number) for number in range(TRIES * n)]
     with contextlib.ExitStack() as stack:
         engine = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import FirstCppError, OptionError
 from ..gguf.merge import merge
-from ..gguf.model_file import ModelFile
+from ..gguf.model_file import ModelFile, weights_fingerprint
 from ..gguf.new_file import new_file
 from .examples_split import Split, digest, metrics
 from .lengths import Lengths
@@ -54,7 +54,7 @@ def epochs_for(n_train: int) -> float:
 def check_same_job(folder: str, model: ModelFile, parts: Split, settings: Settings) -> None:
     """Note in `folder` what its files are made of. Raises OptionError where another tuning's are there, naming what differs."""
     mine = {
-        "model": [model.fingerprint, os.path.getsize(model.path)],
+        "model": weights_fingerprint(model.path),
         "examples": digest([*parts.train, *parts.valid, *parts.test]),
         **dataclasses.asdict(settings),
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 
 import pytest
 from calibrating import IDLE, calibrate
-from helpers import tensor_hashes
+from helpers import tensor_hashes, twins
 from routers_files import routed_model
 
 from first_cpp import Llama, load_routers
@@ -80,6 +81,19 @@ def test_a_type_that_is_slow_in_batches_is_measured_on_a_copy(models, prompts, t
     copy = str(tmp_path / "x.calibration.gguf")
     assert opened == [copy, str(path)]
     assert not os.path.exists(copy)
+
+
+def test_a_state_of_a_model_merged_anew_is_not_used(prompts, tmp_path, monkeypatch, capsys):
+    """Its norms and its size are those of the merge before it, whose answers and costs the state holds."""
+    monkeypatch.setattr(
+        "first_cpp.calibrate.procedure.Procedure.search", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    merged = tmp_path / "merged.gguf"
+    for model in twins(tmp_path):
+        shutil.copy(model, merged)
+        capsys.readouterr()
+        assert calibrate(str(merged), prompts, tmp_path / "x.gguf", quiet=False) == 130
+    assert "is of another model" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import llama_cpp
 import numpy as np
 
 from first_cpp._ext import GgufFile
+from first_cpp.gguf.synthetic import SHAPES, tensor_shapes, write_model
 
 
 def logits(llm: llama_cpp.Llama, n_rows: int = 1) -> np.ndarray:
@@ -58,3 +59,15 @@ def tensor_hashes(path) -> dict:
             stream.seek(tensor.offset)
             found[tensor.name] = (tensor.type, tensor.shape, hashlib.sha256(stream.read(tensor.n_bytes)).hexdigest())
     return found
+
+
+def twins(folder):
+    """Two models as merges of two LoRAs leave them: norms and sizes are the same, other weights are not."""
+    for seed in (1, 2):
+        rng = np.random.default_rng(seed)
+        tensors = (
+            (name, dims, (np.ones(dims) if len(dims) == 1 else rng.normal(0, 0.1, dims)).astype(np.float32))
+            for name, dims in tensor_shapes(SHAPES["tiny"])
+        )
+        write_model(folder / f"twin-{seed}.gguf", SHAPES["tiny"], tensors)
+        yield str(folder / f"twin-{seed}.gguf")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from helpers import greedy
+from helpers import greedy, twins
 from scipy.special import logsumexp
 from training import Words
 
@@ -84,6 +84,13 @@ def test_answers_of_another_model_or_setting_are_not_taken(tiny, tiny_q8, tmp_pa
         before = len((tmp_path / asking.ANSWERS).read_text().splitlines())
         answers(model, tmp_path, ask)
         assert len((tmp_path / asking.ANSWERS).read_text().splitlines()) == before + 2
+
+
+def test_answers_of_a_model_merged_anew_are_not_taken(tmp_path):
+    one, other = twins(tmp_path)
+    first = [record["tokens"] for record in answers(one, tmp_path)]
+    assert [record["tokens"] for record in answers(other, tmp_path)] != first
+    assert [record["tokens"] for record in answers(one, tmp_path)] == first
 
 
 def test_drawn_answers_differ_and_are_the_same_again(tiny, tmp_path):
@@ -196,11 +203,12 @@ def writing(monkeypatch):
             asked.append(key)
             yield key, text, text != texts[-1]
 
-    opened = argparse.Namespace(first={"tokenizer.chat_template": ""}, fingerprint="f", paths=())
+    opened = argparse.Namespace(first={"tokenizer.chat_template": ""})
     monkeypatch.setattr(asking, "written", written)
     monkeypatch.setattr(asking, "AT_ONCE", 4)
     monkeypatch.setattr(asking, "dense_model", lambda *_: contextlib.nullcontext(object()))
     monkeypatch.setattr(asking.ModelFile, "open", lambda _path: opened)
+    monkeypatch.setattr(asking, "weights_fingerprint", lambda _path: "f")
     return asked
 
 

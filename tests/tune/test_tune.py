@@ -10,6 +10,7 @@ import os
 import llama_cpp
 import pytest
 import reference
+from helpers import twins
 from training import Words
 
 from first_cpp.cli.jsonl import DataError
@@ -127,6 +128,11 @@ def test_a_folder_of_another_tuning_is_refused(tmp_path, tiny):
     for other_parts, other in ((parts, Settings("Q8_0", 8)), (split(records(41), seed=0), settings)):
         with pytest.raises(OptionError, match="rank" if other_parts is parts else "examples"):
             check_same_job(str(tmp_path), model, other_parts, other)
+    (tmp_path / "twins").mkdir()
+    one, merged_anew = map(ModelFile.open, twins(tmp_path))
+    check_same_job(str(tmp_path / "twins"), one, parts, settings)
+    with pytest.raises(OptionError, match="with other model"):
+        check_same_job(str(tmp_path / "twins"), merged_anew, parts, settings)
 
 
 def test_the_file_type_of_a_model(tmp_path, tiny, tiny_q8):
