@@ -145,7 +145,7 @@ class Procedure:
 
         def chunks() -> Iterator[list[int]]:
             for begin in range(0, len(missing), chunk):
-                if self._over(self.plan.answers_part) and done >= 2 * LEAST_PROMPTS:
+                if self._over(self.plan.answers_part) and len(self.usable()) >= 2 * LEAST_PROMPTS:
                     self.show.say(f"going on with {done} of {total} prompts: more would take too much of the time")
                     return
                 self.store.save()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from calibrating import make
 
+from first_cpp.calibrate import cost_store
 from first_cpp.calibrate.cost import KL
 from first_cpp.calibrate.cost_store import CostStore
 from first_cpp.calibrate.findings import Speed, conclude
-from first_cpp.calibrate.procedure import CHEAP, LEAST_TYPICAL, SEARCHED, Plan, Procedure, Show
+from first_cpp.calibrate.procedure import CHEAP, LEAST_PROMPTS, LEAST_TYPICAL, SEARCHED, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.gguf.routers import Base
 from first_cpp.streams.engine import Engine
@@ -131,6 +132,22 @@ def test_time_bounds_what_is_measured(engine, tmp_path):
     assert found.n_answers < 40
     assert found.levels == (1, 2, 3)
     assert len(found.tasks) == 16
+
+
+def test_time_ends_the_answers_only_once_enough_of_them_can_be_measured_on(engine, tmp_path, monkeypatch):
+    """A classifier answers many prompts with a single token, on which nothing can be measured."""
+    decoded = cost_store.answer_all
+
+    def short_at_first(engine, prompts, *settings):
+        for i, one in decoded(engine, prompts, *settings):
+            one.answer = one.answer[: 1 if len(procedure.store.answered) < 40 else None]
+            yield i, one
+
+    monkeypatch.setattr(cost_store, "answer_all", short_at_first)
+    procedure = make(engine, tmp_path, plan=Plan(max_tokens=6, seconds=1e-9))
+    procedure.prompts, procedure.tokens = procedure.prompts * 3, procedure.tokens * 3
+    procedure.answer()
+    assert LEAST_PROMPTS <= len(procedure.usable()) < len(procedure.store.answered) < 120
 
 
 def test_a_state_of_another_run_is_not_used(engine, tmp_path):
