@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..gguf.new_file import new_file
 from .examples import Example
@@ -31,7 +32,7 @@ def load_checkpoint(folder: str, settings: dict[str, Any], depends_on: dict[str,
     if not os.path.exists(path):
         raise TrainingError(f"--resume: no checkpoint in {folder}")
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    was, mine = {**state["settings"], **state["of"]}, {**settings, **depends_on}
+    was, mine = {**state["settings"], **depends_on, **state["of"]}, {**settings, **depends_on}  # older ones say less
     if was != mine:
         changed = [key for key, value in mine.items() if was.get(key) != value]
         raise TrainingError(f"--resume: the checkpoint in {folder} was made with other settings: {', '.join(changed)}")
@@ -42,6 +43,17 @@ def steps_done(folder: str) -> int:
     """The step of the folder's checkpoint; 0 without one."""
     path = os.path.join(folder, NAME)
     return int(torch.load(path, map_location="cpu", weights_only=True)["step"]) if os.path.exists(path) else 0
+
+
+@torch.no_grad()
+def weights_digest(model: nn.Module) -> str:
+    """A hash of some values of each frozen weight, as they are before training rounds them: of the model that a run starts from."""
+    found = hashlib.sha256()
+    for p in model.parameters():
+        if not p.requires_grad:
+            values = p.flatten()
+            found.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def digest(examples: Sequence[Example]) -> str:

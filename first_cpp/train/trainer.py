@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, collate
-from .checkpoint import digest, load_checkpoint, save_checkpoint
+from .checkpoint import digest, load_checkpoint, save_checkpoint, weights_digest
 from .examples import Example, batches, micro_batches
 from .interrupts import held_interrupts
 from .model import hold_in_bf16
@@ -72,6 +72,7 @@ class Trainer:
         self.objective = Objective(routed, settings, self.n_steps, order)
         self.lora_weights = [p for p in lora.parameters() if p.requires_grad]
         self._make_optimizer()
+        self._base = weights_digest(lora)
         self.step, self.seconds = 0, 0.0
         self.checkpoint_seconds, self._saved = CHECKPOINT_SECONDS, time.monotonic()
         self.orders: dict[str, list[int]] = {}
@@ -175,6 +176,7 @@ class Trainer:
             "temperature": repr(self.routed.temperature),
             "sets": "" if self.objective.budget is None else repr(self.objective.budget.probes.sets),
             "rank or model": repr([tuple(weight.shape) for weight in self.parameters]),
+            "weights of the model": self._base,
         }
 
     # -- the loop -------------------------------------------------------------------------------------------------------

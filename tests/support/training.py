@@ -32,9 +32,9 @@ def examples(n, seed=0):
     ]
 
 
-def trainer(tmp_path, name, search_examples=(), **settings):
+def trainer(tmp_path, name, search_examples=(), model_seed=2, **settings):
     """Of routers alone: the model is frozen."""
-    hf = reference.make_model(SHAPES["tiny"], seed=2).requires_grad_(False)
+    hf = reference.make_model(SHAPES["tiny"], seed=model_seed).requires_grad_(False)
     out = tmp_path / name
     out.mkdir(exist_ok=True)
     values = {"batch_size": 4, "epochs": 1.0, **settings}

@@ -9,13 +9,13 @@ import signal
 
 import pytest
 import torch
-from training import examples, trainer
+from training import examples, lora_trainer, trainer
 
 from first_cpp.train import trainer as training_loop
 from first_cpp.train.interrupts import held_interrupts
 from first_cpp.train.layer_orders import start_orders
 from first_cpp.train.objective import Objective
-from first_cpp.train.settings import TrainingError
+from first_cpp.train.settings import Settings, TrainingError
 from first_cpp.train.trainer import Trainer
 
 
@@ -90,6 +90,26 @@ def test_resume_of_another_run_is_refused(tmp_path):
     other.parameters.append(torch.zeros(3))
     with pytest.raises(TrainingError, match=r"other settings: rank or model$"):
         other.resume()
+    with pytest.raises(TrainingError, match=r"other settings: weights of the model$"):  # of the same shape
+        trainer(tmp_path, "a", epochs=0.5, model_seed=3).resume()
+
+
+@pytest.mark.parametrize("settings", [{"quantize": "Q4_0"}, {"precision": "bf16"}])
+def test_a_base_that_training_rounds_is_still_the_model_of_the_run(tmp_path, settings):
+    values = Settings(batch_size=4, layers="even", **settings)
+    lora_trainer(tmp_path, values, examples(8)).run([], quiet=True, stop_after=1)
+    again = lora_trainer(tmp_path, values, examples(8))
+    again.resume()
+    assert again.step == 1
+
+
+def test_a_checkpoint_of_before_there_was_a_record_of_the_weights_is_taken(tmp_path):
+    first = trainer(tmp_path, "a", epochs=0.5)
+    del first._depends_on["weights of the model"]
+    first.run([], quiet=True)
+    again = trainer(tmp_path, "a", epochs=0.5)
+    again.resume()
+    assert again.step == first.step
 
 
 def test_logs_hold_one_run(tmp_path):
