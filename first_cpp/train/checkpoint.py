@@ -47,7 +47,7 @@ def steps_done(folder: str) -> int:
 
 @torch.no_grad()
 def weights_digest(model: nn.Module) -> str:
-    """A hash of some values of each frozen weight, as they are before training rounds them: of the model that a run starts from."""
+    """A hash of some values of each frozen weight, before training rounds them: of the model that a run starts from."""
     found = hashlib.sha256()
     for p in model.parameters():
         if not p.requires_grad:
