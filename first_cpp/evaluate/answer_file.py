@@ -24,8 +24,8 @@ class AnswerFile:
         self.path = path
         self.found: dict[tuple[str, int], Answer] = {}
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                whole = [json.loads(line) for line in file if line.endswith("\n")]
+            with open(path, "rb") as file:  # the line may end amid a character
+                whole = [json.loads(line) for line in file if line.endswith(b"\n")]
             self.found = {(one["row"], one["question"]): one for one in whole}
             with new_file(path, "w") as file:
                 file.writelines(_line(one) for one in self.found.values())

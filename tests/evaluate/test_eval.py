@@ -101,8 +101,8 @@ def test_a_killed_run_goes_on(routed, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(asking, "_answer", killed)
     assert evaluate(routed, data, parts, "--skip", "0,0.34") == 130
-    with open(parts / "answers.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"row": "routed@0.34", "quest')  # a line that was being written
+    with open(parts / "answers.jsonl", "ab") as file:
+        file.write('{"row": "routed@0.34", "text": "ö'.encode()[:-1])  # a line that was being written, amid a character
     asked.clear()
     assert evaluate(routed, data, parts, "--skip", "0,0.34") == 0
     assert len(asked) == 12 - 8
