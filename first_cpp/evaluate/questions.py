@@ -43,7 +43,7 @@ def _references(record: dict[str, Any], where: str) -> tuple[str, ...]:
     """None for a line that has a prompt alone."""
     if "response" not in record and "references" not in record:
         return ()
-    references = record.get("references", [field(record, "response", where)])
+    references = record["references"] if "references" in record else [field(record, "response", where)]
     if not isinstance(references, list) or not all(isinstance(one, str) for one in references) or not references:
         raise DataError(f"{where}: references is {references!r}, expected a list of texts")
     return tuple(references)

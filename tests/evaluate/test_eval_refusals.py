@@ -8,6 +8,8 @@ import shutil
 import pytest
 from evaluating import evaluate
 
+from first_cpp.evaluate.questions import read_questions
+
 
 @pytest.mark.parametrize(
     ("args", "message"),
@@ -58,6 +60,12 @@ def test_bad_data(routed, tmp_path, capsys, line, message):
     path.write_text(line + "\n")
     assert evaluate(routed, str(path), tmp_path / "report") == 2
     assert message in capsys.readouterr().err
+
+
+def test_references_stand_without_a_response(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "Who?", "references": ["I", "me"]}\n')
+    assert read_questions([str(path)])[0].references == ("I", "me")
 
 
 def test_other_questions_do_not_mix_in(routed, data, tmp_path, capsys):
