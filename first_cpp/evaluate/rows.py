@@ -112,7 +112,7 @@ def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) 
     (1, 4)
     """
     name, sign, rest = text.partition("=")
-    file, _, skip_text = rest.partition("@")
+    file, skip_text = _file_and_skip(rest)
     if not name or not sign or not file or "@" in name:
         raise RowError(f"--row {text!r} is not NAME=FILE or NAME=FILE@SKIP")
     if not os.path.isfile(file):
@@ -133,6 +133,14 @@ def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) 
     if isinstance(skip, tuple):
         return Row(f"{name}@{len(skip)}/{n_layer}", file, len(skip) / n_layer, skip)
     return Row(f"{name}@{skip_text}" if skip_text else name, file, skip or 0.0, skip)
+
+
+def _file_and_skip(text: str) -> tuple[str, str]:
+    """FILE and SKIP of FILE or FILE@SKIP; a path may have an @ too."""
+    if os.path.isfile(text) or "@" not in text:
+        return text, ""
+    file, _, skip = text.rpartition("@")
+    return file, skip
 
 
 def _tolerance(file: str, share: float, n_layer: int) -> float:

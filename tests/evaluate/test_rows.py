@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from routers_files import routed_model
@@ -51,6 +53,15 @@ def test_rows_as_typed(tiny):
             parse(text)
     with pytest.raises(SkipError, match="'odd' is unknown"):
         fixed_layers("odd", 0.5, 6)
+
+
+def test_a_path_may_have_an_at_sign(tiny, tmp_path):
+    folder = tmp_path / "me@home"
+    folder.mkdir()
+    file = str(shutil.copy(tiny, folder / "m@1.gguf"))
+    assert parse_row(f"x={file}", lambda: ()).file == file
+    row = parse_row(f"x={file}@4,1", lambda: ())
+    assert (row.file, row.skip) == (file, (1, 4))
 
 
 def test_a_row_leaves_out_the_layers_that_its_lora_was_trained_for(tiny, tmp_path):
