@@ -241,7 +241,7 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
     levels = (0, *measured.levels)
     kept = by_kind(measured.given, SEARCHED[:1]).get(SEARCHED[0])
     sets = [NOTHING, *(kept or (frozenset(measured.orders[0][:k]) for k in measured.levels))]
-    times = step_times(engine, prompt, answer[:24], sets, until)
+    times = step_times(engine, prompt, answer, sets, until)
     reads = weight_reads(model.path)
     n_bytes = [reads.weights(layers) + kv_reads(engine.kv_cache, engine.n_ctx(), len(prompt), layers) for layers in sets]
     wanted = range(levels[-1] + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import llama_cpp
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from helpers import logits, tokens
 from first_cpp.calibrate.answer_costs import AnswerCosts
 from first_cpp.calibrate.cost import AGREE, KL, SURPRISE, Targets
 from first_cpp.calibrate.first_pass import answer_all, rmsnorm
+from first_cpp.calibrate.step_times import LEAST_TURNS, MOST_TURNS, step_times
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.runtime.teacher_forcing import log_probabilities
 from first_cpp.streams.engine import Engine
@@ -174,3 +177,10 @@ def test_block_influence_of_an_answer(engine, tiny, load):
     norms = np.linalg.norm(states, axis=-1)
     expected = (1 - (states[:-1] * states[1:]).sum(-1) / (norms[:-1] * norms[1:])).mean(1)
     np.testing.assert_allclose(AnswerCosts(engine, prompt, answer).influence, expected, rtol=1e-4)
+
+
+def test_speed_is_measured_often_enough_on_a_short_answer(engine):
+    """The first prompt's answer may have two tokens: two steps tell nothing, as when the time is over at once."""
+    for until, turns in ((math.inf, MOST_TURNS), (0.0, LEAST_TURNS)):
+        found = step_times(engine, PROMPTS[0], [5, 6], [frozenset(), frozenset({3})], until)
+        assert [len(times) for times in found] == [turns, turns]
