@@ -134,18 +134,29 @@ def side_file(routers: Routers) -> GgufFile:
 def routers_for(routers: Routers | str | os.PathLike[str], model: ModelFile, skip: float | None) -> Routers:
     """Routers as they go into a file for `model`, with `skip` as the recommended share where given.
 
-    Raises RouterError where they were made for another model, and as `read_safetensors` does.
+    Cost probes skip it on average, by the tolerance that their table has for it. Raises RouterError where they were made
+    for another model or their table does not reach so far, and as `read_safetensors` does.
 
     >>> from first_cpp import load_routers
     >>> routers_for(load_routers("model-first.gguf"), ModelFile.open("model.gguf"), skip=0.5).skip
     0.5
     """
     if not isinstance(routers, Routers):
-        return read_safetensors(os.fspath(routers), model.base, model.norm_eps, skip)
+        return _recommending(read_safetensors(os.fspath(routers), model.base, model.norm_eps, skip), skip)
     check_base(routers, model.base, "the given Routers")
-    new = dataclasses.replace(routers, writer=WRITER, skip=routers.skip if skip is None else skip)
+    new = _recommending(dataclasses.replace(routers, writer=WRITER, skip=routers.skip if skip is None else skip), skip)
     check_values(new, "the given Routers")
     return new
+
+
+def _recommending(routers: Routers, skip: float | None) -> Routers:
+    """With cost probes it is their tolerance that "auto" goes by, whatever share is written beside it."""
+    if skip is None or (cost := routers.cost) is None:
+        return routers
+    if (tolerance := cost.tolerance_for(skip)) is None:
+        most = max((point.share for point in cost.table), default=0.0)
+        raise RouterError(f"the cost probes know no tolerance that skips {skip:g} of the layers on average, at most {most:.2g}")
+    return dataclasses.replace(routers, cost=dataclasses.replace(cost, tolerance=tolerance))
 
 
 def _add_lora(file: GgufFile, pairs: Sequence[LoraPair], data: Sequence[tuple[str, np.ndarray]]) -> None:

@@ -64,6 +64,8 @@ def _of_layers(args: argparse.Namespace) -> Iterator[str]:
         yield "--start is where routers start: --layers must be routers and --max-share above 0"
     if args.sets and (args.layers != "routers" or args.start or args.max_share == 0):
         yield "--sets says which layers are skipped: it goes with neither --layers nor --start, and --max-share is above 0"
+    if args.sets and args.skip is not None:
+        yield "--sets goes without --skip: how much each prompt skips is found by `first-cpp calibrate --sets` after the merge"
     layers = "sets" if args.sets else args.layers if isinstance(args.layers, str) else "given"
     if args.search_data and order_to_find(layers, args.start, args.init is not None, args.max_share) is None:
         yield "--search-data is to order layers on, and this run orders none: with --init it needs --start"

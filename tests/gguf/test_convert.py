@@ -15,7 +15,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from helpers import greedy, tensor_hashes, tokens
-from routers_files import random_routers, routed_model
+from routers_files import budget_routers, random_routers, routed_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -26,6 +26,7 @@ from first_cpp.errors import MissingFileError
 from first_cpp.gguf import embed as embedding
 from first_cpp.gguf.bundled import find_demo_model
 from first_cpp.gguf.new_file import OutputError, check_output
+from first_cpp.gguf.router_format import write_safetensors
 from first_cpp.runtime.block_influence import bias_of
 
 
@@ -208,6 +209,19 @@ def test_real_disk_full(tiny, routers, tmp_path):
     """/dev/full refuses every write."""
     with pytest.raises(OSError, match="No space"), open("/dev/full", "wb", buffering=0) as full, open(tiny, "rb") as source:
         embedding._copy(source, full, lambda _what, _more: None)
+
+
+def test_a_share_asked_for_is_what_cost_probes_skip_on_average(tiny, tmp_path, capsys):
+    routers, out = str(tmp_path / "sets.safetensors"), str(tmp_path / "out.gguf")
+    write_safetensors(routers, budget_routers(tiny))
+    words = ["--routers", routers, "--model", tiny, "--out", out, "--force"]
+    for share, said in (("0.2", 'skip="auto" skips 20% of them'), ("0", "they recommend no skipping by themselves")):
+        assert main([*words, "--skip", share]) == 0
+        assert said in capsys.readouterr().out
+        cost = load_routers(out).cost
+        assert cost.mean_share(cost.tolerance) == pytest.approx(float(share))
+    assert main([*words, "--skip", "0.5"]) == 2
+    assert "no tolerance that skips 0.5 of the layers on average, at most 0.4" in capsys.readouterr().err
 
 
 def test_routers_in_the_base_are_replaced_only_when_asked(tiny, tmp_path, capsys):

@@ -277,6 +277,7 @@ def test_values_out_of_range_are_refused(capsys, change):
         ["--teacher", "none", "--recipe", "two-step"],
         ["--teacher", "answers"],
         ["--init", "none", "--rank", "0"],
+        ["--sets", "none", "--skip", "0.25"],
         ["--start", "influence", "--layers", "even"],
         ["--start", "search", "--max-share", "0"],
         ["--search-data", "none", "--layers", "even"],
