@@ -12,6 +12,7 @@ from ..cli.jsonl import DataError
 from ..runtime.machine import physical_cores
 from .dense_answers import (
     AskedPrompt,
+    DenseModel,
     as_examples,
     dense_answers,
     n_written,
@@ -55,6 +56,11 @@ class AskedData:
         self.n_train, self.n_valid = (self._own or len(self._prompts)) * each, len(self._valid) * each
         self.prompt_seconds = self.answer_seconds = 0.0
         os.makedirs(args.out, exist_ok=True)
+        self._model = DenseModel(args.model, args.out, physical_cores())
+
+    def close(self) -> None:
+        """No more is asked."""
+        self._model.close()
 
     def sample(self) -> Data:
         """Examples to measure on: all that are answered already, and a few more, whose time is taken."""
@@ -62,7 +68,7 @@ class AskedData:
         if self._own:
             prompts = self._written_sample()
         wanted = list(dict.fromkeys([*prompts, *self._valid]))
-        missing = unanswered(self._args.model, wanted, self._ask, self._args.out)
+        missing = unanswered(self._model, wanted, self._ask)
         few = [missing[i * len(missing) // SAMPLE] for i in range(SAMPLE)] if len(missing) > SAMPLE else missing
         clock = Clock()
         self._answered(few, clock)
@@ -88,16 +94,17 @@ class AskedData:
         step, n, n_valid = progress.begin(ANSWERS), max(1, len(prompts)), len(self._valid)
         train = self._answered(prompts, lambda done, total: step(done * n, total * (n + n_valid)))
         valid = self._answered(self._valid, lambda done, total: step(n * total + done * n_valid, total * (n + n_valid)))
+        self.close()
         return Data(train, valid, [])
 
     def _write(self, n: int, step: Step) -> list[AskedPrompt]:
-        return own_prompts(self._args.model, n, self._args.seed, self._args.out, physical_cores(), step)
+        return own_prompts(self._model, n, self._args.seed, step)
 
     def _answered(self, of: Sequence[AskedPrompt], step: Step) -> list[Example]:
         if not of:
             return []
         room = self._args.max_prompt + self._args.max_tokens + 1
-        records = dense_answers(self._args.model, of, self._ask, self._args.out, room, physical_cores(), step)
+        records = dense_answers(self._model, of, self._ask, room, step)
         return as_examples(records, self._args.max_prompt)
 
 

@@ -5,6 +5,7 @@ routers.safetensors, the peft adapter, train.json, log.csv and layers.png."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 import time
@@ -43,15 +44,26 @@ def command(args: argparse.Namespace) -> None:
     if args.processes > 1 and not is_rank():
         return launch(args.processes, args.out)
     stop_with_parent()
-    from .layer_orders import start_orders  # with PyTorch, which takes seconds
-    from .result import run_record, save_result
-    from .run_plan import ending, plan, planned
-    from .run_progress import Phase, RunProgress
+    from .run_plan import ending  # with PyTorch, which takes seconds
     from .run_setup import set_up
 
     _quiet_libraries()
     started = time.time()
-    run = set_up(args)
+    with contextlib.ExitStack() as stack:
+        run = set_up(args, stack)
+        losses = _planned_run(args, run)
+    if run.trainer.processes.is_main:
+        print(ending(args, run.trainer, losses, time.time() - started))
+    run.trainer.processes.end()
+
+
+def _planned_run(args: argparse.Namespace, run: Run) -> Losses:
+    """Show the plan, carry it out and save the result."""
+    from .layer_orders import start_orders
+    from .result import run_record, save_result
+    from .run_plan import plan, planned
+    from .run_progress import Phase, RunProgress
+
     trainer, phases = run.trainer, list[Phase]()
     first = trainer.processes.is_main
     if first and not args.quiet:
@@ -67,9 +79,7 @@ def command(args: argparse.Namespace) -> None:
         losses = _run(args, run, progress)
         if first:
             save_result(trainer, run_record(args, trainer, losses), args.skip)
-    if first:
-        print(ending(args, trainer, losses, time.time() - started))
-    trainer.processes.end()
+    return losses
 
 
 def _run(args: argparse.Namespace, run: Run, progress: RunProgress) -> Losses:

@@ -73,16 +73,29 @@ def key_of(*of: object) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def dense_model(path: str, folder: str, n_ctx: int, n_threads: int) -> Iterator[Engine]:
-    """The model, with room for a prompt and its answer of `n_ctx` tokens in each stream. folder: for a quick copy."""
-    model = ModelFile.open(path)
-    room = min(n_ctx, model.context_length)
-    with (
-        quick_copy(model, os.path.join(folder, COPY), lambda _text: None) as quick,
-        contextlib.closing(Engine(quick, room, n_threads, streams_for(room))) as engine,
-    ):
-        yield engine
+class DenseModel:
+    """The model that answers. A quick copy, where one is worth it, is made once in `folder`, and is there until `close`."""
+
+    def __init__(self, path: str, folder: str, n_threads: int) -> None:
+        self.path, self.folder, self._n_threads = path, folder, n_threads
+        self._copies = contextlib.ExitStack()
+        self._quick: str | None = None
+
+    @contextlib.contextmanager
+    def opened(self, n_ctx: int) -> Iterator[Engine]:
+        """Loaded, with room for a prompt and its answer of `n_ctx` tokens in each stream."""
+        model = ModelFile.open(self.path)
+        room = min(n_ctx, model.context_length)
+        if self._quick is None:
+            copy = quick_copy(model, os.path.join(self.folder, COPY), lambda _text: None)
+            self._quick = self._copies.enter_context(copy)
+        with contextlib.closing(Engine(self._quick, room, self._n_threads, streams_for(room))) as engine:
+            yield engine
+
+    def close(self) -> None:
+        """Remove the copy."""
+        self._copies.close()
+        self._quick = None
 
 
 def read_prompts(paths: Sequence[str]) -> list[AskedPrompt]:
@@ -100,18 +113,16 @@ def read_prompts(paths: Sequence[str]) -> list[AskedPrompt]:
     return list(dict.fromkeys(found))
 
 
-def dense_answers(
-    model: str, prompts: Sequence[AskedPrompt], ask: Ask, folder: str, n_ctx: int, n_threads: int, step: Step
-) -> list[dict[str, Any]]:
+def dense_answers(model: DenseModel, prompts: Sequence[AskedPrompt], ask: Ask, n_ctx: int, step: Step) -> list[dict[str, Any]]:
     """The dense model's answers to prompts: records with task, prompt, prompt_tokens, tokens, end (the token with which the
     model ended the answer, or None) and what the model gave each of these (`Outputs.packed`).
 
-    Those in the folder's file are taken from there. A prompt that leaves no room for an answer is dropped.
+    Those in the file of the model's folder are taken from there. A prompt that leaves no room for an answer is dropped.
     """
-    kept, wanted = Kept(os.path.join(folder, ANSWERS)), _wanted(model, prompts, ask)
+    kept, wanted = Kept(os.path.join(model.folder, ANSWERS)), _wanted(model.path, prompts, ask)
     missing = [one for one in wanted if one[1] not in kept.found]
     if missing:
-        with dense_model(model, folder, n_ctx, n_threads) as engine:
+        with model.opened(n_ctx) as engine:
             for done, record in enumerate(_answered(engine, missing, ask), len(wanted) - len(missing) + 1):
                 kept.add(record)
                 step(done, len(wanted))
@@ -127,10 +138,10 @@ def _wanted(model: str, prompts: Sequence[AskedPrompt], ask: Ask) -> list[tuple[
     return [(prompt, key_of(of, settings, prompt.text, number)) for prompt in prompts for number in numbers]
 
 
-def unanswered(model: str, prompts: Sequence[AskedPrompt], ask: Ask, folder: str) -> list[AskedPrompt]:
-    """The prompts that the folder's file has not all answers to."""
-    kept = Kept(os.path.join(folder, ANSWERS))
-    return list(dict.fromkeys(prompt for prompt, key in _wanted(model, prompts, ask) if key not in kept.found))
+def unanswered(model: DenseModel, prompts: Sequence[AskedPrompt], ask: Ask) -> list[AskedPrompt]:
+    """The prompts that the file of the model's folder has not all answers to."""
+    kept = Kept(os.path.join(model.folder, ANSWERS))
+    return list(dict.fromkeys(prompt for prompt, key in _wanted(model.path, prompts, ask) if key not in kept.found))
 
 
 def n_written(folder: str) -> int:
@@ -175,22 +186,22 @@ class Draw:
         return int(min(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"), len(sums) - 1))
 
 
-def own_prompts(model: str, n: int, seed: int, folder: str, n_threads: int, step: Step) -> list[AskedPrompt]:
+def own_prompts(model: DenseModel, n: int, seed: int, step: Step) -> list[AskedPrompt]:
     """`n` prompts that an instruct model writes: what it says where its chat template has the user speak.
 
-    Duplicates and broken ones are dropped. Those in the folder's file are taken from there. Raises OptionError for a model
-    without a chat template, DataError for one that writes too few usable ones.
+    Duplicates and broken ones are dropped. Those in the file of the model's folder are taken from there. Raises OptionError for
+    a model without a chat template, DataError for one that writes too few usable ones.
     """
-    if "tokenizer.chat_template" not in ModelFile.open(model).first.keys():
-        raise OptionError(f"--prompts self: {model} has no chat template, so it cannot write a user's turn; give prompts")
-    kept, of, found = Kept(os.path.join(folder, PROMPTS)), weights_fingerprint(model), dict[str, None]()
+    if "tokenizer.chat_template" not in ModelFile.open(model.path).first.keys():
+        raise OptionError(f"--prompts self: {model.path} has no chat template, so it cannot write a user's turn; give prompts")
+    kept, of, found = Kept(os.path.join(model.folder, PROMPTS)), weights_fingerprint(model.path), dict[str, None]()
     keys = [key_of(of, seed, number) for number in range(TRIES * n)]
     with contextlib.ExitStack() as stack:
         engine = None
         for first in range(0, len(keys), AT_ONCE):
             wave = keys[first : first + AT_ONCE]
             if missing := [key for key in wave if key not in kept.found]:
-                engine = engine or stack.enter_context(dense_model(model, folder, 2 * MOST_PROMPT, n_threads))
+                engine = engine or stack.enter_context(model.opened(2 * MOST_PROMPT))
                 for key, text, ended in written(engine, missing):
                     kept.add({"key": key, "text": text, "ended": ended})
             for one in (kept.found[key] for key in wave):

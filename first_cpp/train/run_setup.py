@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -51,10 +52,10 @@ class Run:
             self.valid = start_budget(self.trainer, self.budget, self.valid, progress)
 
 
-def set_up(args: argparse.Namespace) -> Run:
+def set_up(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     """A trainer that is ready to run; the folder --out is made once all is known to be good.
 
-    Of prompts that are to be answered first, it has some, to measure on.
+    Of prompts that are to be answered first, it has some, to measure on. stack: closes what a run that ends early leaves open.
     """
     torch.manual_seed(args.seed)
     if args.rank and os.path.isfile(args.model):
@@ -64,7 +65,8 @@ def set_up(args: argparse.Namespace) -> Run:
     order = checked_order(args, len(layers))
     base = None if os.path.isdir(args.model) or not args.sets else ModelFile.open(args.model).base
     budget = SetBudget(read_sets(args.sets, base, len(layers))) if args.sets else None
-    asked, processes = AskedData(args) if args.prompts else None, Processes()
+    asked = stack.enter_context(contextlib.closing(AskedData(args))) if args.prompts else None
+    processes = Processes()
     data = processes.from_main(lambda: read_data(args, tokenizer) if asked is None else asked.sample())
     routed = make_routed(args, model, layers)
     routed.scores_prompts = budget is None

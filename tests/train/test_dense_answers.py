@@ -22,7 +22,15 @@ from first_cpp.errors import OptionError
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.runtime.chat_prompt import chat_prompt, user_turn
 from first_cpp.train import dense_answers as asking
-from first_cpp.train.dense_answers import AskedPrompt, as_examples, dense_answers, is_usable, own_prompts, read_prompts
+from first_cpp.train.dense_answers import (
+    AskedPrompt,
+    DenseModel,
+    as_examples,
+    dense_answers,
+    is_usable,
+    own_prompts,
+    read_prompts,
+)
 from first_cpp.train.dense_outputs import N_TOP, Outputs
 from first_cpp.train.settings import Ask
 
@@ -44,7 +52,8 @@ def outputs(n):
 
 def answers(model, folder, ask=SIX, said=None):
     said = [] if said is None else said
-    return dense_answers(model, PROMPTS, ask, str(folder), 256, 2, lambda *counts: said.append(counts))
+    with contextlib.closing(DenseModel(model, str(folder), 2)) as dense:
+        return dense_answers(dense, PROMPTS, ask, 256, lambda *counts: said.append(counts))
 
 
 def test_answers_are_stock_llama_cpps_greedy_ones(tiny, tmp_path, load):
@@ -72,7 +81,7 @@ def test_a_rerun_asks_for_what_is_missing_alone(tiny, tmp_path, monkeypatch):
     lines = [[said_of(json.loads(line)) for line in of.splitlines()] for of in (path.read_text(), text)]
     assert lines[0] == lines[1]
     first = found
-    monkeypatch.setattr(asking, "dense_model", lambda *_: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr(asking.DenseModel, "opened", lambda *_: pytest.fail("loaded for nothing"))
     said = []
     assert answers(tiny, tmp_path, said=said) == first
     assert said == [(2, 2)]
@@ -136,7 +145,7 @@ def test_an_answer_that_the_model_ends_keeps_what_it_gave_the_end(tiny, tmp_path
 
 def test_a_prompt_without_room_for_an_answer_is_dropped(tiny, tmp_path):
     long = AskedPrompt("word " * 400)
-    one, other = dense_answers(tiny, [long, PROMPTS[0]], SIX, str(tmp_path), 256, 2, lambda *_: None)
+    one, other = dense_answers(DenseModel(tiny, str(tmp_path), 2), [long, PROMPTS[0]], SIX, 256, lambda *_: None)
     assert (one["tokens"], len(other["tokens"])) == ([], 6)
     assert [len(example.response) for example in as_examples([one, other], 500)] == [6]
 
@@ -206,26 +215,26 @@ def writing(monkeypatch):
     opened = argparse.Namespace(first={"tokenizer.chat_template": ""})
     monkeypatch.setattr(asking, "written", written)
     monkeypatch.setattr(asking, "AT_ONCE", 4)
-    monkeypatch.setattr(asking, "dense_model", lambda *_: contextlib.nullcontext(object()))
+    monkeypatch.setattr(asking.DenseModel, "opened", lambda *_: contextlib.nullcontext(object()))
     monkeypatch.setattr(asking.ModelFile, "open", lambda _path: opened)
     monkeypatch.setattr(asking, "weights_fingerprint", lambda _path: "f")
     return asked
 
 
 def test_duplicates_and_broken_prompts_are_dropped(tmp_path, writing):
-    found = own_prompts("m.gguf", 3, 0, str(tmp_path), 1, lambda *_: None)
+    found = own_prompts(DenseModel("m.gguf", str(tmp_path), 1), 3, 0, lambda *_: None)
     assert [one.text for one in found] == ["What is rain?", "Name three birds.", "Who was the first king?"]
     assert len(set(writing)) == len(writing) == 8
     writing.clear()
-    assert own_prompts("m.gguf", 3, 0, str(tmp_path), 1, lambda *_: None) == found
+    assert own_prompts(DenseModel("m.gguf", str(tmp_path), 1), 3, 0, lambda *_: None) == found
     assert writing == []
     with pytest.raises(DataError, match="wrote 3 usable prompts in 40 tries, 4 are wanted"):
-        own_prompts("m.gguf", 4, 0, str(tmp_path), 1, lambda *_: None)
+        own_prompts(DenseModel("m.gguf", str(tmp_path), 1), 4, 0, lambda *_: None)
 
 
 @pytest.mark.smollm2
 def test_a_model_writes_users_turns(smollm2, tmp_path):
-    with asking.dense_model(smollm2, str(tmp_path), 256, 2) as engine:
+    with contextlib.closing(DenseModel(smollm2, str(tmp_path), 2)) as dense, dense.opened(256) as engine:
         found = dict((key, (text, ended)) for key, text, ended in asking.written(engine, ["0a", "0b", "0c", "0d"]))
         again = {key: (text, ended) for key, text, ended in asking.written(engine, ["0c"])}
     assert set(found) == {"0a", "0b", "0c", "0d"}
@@ -236,7 +245,7 @@ def test_a_model_writes_users_turns(smollm2, tmp_path):
 
 def test_a_model_without_a_template_writes_none(tiny, tmp_path, load):
     with pytest.raises(OptionError, match="no chat template"):
-        own_prompts(tiny, 3, 0, str(tmp_path), 1, lambda *_: None)
+        own_prompts(DenseModel(tiny, str(tmp_path), 1), 3, 0, lambda *_: None)
     with pytest.raises(ValueError, match="no chat template"):
         user_turn(load(tiny))
 

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import Words, examples, lora_trainer
 
 from first_cpp.cli.main import main
+from first_cpp.gguf.quantise import quantise
 from first_cpp.gguf.synthetic import SHAPES
+from first_cpp.streams import quick_copy
 from first_cpp.train import asked_data, phase_times, run_plan
 from first_cpp.train.dense_answers import ANSWERS as ANSWER_FILE
 from first_cpp.train.phase_times import Pace, Work, phases
@@ -152,6 +154,32 @@ def test_the_plan_comes_before_the_dense_answers(tmp_path, words, monkeypatch, c
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert record["steps"] == 1
     assert "(40 examples)" in record["data"]
+
+
+@pytest.mark.usefixtures("tiny_hf")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_one_quick_copy_answers_all(tmp_path, words, monkeypatch, stopped):
+    """The answers before the plan, those after it and those to validate on; it is gone where the run ends at the plan, too."""
+    made, plan = [], run_plan.plan
+
+    def copied(model, out, kind):
+        made.append(out)
+        quantise(model, out, kind)
+
+    def planned(*given):
+        if stopped:
+            raise KeyboardInterrupt
+        return plan(*given)
+
+    monkeypatch.setattr(quick_copy, "SLOW_IN_BATCHES", ("f32",))
+    monkeypatch.setattr(quick_copy, "quantise", copied)
+    monkeypatch.setattr(run_plan, "plan", planned)
+    valid = tmp_path / "v.jsonl"
+    valid.write_text('{"prompt": "Say another word"}\n')
+    assert main([*words, "--valid", str(valid), "--stop-after", "1"]) == (130 if stopped else 0)
+    assert made == [str(tmp_path / "run" / "answers.gguf")]
+    assert not (tmp_path / "run" / "answers.gguf").exists()
+    assert len((tmp_path / "run" / ANSWER_FILE).read_text().splitlines()) == (asked_data.SAMPLE if stopped else 41)
 
 
 @pytest.mark.usefixtures("tiny_hf")
