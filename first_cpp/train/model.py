@@ -174,7 +174,8 @@ def _read_weights(run: str, name: str) -> dict[str, Tensor]:
     path = os.path.join(run, name)
     if not os.path.exists(path):
         raise MissingFileError(f"--init {run}: there is no {path}")
-    return load_file(path)
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
 
 
 def native_precision() -> str:

@@ -154,8 +154,17 @@ class Job:
             os.remove(self.merged)
 
     def _eval(self) -> None:
+        self._drop_answers_by_other_threads()
         words = ["--model", self.tuned, "--base", self.model.path, "--data", self.path("test.jsonl"), "--skip", "0.25,auto"]
         words += ["--reference", "base", "--out", self.path("report"), "-n", str(self.max_tokens), "-t", str(self.threads)]
         for metric in metrics(self.parts):
             words += ["--metric", metric]
         run_verb("eval", *words, *self._quiet)
+
+    def _drop_answers_by_other_threads(self) -> None:
+        """A report that was stopped goes on with the threads of now; answers by others, of another speed, are given again."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(self.path("report/run.json"), encoding="utf-8") as file:
+                before = json.load(file)
+            if before.get("threads") != self.threads:
+                os.remove(self.path("report/answers.jsonl"))

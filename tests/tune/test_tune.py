@@ -11,11 +11,13 @@ import llama_cpp
 import pytest
 import reference
 from helpers import twins
+from routers_files import routed_model
 from training import Words
 
 from first_cpp.cli.jsonl import DataError
 from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.errors import OptionError
+from first_cpp.evaluate import asking, report
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.gguf.quantise import quantise, stored_type
 from first_cpp.gguf.router_format import load_routers
@@ -189,6 +191,31 @@ def test_every_stage_is_a_command_line_that_exists(tiny_job, monkeypatch):
     assert (sets.sets, fit.sets) == (None, sets.out)
     assert (evaluated.base, evaluated.model, evaluated.reference) == (tiny_job.model.path, tiny_job.tuned, "base")
     assert sets.prompts == fit.prompts != evaluated.data[0]
+
+
+def test_a_report_that_was_stopped_goes_on_with_other_threads(tiny_job, tiny, tmp_path, monkeypatch):
+    """`eval` refuses to mix the answers of both, and names a folder that the user never gave."""
+    monkeypatch.setattr(Job, "tuned", routed_model(tiny, tmp_path))
+    for folder in (tiny_job.out, tiny_job.path("report")):
+        os.makedirs(folder)
+    tiny_job.parts.write(tiny_job.out)
+    with open(tiny_job.path("test.jsonl"), "w") as file:
+        file.writelines(json.dumps(one) + "\n" for one in tiny_job.parts.test[:1])
+    stopped = dataclasses.replace(tiny_job, quiet=True)
+    answered = asking._answer
+    monkeypatch.setattr(asking, "_answer", lambda llm, question, _n: answered(llm, question, 2))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    write = report.write
+    monkeypatch.setattr(report, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.stages()[4].work()
+    assert os.path.exists(tiny_job.path("report/answers.jsonl"))
+    monkeypatch.setattr(report, "write", write)
+    dataclasses.replace(stopped, threads=1).stages()[4].work()
+    assert tiny_job.stages()[4].done
 
 
 def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkeypatch, capsys):
