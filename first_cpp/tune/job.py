@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..errors import FirstCppError, OptionError
 from ..gguf.merge import merge
 from ..gguf.model_file import ModelFile, weights_fingerprint
-from ..gguf.new_file import new_file
+from ..gguf.new_file import OutputError, new_file
 from .examples_split import Split, digest, metrics
 from .lengths import Lengths
 from .stages import Stage, run_verb
@@ -147,6 +147,8 @@ class Job:
         """
         try:
             self._calibrate("-m", self.merged, "--out", self.tuned, "--replace", "--sets", self.path("sets.gguf"))
+        except OutputError:  # as of a full disk: it can be done when there is room
+            raise
         except FirstCppError as error:
             print(f"not calibrated again: {error}", file=sys.stderr)
             os.replace(self.merged, self.tuned)

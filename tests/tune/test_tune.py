@@ -19,6 +19,7 @@ from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.errors import OptionError
 from first_cpp.evaluate import asking, report
 from first_cpp.gguf.model_file import ModelFile
+from first_cpp.gguf.new_file import OutputError
 from first_cpp.gguf.quantise import quantise, stored_type
 from first_cpp.gguf.router_format import load_routers
 from first_cpp.gguf.synthetic import SHAPES
@@ -232,6 +233,22 @@ def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkey
     assert fit.done
     assert not os.path.exists(tiny_job.merged)
     assert "not calibrated again: the model gave 0 answers" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_reason_to_leave_the_calibration_out(tiny_job, monkeypatch):
+    os.makedirs(tiny_job.out)
+    with open(tiny_job.merged, "w") as file:
+        file.write("merged")
+
+    def refuses(*_words):
+        raise OutputError("tuned.gguf needs 9 bytes, the folder has 3 free")
+
+    monkeypatch.setattr(job, "run_verb", refuses)
+    fit = tiny_job.stages()[3]
+    with pytest.raises(OutputError):
+        fit.work()
+    assert not fit.done
+    assert os.path.exists(tiny_job.merged)
 
 
 def test_the_plan_fits_80_columns_and_promises_only_what_is_known(tiny_job):
