@@ -74,8 +74,9 @@ class AskedData:
         self._answered(few, clock)
         still = len(missing) - len(few) + max(0, self._own - len(prompts))
         self.answer_seconds = clock.seconds / max(1, len(few)) * still
-        known = [one for one in prompts if one not in missing]
-        return Data(self._answered(known or few, no_step), [], [])
+        new = {*missing}
+        known = [one for one in prompts if one not in new]
+        return Data(self._answered([*known, *few], no_step), [], [])  # of few known ones all answers may be empty
 
     def _written_sample(self) -> list[AskedPrompt]:
         """Some of the prompts that the model writes, or all of them where it writes few that are usable."""

@@ -12,12 +12,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from training import Words, examples, lora_trainer
 
-from first_cpp.cli.main import main
+from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.gguf.quantise import quantise
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.streams import quick_copy
-from first_cpp.train import asked_data, phase_times, run_plan
+from first_cpp.train import asked_data, dense_answers, phase_times, run_plan
 from first_cpp.train.dense_answers import ANSWERS as ANSWER_FILE
+from first_cpp.train.dense_answers import Kept
 from first_cpp.train.phase_times import Pace, Work, phases
 from first_cpp.train.run_progress import ANSWERS, PREDICTIONS, STEPS, VALIDATION, Counter, Phase, RunProgress
 from first_cpp.train.settings import Settings
@@ -154,6 +155,17 @@ def test_the_plan_comes_before_the_dense_answers(tmp_path, words, monkeypatch, c
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert record["steps"] == 1
     assert "(40 examples)" in record["data"]
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_a_run_that_was_stopped_after_an_empty_answer_goes_on(tmp_path, words):
+    """An empty answer is given first, and may be all that there is: nothing can be measured on it, but on the others."""
+    args = setup_arg_parser().parse_args(words)
+    asked = asked_data.AskedData(args)
+    ((first, key), *_) = dense_answers._wanted(args.model, asked._prompts, asked._ask)
+    record = {"key": key, "task": "", "prompt": first.text, "prompt_tokens": [1], "response": "", "tokens": [], "end": 2}
+    Kept(str(tmp_path / "run" / ANSWER_FILE)).add(record)
+    assert main([*words, "--stop-after", "1"]) == 0
 
 
 @pytest.mark.usefixtures("tiny_hf")
