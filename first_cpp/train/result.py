@@ -120,6 +120,7 @@ def plot_layers(path: str, chosen: dict[str, list[float]], share: float) -> None
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # a task may be called $5_$
     import matplotlib.pyplot as plt
 
     tasks = list(chosen)

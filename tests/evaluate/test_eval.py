@@ -13,6 +13,7 @@ from routers_files import routed_model
 from first_cpp import Llama
 from first_cpp.cli.main import main
 from first_cpp.evaluate import asking
+from first_cpp.train.result import plot_layers
 
 
 def test_a_report_with_everything(routed, data, tiny, tmp_path, capsys):
@@ -175,6 +176,17 @@ def test_it_ends_with_the_next_commands_and_asks_for_the_base(routed, tiny, data
         lines = capsys.readouterr().out.splitlines()
         assert lines[-3:] == ["next:", f"  first-cpp chat -m {routed}", f"  first-cpp serve -m {routed}"]
         assert any("--base FILE adds it" in line for line in lines) == (not base)
+
+
+def test_pictures_take_a_task_of_any_name(routed, tmp_path, capsys):
+    """Between two dollar signs matplotlib would read a formula, and end the command after all of its answers."""
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"task": "costs $5_$", "prompt": "Who wound the clock?", "response": "he"}) + "\n")
+    args = ["--skip", "0,0.34", "--metric", "costs $5_$=answer"]
+    assert evaluate(routed, str(path), tmp_path / "report", *args) == 0, capsys.readouterr().err
+    assert (tmp_path / "report" / "layers.png").exists()
+    plot_layers(str(tmp_path / "train.png"), {"costs $5_$": [0.1, 0.2]}, 0.25)  # at the end of a training run
+    assert (tmp_path / "train.png").exists()
 
 
 def test_the_plan_comes_before_the_answers(routed, data, tmp_path, capsys, monkeypatch):
