@@ -49,6 +49,16 @@ def test_missing_and_empty_data(tmp_path):
         read_examples([str(tmp_path / "empty.jsonl")], Words(), 10, 6)
 
 
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
+    """Answers end with it; without one, the first batch would be no tensor."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n')
+    words = Words()
+    words.eos_token_id = None
+    with pytest.raises(DataError, match="no end token"):
+        read_examples([str(path)], words, 10, 10)
+
+
 def test_every_epoch_has_every_example_once():
     group = examples(50)
     found = [example for batch in batches(group, 4, 0, 1) for example in batch]
