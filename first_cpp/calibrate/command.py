@@ -24,7 +24,7 @@ from ..cli.next_commands import next_commands
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError, RouterError
 from ..gguf.embed import embed, write_sidecar
-from ..gguf.model_file import ModelFile, weights_fingerprint
+from ..gguf.model_file import ModelFile, normal_path, weights_fingerprint
 from ..gguf.new_file import check_output, check_regular
 from ..gguf.quantise import quiet_llama_cpp
 from ..gguf.router_format import router_keys
@@ -100,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     started = time.monotonic()
     model = ModelFile.open(find_model(args.model, args.offline))
+    args.out = normal_path(args.out)
     prompts = in_turns(read_prompts(args.prompts), args.seed)
     _check(args, model)
     given = read_given(args.sets, model) if args.sets else None

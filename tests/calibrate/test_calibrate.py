@@ -101,6 +101,7 @@ def test_a_state_of_a_model_merged_anew_is_not_used(prompts, tmp_path, monkeypat
     [
         (["--out", "{tmp}/none/x.gguf"], "does not exist"),
         (["--out", "{model}"], "is the input"),
+        (["--out", "{tmp}/x\udcff.gguf"], "is not UTF-8"),
         (["-m", "{tmp}/no.gguf"], "does not exist"),
         (["--prompts", "{tmp}/no.txt"], "does not exist"),
         (["-m", "{routed}"], "--replace"),
