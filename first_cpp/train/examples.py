@@ -36,8 +36,8 @@ def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_res
     """Read, check and tokenise all lines of `paths`. max_prompt, max_response: in tokens.
 
     Raises DataError naming file and line for what is not JSON, not UTF-8, lacks a field, has an empty response, or whose
-    prompt or response has more tokens than allowed, and for a tokenizer without an end token; MissingFileError for a file that is
-    not there.
+    prompt or response has more tokens than allowed, and for a tokenizer without an end token; MissingFileError for a file that
+    is not there.
     """
     if tokenizer.eos_token_id is None:
         raise DataError("the model's tokenizer has no end token (eos_token), with which the responses are to end")
