@@ -64,7 +64,8 @@ def set_up(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     layers = decoder_layers(model)
     order = checked_order(args, len(layers))
     base = None if os.path.isdir(args.model) or not args.sets else ModelFile.open(args.model).base
-    budget = SetBudget(read_sets(args.sets, base, len(layers))) if args.sets else None
+    n_embd = model.config.get_text_config().hidden_size
+    budget = SetBudget(read_sets(args.sets, base, len(layers), n_embd)) if args.sets else None
     asked = stack.enter_context(contextlib.closing(AskedData(args))) if args.prompts else None
     processes = Processes()
     data = processes.from_main(lambda: read_data(args, tokenizer) if asked is None else asked.sample())

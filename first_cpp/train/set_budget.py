@@ -23,7 +23,7 @@ MOST_SAMPLED = 256
 """Examples that the tolerance of a share is found on."""
 
 
-def read_sets(path: str, base: Base | None, n_layer: int) -> Routers:
+def read_sets(path: str, base: Base | None, n_layer: int, n_embd: int) -> Routers:
     """The sets and cost probes of a calibrated file. base: the model's, where it is a GGUF.
 
     Raises OptionError for a file without sets, RouterError for one of another model.
@@ -33,8 +33,12 @@ def read_sets(path: str, base: Base | None, n_layer: int) -> Routers:
         raise OptionError(f"--sets {path} has no sets of layers; `first-cpp calibrate` writes such a file")
     if base is not None:
         check_base(routers, base, path)
-    if routers.base.n_layer != n_layer:
-        raise OptionError(f"--sets {path} is for {routers.base.n_layer} layers, the model has {n_layer}")
+    for what, found, needed in (
+        ("layers", routers.base.n_layer, n_layer),
+        ("values in a hidden state", routers.base.n_embd, n_embd),
+    ):
+        if found != needed:
+            raise OptionError(f"--sets {path} is for {found} {what}, the model has {needed}")
     return routers
 
 

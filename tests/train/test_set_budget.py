@@ -102,13 +102,15 @@ def test_predictions_are_of_the_examples_whatever_their_lengths(tmp_path, router
 def test_files_without_sets_or_of_another_model_are_refused(tmp_path, tiny, model, routers):
     side, base = str(tmp_path / "side.gguf"), ModelFile.open(model).base
     write_sidecar(routers, model, side)
-    assert read_sets(side, base, 6).cost.levels == (1, 2, 4)
+    assert read_sets(side, base, 6, 128).cost.levels == (1, 2, 4)
     with pytest.raises(OptionError, match="the model has 8"):
-        read_sets(side, None, 8)
+        read_sets(side, None, 8, 128)
+    with pytest.raises(OptionError, match="for 128 values in a hidden state, the model has 64"):  # of a folder, not a GGUF
+        read_sets(side, None, 6, 64)
     with pytest.raises(RouterError, match="another model"):
-        read_sets(side, ModelFile.open(tiny).base, 6)
+        read_sets(side, ModelFile.open(tiny).base, 6, 128)
     with pytest.raises(OptionError, match="has no sets of layers"):
-        read_sets(routed_model(tiny, tmp_path, sidecar=True), None, 6)
+        read_sets(routed_model(tiny, tmp_path, sidecar=True), None, 6, 128)
 
 
 @pytest.fixture
