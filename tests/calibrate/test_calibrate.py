@@ -18,6 +18,7 @@ from first_cpp.gguf.synthetic import SHAPES, write_random
 from first_cpp.streams.engine import Engine
 
 
+@pytest.mark.timed
 def test_layers_that_do_nothing_are_found_and_recommended(idle, prompts, tmp_path, load, capsys):
     out = tmp_path / "first.gguf"
     assert calibrate(idle, prompts, out, "--fidelity", "0.9") == 0

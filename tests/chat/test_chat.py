@@ -328,6 +328,7 @@ class TestTerminal:
             time.sleep(0.3)
             assert process.expect(["before: fidelity", ">"]) == 1
 
+    @pytest.mark.timed
     def test_ctrl_c_keeps_what_was_said_and_twice_quits(self, arguments, tmp_path):
         import pexpect
 

@@ -22,6 +22,7 @@ def routed(tiny, models):
 # -- an answer that is cancelled, and one that is timed ------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("settings", [{}, {"skip": 0.34}, {"n_batch": 32}], ids=["dense", "routed", "small batches"])
 def test_cancel_ends_an_answer_amid_prefill(routed, load, settings):
     llm = load(routed, n_ctx=2048, **settings)
@@ -80,6 +81,7 @@ def test_cancel_reaches_an_answer_in_another_thread(routed, load):
     assert raised
 
 
+@pytest.mark.timed
 def test_timing_leaves_the_consumers_time_out(tiny, load):
     llm = load(tiny)
     answer = llm.generate(PROMPT, temp=0.0)

@@ -155,6 +155,7 @@ def test_the_plugin_without_a_template(bare, load, capsys):
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("verb", [["run", "x"], ["chat"], ["serve"]], ids=lambda verb: verb[0])
 def test_a_context_beyond_all_sense_is_refused_at_once(tiny, verb):
     began = time.monotonic()

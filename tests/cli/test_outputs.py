@@ -47,6 +47,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_pipe_is_neither_waited_for_nor_replaced(routed, tiny, data, tmp_path, capsys, name):
     model = routed if name in ("eval", "fidelity state") else tiny

@@ -139,6 +139,7 @@ def test_a_closed_pipe_ends_it_quietly(routed):
     process.stderr.close()
 
 
+@pytest.mark.timed
 def test_ctrl_c_ends_with_130_and_keeps_the_text(routed):
     process = subprocess.Popen(
         [*COMMAND, "-m", routed, "--raw", "--temp", "0", "-c", "2048", "Once"],

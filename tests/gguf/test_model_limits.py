@@ -195,6 +195,7 @@ def test_tensors_that_no_operation_takes(parts, tmp_path, name, kind, size, said
 # -- files that are none ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
 def test_no_regular_file_is_waited_for(tiny, tmp_path, capsys, kind):
     import socket
@@ -219,6 +220,7 @@ def test_no_regular_file_is_waited_for(tiny, tmp_path, capsys, kind):
     endpoint.close()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("count", [4097, 20_000, 300_000])
 def test_thousands_of_metadata_keys_are_a_quick_error(tmp_path, count):
     path = tmp_path / "m.gguf"
@@ -229,6 +231,7 @@ def test_thousands_of_metadata_keys_are_a_quick_error(tmp_path, count):
     assert time.monotonic() - started < 0.1
 
 
+@pytest.mark.timed
 def test_as_many_keys_as_are_allowed_are_quick_too(tiny, tmp_path):
     path = with_metadata(tiny, tmp_path / "m.gguf", **{f"key__{i}": i for i in range(4000)})
     started = time.monotonic()

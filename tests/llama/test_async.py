@@ -68,6 +68,7 @@ def test_calls_wait_for_each_other_in_order(llm):
     assert [one["choices"] for one in asyncio.run(main())] == alone
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_cancelled_task_frees_the_model(llm, stream):
     expected = llm("Once", **ASK)["choices"]
@@ -184,6 +185,7 @@ def test_it_loads_and_closes(routed):
     assert asyncio.run(main())["choices"]
 
 
+@pytest.mark.timed
 def test_it_catches_up_while_nothing_is_awaited(llm):
     """Never before that, and not unless asked to."""
 

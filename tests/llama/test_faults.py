@@ -246,6 +246,7 @@ def test_models_loaded_after_the_fork_alone(routed):
     assert first == second
 
 
+@pytest.mark.timed
 def test_sigterm_ends_a_command_with_143_and_keeps_the_text(routed):
     process = subprocess.Popen(
         [sys.executable, "-m", "first_cpp", "run", "-m", routed, "--raw", "--temp", "0", "-c", "2048", "Once"],
@@ -258,6 +259,7 @@ def test_sigterm_ends_a_command_with_143_and_keeps_the_text(routed):
     assert 0 < len(first + out) < 1500
 
 
+@pytest.mark.timed
 def test_sigterm_takes_a_benchs_files_with_it(tiny, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "first_cpp", "bench", "-m", tiny, "--skip", "0.34", "-n", "400", "-r", "500"],

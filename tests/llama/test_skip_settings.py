@@ -66,6 +66,7 @@ def test_bad_skip_is_refused_before_the_file_is_read(skip):
 LONG = {"one": [0] * 20_000, "many": list(range(20_000)), "range": range(10**12), "endless": itertools.count()}
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("skip", LONG.values(), ids=LONG)
 def test_a_long_list_of_layers_is_a_quick_error(skip):
     began = time.perf_counter()

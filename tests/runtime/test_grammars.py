@@ -128,6 +128,7 @@ DEAD_ENDS = {
 }
 
 
+@pytest.mark.timed
 def test_no_grammar_ends_the_process(tiny):
     """In a process of its own; each is an error or an answer, and the model then answers as before."""
     code = f"""
@@ -222,6 +223,7 @@ def test_a_grammar_without_end_meets_a_time_limit(llm, monkeypatch):
     assert llm(PROMPT, max_tokens=4, temperature=0, grammar=gbnf('root ::= "abc"'))["choices"][0]["text"] == "abc"
 
 
+@pytest.mark.timed
 def test_a_grammar_without_end_can_be_cancelled(llm):
     timer = threading.Timer(0.5, llm.cancel)
     timer.start()

@@ -32,6 +32,7 @@ def test_it_reads_all_and_measures(routed, load):
     assert idle.error is None
 
 
+@pytest.mark.timed
 def test_a_pause_ends_it_within_a_part(routed, load, monkeypatch):
     """Whenever the pause comes, it does not wait for the rest, and a later pass reads only what is left."""
     monkeypatch.setattr(idle_pass, "PART", 256)

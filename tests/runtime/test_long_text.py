@@ -50,6 +50,7 @@ def test_never_more_tokens_than_there_are_with_a_larger_vocabulary(smollm2):
         assert least_tokens(lambda one: llm.tokenize(one, special=True), text, 10) <= len(llm.tokenize(text, special=True))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("text", ["word " * 1_000_000, "😀" * 1_000_000, " " * 5_000_000], ids=["words", "emoji", "spaces"])
 def test_a_prompt_of_megabytes_is_a_quick_error(llm, text):
     """llama.cpp's SentencePiece takes a time that grows with the square of the text: 131 KB take seconds."""

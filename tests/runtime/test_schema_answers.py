@@ -122,6 +122,7 @@ def test_a_schema_that_llama_cpp_cannot_convert(model, tiny, load):
         library.json_schema_to_gbnf('{"type": "widget"}')
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "schema",
     ['{"type": "string", "maxLength": 100000000}', '{"type": "array", "items": {"type": "null"}, "minItems": 1e8}',

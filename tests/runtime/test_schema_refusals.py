@@ -20,6 +20,7 @@ def model(tiny):
     llm.close()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("schema", "said"), REFUSED, ids=[said for _, said in REFUSED])
 def test_refused_by_name(schema, said):
     begun = time.monotonic()

@@ -157,6 +157,7 @@ def _post(url: str, body: bytes) -> None:
         httpx.post(url, content=body, timeout=20)
 
 
+@pytest.mark.timed
 def test_embeddings_end_with_their_client(embedding_server):
     texts = ["word " * 60] * 1000
     with pytest.raises(httpx.ReadTimeout):
@@ -192,6 +193,7 @@ def test_500_idle_connections_with_few_descriptors(routed, monkeypatch):
         assert len(server.errors) < 2000
 
 
+@pytest.mark.timed
 def test_headers_that_never_end(routed, monkeypatch):
     """Too many bytes are a 400 at once; too slow ones end with their connection."""
     with serving(routed, "-c", 256, code=_short_deadline()) as server:

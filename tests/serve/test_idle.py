@@ -59,6 +59,7 @@ def test_it_can_be_turned_off(routed):
         assert server.http.get("/v1/fidelity").json() == {"object": "list", "data": []}
 
 
+@pytest.mark.timed
 def test_sigterm_amid_the_pass_ends_the_server_within_a_second(routed):
     with serving(routed, "--chat-format", "chatml", "--skip", 0.34, "-c", 4096) as server:
         server.http.post("/v1/chat/completions", json=chat(logit_bias=NO_END, max_tokens=800))
@@ -67,6 +68,7 @@ def test_sigterm_amid_the_pass_ends_the_server_within_a_second(routed):
         assert time.monotonic() - start < 1
 
 
+@pytest.mark.timed
 def test_a_request_amid_the_pass_is_not_delayed(routed, load, monkeypatch):
     """The pass is held in one large evaluation when the request comes; that ends at once, and the answer is right."""
     monkeypatch.setattr(idle_pass, "PART", 512)

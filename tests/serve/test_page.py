@@ -566,6 +566,7 @@ def test_shortcuts(page):
     page.find("#text").clear()
 
 
+@pytest.mark.timed
 @in_chromium
 def test_stop_ends_the_answer_on_the_server_too(page, server):
     asking_for(page, logit_bias=NO_END)

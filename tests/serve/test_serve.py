@@ -413,6 +413,7 @@ def test_first_come_first_served(server, long_answer):
     assert order == ["first", "second"]
 
 
+@pytest.mark.timed
 def test_who_goes_away_leaves_the_line(server, long_answer):
     def give_up():
         with pytest.raises(httpx.ReadTimeout):

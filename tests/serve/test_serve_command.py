@@ -51,6 +51,7 @@ def test_sigterm_finishes_what_is_being_answered(routed):
         assert server.stop() == 0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("stream", [True, False])
 def test_sigterm_ends_an_answer_after_the_grace(routed, stream):
     with serving(routed, "--chat-format", "chatml", "-c", 32000, "--grace", 0.2) as server:

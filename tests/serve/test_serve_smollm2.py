@@ -82,6 +82,7 @@ def test_answer_to_a_tool_call(server):
     assert answer.usage.completion_tokens > 0
 
 
+@pytest.mark.timed
 def test_client_that_goes_away_while_its_prompt_is_read(server):
     """Within a micro-batch, so long before the whole prompt is read."""
 

@@ -186,6 +186,7 @@ def test_memory_is_that_of_one_model(large):
         assert resident(server) < before + 20e6
 
 
+@pytest.mark.timed
 def test_keep_alive_frees_the_model_and_the_next_request_loads_it(large):
     with serving(large[0], "--keep-alive", 0.4, *OPTIONS) as server:
         first = ask(server.url, None, "x", max_tokens=4)

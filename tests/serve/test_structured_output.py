@@ -35,6 +35,7 @@ def answered(server) -> None:
     assert ask(server).status_code == 200
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "grammar", ['root ::= "\\x00"', 'root ::= <[2]> "a"', 'root ::= "a" [z-a]', "root ::= (", "[" * 20_000, "(" * 20_000]
 )
@@ -122,12 +123,14 @@ def test_json_object(server):
     assert found.json()["choices"][0]["message"]["content"].startswith("{")
 
 
+@pytest.mark.timed
 def test_a_large_count_costs_nothing(server):
     begun = time.monotonic()
     assert ask(server, response_format=schema_format({"type": "string", "maxLength": 10**8})).status_code == 200
     assert time.monotonic() - begun < 3
 
 
+@pytest.mark.timed
 def test_an_endless_grammar_ends_with_its_client(server):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/chat/completions", json={**PLAIN, "grammar": ENDLESS}, timeout=0.5)
@@ -142,6 +145,7 @@ def test_an_endless_grammar_meets_a_time_limit(server):
     answered(server)
 
 
+@pytest.mark.timed
 def test_an_endless_grammar_does_not_keep_the_server_from_ending(tiny):
     with serving(tiny, "--chat-format", "chatml") as started, pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{started.url}/v1/chat/completions", json=chat(grammar=ENDLESS), timeout=0.5)

@@ -125,6 +125,7 @@ def train(tmp_path):
     return [*arguments, "--start", "influence", "--quiet", "--lr", "0.01", "--processes", "2", "--out"]
 
 
+@pytest.mark.timed
 def test_the_command_writes_its_files_once_and_goes_on_after_ctrl_c(tmp_path, train, monkeypatch):
     """Ctrl-C reaches all processes; they stop after the same step, and the resumed run ends as an unbroken one."""
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
