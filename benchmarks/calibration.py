@@ -111,9 +111,8 @@ def draw_prompts(
 
 def predicted_log_cost(calibration: Calibration, orders: Sequence[Sequence[int]], hidden: np.ndarray) -> Floats64:
     """What the file predicts of each order's set at each level, float64 [n_order, n, n_level]."""
-    of_set = (
-        np.einsum("nre,sre->ns", hidden[:, list(calibration.read)].astype(np.float64), calibration.weight) + calibration.bias
-    )
+    rows = [*calibration.read, *(calibration.base.n_layer + layer for layer in calibration.last)]
+    of_set = np.einsum("nre,sre->ns", hidden[:, rows].astype(np.float64), calibration.weight) + calibration.bias
     numbers = {(one.level, one.layers): i for i, one in enumerate(calibration.sets)}
     levels = range(1, max(one.level for one in calibration.sets) + 1)
     return np.stack([of_set[:, [numbers[k, tuple(sorted(order[:k]))] for k in levels]] for order in orders])

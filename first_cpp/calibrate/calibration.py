@@ -27,10 +27,8 @@ class Calibration:
     """Levels, sets and cost probes of one model, as plain values.
 
     base: the model. sets: by level ascending; the first of each level is the one for all prompts, another is taken only where
-    its predicted log cost is lower by more than `margin`. read: the layers whose inputs the probes read.
-    weight: float32 [n_set, n_read, n_embd]; bias: float32 [n_set]; the predicted log cost (nats a token) of a set is
-    bias + sum over r of weight[r] . mean over prompt positions of rmsnorm(h_r), and no level is cheaper than a smaller one.
-    norm_eps: of the rmsnorm. order: all layers, those that are missed least first. tolerance: the largest that keeps
+    its predicted log cost is lower by more than `margin`. read, last, weight, bias, norm_eps: of the probes, as in
+    `CostProbes`. order: all layers, those that are missed least first. tolerance: the largest that keeps
     `fidelity` on average, 0 where none does. table: what other tolerances gave. share: what is safe for every prompt alike.
     skippable: of each layer. origin: prompts, command and figures, for people to read.
     """
@@ -48,6 +46,7 @@ class Calibration:
     share: float
     margin: float
     table: tuple[TolerancePoint, ...] = ()
+    last: tuple[int, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
 
     def routers(self) -> Routers:
@@ -64,6 +63,7 @@ class Calibration:
             margin=self.margin,
             order=self.order,
             table=self.table,
+            last=self.last,
         )
         return Routers(
             base=self.base,
@@ -100,6 +100,6 @@ class Calibration:
         plain["base"] = Base(**plain["base"])
         plain["sets"] = tuple(LayerSet(one["level"], tuple(one["layers"])) for one in plain["sets"])
         plain["table"] = tuple(TolerancePoint(**one) for one in plain["table"])
-        for name in ("read", "order", "skippable"):
-            plain[name] = tuple(plain[name])
+        for name in ("read", "last", "order", "skippable"):
+            plain[name] = tuple(plain.get(name, ()))
         return cls(weight=weight, bias=bias, **plain)

@@ -227,7 +227,12 @@ def _tokens(
 def _identity(args: argparse.Namespace, model: ModelFile, prompts: list[Prompt]) -> dict[str, Any]:
     """What costs depend on."""
     digest = hashlib.sha256(repr([(prompt.task, prompt.text) for prompt in prompts]).encode())
-    return {"model": weights_fingerprint(model.path), "prompts": digest.hexdigest(), "max_tokens": args.max_tokens}
+    return {
+        "model": weights_fingerprint(model.path),
+        "read": ("mean", "last"),
+        "prompts": digest.hexdigest(),
+        "max_tokens": args.max_tokens,
+    }
 
 
 def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measured, model: ModelFile, until: float) -> Speed:

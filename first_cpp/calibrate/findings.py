@@ -125,7 +125,7 @@ def conclude(
     levels = range(1, measured.levels[-1] + 1)
     kinds = [name for name in SEARCHED if name in measured.costs]
     costs = np.concatenate([measured.costs[kind][fitted][:, :, KL] for kind in kinds], axis=1)
-    coarse = fit(measured.hidden[fitted], costs, range(base.n_layer))
+    coarse = fit(measured.hidden[fitted], costs, range(measured.hidden.shape[1]))
     by_kind = [interpolate(part, measured.levels, levels) for part in coarse.split(len(kinds))]
     log_cost = np.stack([probes.log_cost(measured.hidden[kept]) for probes in by_kind])
     predicted = Predicted(log_cost, tuple(outcomes(measured, kind, kept) for kind in kinds))
@@ -138,7 +138,8 @@ def conclude(
     calibration = Calibration(
         base=base,
         sets=tuple(one for _, _, one in sets),
-        read=coarse.read,
+        read=tuple(row for row in coarse.read if row < base.n_layer),
+        last=tuple(row - base.n_layer for row in coarse.read if row >= base.n_layer),
         weight=np.stack([by_kind[kind].weight[k - 1] for k, kind, _ in sets]),
         bias=np.array([by_kind[kind].bias[k - 1] for k, kind, _ in sets], np.float32),
         norm_eps=norm_eps,

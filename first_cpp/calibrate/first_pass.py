@@ -1,4 +1,4 @@
-"""The dense model's greedy answers to all prompts, several decoded together, and what the cost probes read of each prompt."""
+"""The dense model's greedy answers to all prompts, several decoded together, and what cost probes may read of each prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ..streams.together import answers_together
 class Answered:
     """A prompt and the dense model's answer: tokens without the end token.
 
-    read: mean over the prompt's positions of rmsnorm of what enters each layer, float32 [n_layer, n_embd].
+    read: rmsnorm of what enters each layer, the mean over the prompt's positions, and then that of its last position: float32
+    [2 * n_layer, n_embd].
     """
 
     prompt: list[int]
@@ -30,18 +31,19 @@ def answer_all(
     read = dict[int, Floats]()
 
     def read_prompt(number: int, prompt: Sequence[int], stream: int) -> None:
-        read[number] = mean_read(engine, prompt, stream, norm_eps)
+        read[number] = what_is_read(engine, prompt, stream, norm_eps)
 
     for number, answer in answers_together(engine, prompts, max_tokens, read=read_prompt):
         yield number, Answered(prompts[number], read.pop(number), answer.tokens)
 
 
-def mean_read(engine: Engine, prompt: Sequence[int], stream: int, norm_eps: float) -> Floats:
-    """Read a prompt; returns the mean of rmsnorm of each layer's input, float32 [n_layer, n_embd], zeros where unreadable."""
+def what_is_read(engine: Engine, prompt: Sequence[int], stream: int, norm_eps: float) -> Floats:
+    """Read a prompt; returns `Answered.read`, zeros where the model's hidden states cannot be read."""
     states = engine.read_prompt(prompt, stream, hidden=engine.readable)
     if not states:
-        return np.zeros((engine.n_layer, engine.n_embd()), np.float32)
-    return np.stack([rmsnorm(state, norm_eps).mean(axis=0) for state in states])
+        return np.zeros((2 * engine.n_layer, engine.n_embd()), np.float32)
+    normed = [rmsnorm(state, norm_eps) for state in states]
+    return np.stack([*(state.mean(axis=0) for state in normed), *(state[-1] for state in normed)])
 
 
 def rmsnorm(states: Floats, norm_eps: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Cost probes: what each level will cost a prompt, predicted from its mean hidden states by ridge regression."""
+"""Cost probes: what each level will cost a prompt, predicted from its hidden states by ridge regression."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ LEAST_COST = 1e-4
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 4, 0.5))
 """Ridge penalties tried, times the mean squared length of the centred inputs."""
 BETTER = 0.99
-"""A second layer is read only where the leave-one-out error falls below this share of the first's."""
+"""A second input is read only where the leave-one-out error falls below this share of the first's."""
 
 
 @dataclass(frozen=True)
 class Probes:
-    """log cost[s] = bias[s] + sum over read layers r of weight[s, r] . mean over prompt positions of rmsnorm(h_r).
+    """log cost[s] = bias[s] + sum over r of weight[s, r] . input read[r] of a prompt.
 
-    read: the layers whose inputs are read. weight: float32 [n_set, n_read, n_embd]. bias: float32 [n_set].
-    r2: share of the variance of log cost that leave-one-out predictions explain, over all sets.
+    read: which inputs, rows of `Answered.read`, are read, ascending. weight: float32 [n_set, n_read, n_embd]. bias: float32
+    [n_set]. r2: share of the variance of log cost that leave-one-out predictions explain, over all sets.
     """
 
     read: tuple[int, ...]
@@ -32,7 +32,7 @@ class Probes:
     r2: float
 
     def log_cost(self, hidden: npt.NDArray[np.float32]) -> Floats64:
-        """Predicted log cost, float64 [n, n_set], from hidden, float32 [n, n_layer, n_embd]."""
+        """Predicted log cost, float64 [n, n_set], from hidden, float32 [n, n_input, n_embd]."""
         found: Floats64 = np.einsum("nre,sre->ns", hidden[:, list(self.read)].astype(np.float64), self.weight) + self.bias
         return found
 
@@ -42,10 +42,10 @@ class Probes:
         return [Probes(self.read, weight, bias, self.r2) for weight, bias in parts]
 
 
-def fit(hidden: npt.NDArray[np.float32], costs: Floats64, layers: Sequence[int]) -> Probes:
-    """Ridge regression of log cost, the penalty and the layers to read chosen by leave-one-out error.
+def fit(hidden: npt.NDArray[np.float32], costs: Floats64, inputs: Sequence[int]) -> Probes:
+    """Ridge regression of log cost, the penalty and one or two inputs to read chosen by leave-one-out error.
 
-    hidden: float32 [n, n_layer, n_embd]. costs: [n, n_set], nats. layers: those that may be read.
+    hidden: float32 [n, n_input, n_embd]. costs: [n, n_set], nats. inputs: those that may be read.
 
     >>> rng = np.random.default_rng(0)
     >>> hidden = rng.normal(size=(80, 4, 8)).astype(np.float32)
@@ -54,8 +54,8 @@ def fit(hidden: npt.NDArray[np.float32], costs: Floats64, layers: Sequence[int])
     ((2,), True)
     """
     target = np.log(np.maximum(costs, LEAST_COST))
-    best = min((_solve(hidden, target, (layer,)) for layer in layers), key=lambda found: found[0])
-    pairs = [tuple(sorted((*best[1].read, layer))) for layer in layers if layer not in best[1].read]
+    best = min((_solve(hidden, target, (one,)) for one in inputs), key=lambda found: found[0])
+    pairs = [tuple(sorted((*best[1].read, one))) for one in inputs if one not in best[1].read]
     if pairs:
         second = min((_solve(hidden, target, pair) for pair in pairs), key=lambda found: found[0])
         best = second if second[0] < BETTER * best[0] else best
@@ -64,20 +64,20 @@ def fit(hidden: npt.NDArray[np.float32], costs: Floats64, layers: Sequence[int])
 
 def _solve(hidden: npt.NDArray[np.float32], target: Floats64, read: tuple[int, ...]) -> tuple[float, Probes]:
     """The leave-one-out error, and the probes that read `read` with the penalty that makes it least."""
-    x = hidden[:, list(read)].reshape(len(hidden), -1).astype(np.float64)
-    x_mean, y_mean = x.mean(axis=0), target.mean(axis=0)
-    x, y = x - x_mean, target - y_mean
+    x_mean, y_mean = hidden[:, list(read)].mean(axis=0, dtype=np.float64), target.mean(axis=0)
+    centred, y = hidden[:, list(read)] - x_mean, target - y_mean  # [n, n_read, n_embd]
+    lengths = np.sqrt((centred**2).sum(axis=2).mean(axis=0)) + 1e-30  # inputs of other sizes count alike
+    x = (centred / lengths[:, None]).reshape(len(hidden), -1)
     gram = x @ x.T
     values, vectors = np.linalg.eigh(gram)
     values = np.maximum(values, 0)
     scale = float(values.sum()) / len(x) or 1.0
     error, penalty = min(_left_out(vectors, values, y, scale))
     dual = vectors @ ((vectors.T @ y) / (values + penalty)[:, None])  # [n, n_set]
-    weight = x.T @ dual  # [n_read * n_embd, n_set]
-    bias = y_mean - x_mean @ weight
-    shape = (target.shape[1], len(read), hidden.shape[2])
+    weight = (dual.T @ x).reshape(-1, len(read), hidden.shape[2]) / lengths[:, None]  # [n_set, n_read, n_embd]
+    bias = y_mean - np.einsum("re,sre->s", x_mean, weight)
     spread = float((y**2).mean()) * (len(x) / (len(x) - 1)) ** 2 or 1.0  # of the mean, left out alike
-    probes = Probes(read, weight.T.reshape(shape).astype(np.float32), bias.astype(np.float32), 1 - error / spread)
+    probes = Probes(read, weight.astype(np.float32), bias.astype(np.float32), 1 - error / spread)
     return error, probes
 
 

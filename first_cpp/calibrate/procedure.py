@@ -84,9 +84,10 @@ class Measured:
 
     orders: all layers, those missed least first; the first for all prompts, others for groups. levels: how many layers are
     skipped, ascending, as measured. costs: by kind of set, those of SEARCHED for each order, on prompts kept out also
-    "influence" and "even": float64 [n, n_level, 3]; "dense" [n, 1, 3]. hidden: float32 [n, n_layer, n_embd] of the same
-    prompts. kept_out, in_search: bools [n]. tasks, numbers: of each prompt, [n]. n_answers: all that were given. given: the
-    sets of an earlier file, where these are kept: the j-th set of a level is of the j-th kind of SEARCHED.
+    "influence" and "even": float64 [n, n_level, 3]; "dense" [n, 1, 3]. hidden: float32 [n, 2 * n_layer, n_embd],
+    `Answered.read` of the same prompts. kept_out, in_search: bools [n]. tasks, numbers: of each prompt, [n]. n_answers: all
+    that were given. given: the sets of an earlier file, where these are kept: the j-th set of a level is of the j-th kind
+    of SEARCHED.
     """
 
     orders: tuple[tuple[int, ...], ...]

@@ -86,8 +86,11 @@ def _routers(routers: Routers) -> str:
 def _levels(cost: CostProbes) -> list[str]:
     """Levels, their sets, and what tolerances gave on prompts kept out."""
     n_set, n_read, n_embd = cost.weight.shape
+    read = [
+        f"{', '.join(map(str, layers))}{of}" for layers, of in ((cost.read, ""), (cost.last, " at the last position")) if layers
+    ]
     lines = [
-        f"cost probes  {n_set} sets x {n_read} read layers ({', '.join(map(str, cost.read))}) x {n_embd} values",
+        f"cost probes  {n_set} sets x {n_read} read layers ({'; '.join(read)}) x {n_embd} values",
         f"levels       {', '.join(map(str, cost.levels))} layers",
         f"tolerance    {cost.tolerance:g} nats a token for fidelity {cost.fidelity:g}, margin {cost.margin:g}",
     ]

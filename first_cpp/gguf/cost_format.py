@@ -21,9 +21,10 @@ COLUMNS = tuple(field.name for field in fields(TolerancePoint))
 def read_cost_probes(reader: TypedReader, n_layer: int, n_embd: int, by_routers: bool) -> CostProbes:
     """The cost probes of an open file; values are `check_cost_probes`'s to check. by_routers: routers choose the layers."""
     levels = reader.some_ints("first.cost.level", MAX_SETS)
-    read = reader.some_ints("first.cost.read", n_layer)
-    shape = (len(levels), len(read), n_embd)
-    weight = reader.floats("first.cost.weight", len(levels) * len(read) * n_embd).reshape(shape)
+    last = reader.some_ints("first.cost.last", n_layer) if reader.has("first.cost.last") else ()
+    read = reader.some_ints("first.cost.read", n_layer) if reader.has("first.cost.read") or not last else ()
+    shape = (len(levels), len(read) + len(last), n_embd)
+    weight = reader.floats("first.cost.weight", len(levels) * shape[1] * n_embd).reshape(shape)
     order: tuple[int, ...] = ()
     sets = tuple(LayerSet(level) for level in levels)
     if not by_routers:
@@ -39,6 +40,7 @@ def read_cost_probes(reader: TypedReader, n_layer: int, n_embd: int, by_routers:
         **{name: reader.scalar(f"first.cost.{name}", "f32") for name in NUMBERS},
         order=order,
         table=_read_table(reader),
+        last=last,
     )
 
 
@@ -59,7 +61,9 @@ def _read_table(reader: TypedReader) -> tuple[TolerancePoint, ...]:
 def add_cost_probes(file: GgufFile, cost: CostProbes) -> None:
     """Put cost probes into the metadata of a GGUF in memory."""
     file.set_u32_array("first.cost.level", [one.level for one in cost.sets])
-    file.set_u32_array("first.cost.read", list(cost.read))
+    for name, layers in (("read", cost.read), ("last", cost.last)):
+        if layers:
+            file.set_u32_array(f"first.cost.{name}", list(layers))
     file.set_f32_array("first.cost.weight", np.ascontiguousarray(cost.weight, np.float32).reshape(-1))  # set by set
     file.set_f32_array("first.cost.bias", np.ascontiguousarray(cost.bias, np.float32))
     for name in NUMBERS:
@@ -77,7 +81,7 @@ def add_cost_probes(file: GgufFile, cost: CostProbes) -> None:
 def cost_as_json(cost: CostProbes) -> str:
     """All of it that is no tensor."""
     plain: dict[str, Any] = {name: getattr(cost, name) for name in NUMBERS}
-    plain |= {"read": cost.read, "order": cost.order, "sets": [[one.level, one.layers] for one in cost.sets]}
+    plain |= {"read": cost.read, "last": cost.last, "order": cost.order, "sets": [[one.level, one.layers] for one in cost.sets]}
     return json.dumps(plain | {"table": [[getattr(point, name) for name in COLUMNS] for point in cost.table]})
 
 
@@ -93,6 +97,7 @@ def cost_from_json(text: str, weight: npt.NDArray[np.float32], bias: npt.NDArray
             **{name: float(plain[name]) for name in NUMBERS},
             order=_layers(plain["order"]),
             table=tuple(TolerancePoint(*map(float, row)) for row in plain["table"]),
+            last=_layers(plain.get("last", [])),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise RouterError(f"{path}: metadata cost is {text!r:.80}, not what first_cpp writes there: {error!r}") from None

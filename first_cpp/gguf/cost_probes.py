@@ -40,9 +40,10 @@ class CostProbes:
     """Levels, their sets of layers, and linear probes of what each set costs a prompt.
 
     sets: by level ascending; the first of each level is the one for all prompts, another is taken only where its predicted log
-    cost is lower by more than `margin`. read: the layers whose inputs the probes read, ascending. weight: float32 [n_set,
-    n_read, n_embd]; bias: float32 [n_set]; the predicted log cost (nats a token) of a set is bias + sum over r of weight[r] .
-    mean over prompt positions of rmsnorm(h_r), and no level is cheaper than a smaller one. norm_eps: of the rmsnorm.
+    cost is lower by more than `margin`. read, last: the layers whose inputs the probes read, ascending: the mean over the
+    prompt's positions, and the prompt's last position. weight: float32 [n_set, n_read + n_last, n_embd]; bias: float32 [n_set];
+    the predicted log cost (nats a token) of a set is bias + sum over r of weight[r] . x_r, with x_r the mean of rmsnorm(h), or
+    that of the last position, and no level is cheaper than a smaller one. norm_eps: of the rmsnorm.
     tolerance: what one more skipped layer may cost where "auto" is set. fidelity: what it keeps. table: what tolerances gave,
     ascending. order: all layers, those that are missed least first; none where routers choose the layers.
 
@@ -62,6 +63,7 @@ class CostProbes:
     margin: float
     order: tuple[int, ...]
     table: tuple[TolerancePoint, ...] = ()
+    last: tuple[int, ...] = ()
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -105,8 +107,9 @@ def check_cost_probes(
     if not 0 < len(cost.sets) <= MAX_SETS:
         raise RouterError(f"{where}: first.cost.level has {len(cost.sets)} sets, expected 1 to {MAX_SETS}")
     _check_layers("first.cost.read", cost.read, n_layer, where)
-    if not cost.read:
-        raise RouterError(f"{where}: first.cost.read names no layer, expected at least one")
+    _check_layers("first.cost.last", cost.last, n_layer, where)
+    if not cost.read and not cost.last:
+        raise RouterError(f"{where}: first.cost.read and first.cost.last name no layer, expected at least one")
     if by_routers and (cost.order or any(one.layers for one in cost.sets)):
         raise RouterError(f"{where}: first.set.layers and first.set.order go with first.kind sets, not with routers")
     _check_levels(cost, n_layer, by_routers, where)
@@ -152,7 +155,7 @@ def _check_sets(cost: CostProbes, n_layer: int, skippable: Sequence[bool], where
 
 
 def _check_values(cost: CostProbes, n_embd: int, where: str) -> None:
-    shape = (len(cost.sets), len(cost.read), n_embd)
+    shape = (len(cost.sets), len(cost.read) + len(cost.last), n_embd)
     for name, values, needed in (("weight", cost.weight, shape), ("bias", cost.bias, shape[:1])):
         if values.shape != needed:
             raise RouterError(

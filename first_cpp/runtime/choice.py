@@ -11,6 +11,7 @@ from ..gguf.routers import Routers
 from ..skip import Skip, choose_layers, layers_for_share, skip_in_words
 from .layers import Layers
 from .predicted_cost import Prediction, in_words, predict
+from .prompt_probes import log_costs
 
 UNREAD = "a part of the prompt came without scores (images, or unnamed hidden states)"
 
@@ -87,14 +88,16 @@ def _why_nothing(setting: Setting, routers: Routers | None) -> str:
 
 
 def _means(routers: Routers, n_deciding: int, scores: npt.NDArray[np.float32] | None) -> PromptMeans | None:
-    """None where a part of the prompt was not read. Each prompt position counts the same."""
+    """None where a part of the prompt was not read. Each prompt position counts the same; what probes read of the last position
+    alone is that of the last one that decides."""
     if scores is None or len(scores) < n_deciding:
         return None
     text = scores[~np.isnan(scores).any(axis=1)].astype(np.float64)
     if not len(text):
         return None
     mean, n_keep = text.mean(axis=0), len(routers.bias)
-    costs = None if routers.cost is None else predict(routers.cost, mean[n_keep:])
+    cost = routers.cost
+    costs = None if cost is None else predict(cost, log_costs(cost, mean[n_keep:], text[-1, n_keep:]))
     return PromptMeans(tuple(mean[:n_keep].tolist()), costs)
 
 

@@ -43,7 +43,7 @@ class Prediction:
 
 
 def predict(probes: CostProbes, log_costs: npt.NDArray[np.float64]) -> Prediction:
-    """log_costs: of each set, the mean over the prompt's positions, float64 [n_set]; infinite where it is not known."""
+    """log_costs: of each set, float64 [n_set]; infinite where it is not known."""
     levels = probes.levels
     sets = [_set_of_level(probes, log_costs, level) for level in levels]
     highest = np.maximum.accumulate(log_costs[sets])

@@ -64,14 +64,22 @@ def ridge(x: Tensor, y: Tensor, penalty: float = 0.1) -> tuple[Tensor, Tensor]:
     return weight.float(), (y.mean() - x.mean(0) @ weight).float()
 
 
-@torch.no_grad()
 def mean_inputs(routed: RoutedModel, batch: Batch) -> Tensor:
     """The mean over each prompt of what each router reads: float32 [b, n_layer, n_embd]."""
-    found: list[Tensor] = []  # by layer: [b, n_embd]
+    return prompt_inputs(routed, batch)[:, : len(routed.layers)]
+
+
+@torch.no_grad()
+def prompt_inputs(routed: RoutedModel, batch: Batch) -> Tensor:
+    """What each router reads of each prompt: the means, and then the last positions: float32 [b, 2 * n_layer, n_embd]."""
+    means, ends = list[Tensor](), list[Tensor]()  # by layer: [b, n_embd]
     mask = batch.prompt_mask
+    rows, last = torch.arange(len(mask), device=mask.device), (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(routed.bank.mean_input(args[0] if args else kwargs["hidden_states"], mask).cpu())
+        hidden = args[0] if args else kwargs["hidden_states"]
+        means.append(routed.bank.mean_input(hidden, mask).cpu())
+        ends.append(routed.bank.normed(hidden[rows, last]).cpu())
 
     with ExitStack() as stack:
         for layer in routed.layers:
@@ -83,4 +91,4 @@ def mean_inputs(routed: RoutedModel, batch: Batch) -> Tensor:
             use_cache=False,
             logits_to_keep=1,
         )
-    return torch.stack(found, dim=1)
+    return torch.stack([*means, *ends], dim=1)

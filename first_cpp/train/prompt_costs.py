@@ -12,7 +12,7 @@ from ..gguf.cost_probes import CostProbes
 from ..runtime.predicted_cost import Prediction, predict
 from .batch import Batch, collate
 from .examples import Example, micro_batches
-from .fit_routers import mean_inputs
+from .fit_routers import prompt_inputs
 from .routed_model import RoutedModel
 from .trainer import Trainer
 
@@ -30,7 +30,7 @@ def with_predictions(
     found: dict[int, Prediction] = {}
     done = 0
     for group in micro_batches([examples[i] for i in order], part_tokens):
-        inputs = mean_inputs(routed, to_device(collate(group))).numpy()  # [b, n_layer, n_embd]
+        inputs = prompt_inputs(routed, to_device(collate(group))).numpy()  # [b, 2 * n_layer, n_embd]
         for log_costs in log_cost(probes, inputs):
             found[order[done]] = predict(probes, log_costs)
             done += 1
@@ -49,7 +49,8 @@ def predicted(
 
 
 def log_cost(probes: CostProbes, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Predicted log costs of each set, float64 [b, n_set], from mean inputs of the layers [b, n_layer, n_embd]."""
-    read = inputs[:, list(probes.read)].astype(np.float64)
+    """Predicted log costs of each set, float64 [b, n_set], from what `prompt_inputs` gives, [b, 2 * n_layer, n_embd]."""
+    rows = [*probes.read, *(inputs.shape[1] // 2 + layer for layer in probes.last)]
+    read = inputs[:, rows].astype(np.float64)
     found: npt.NDArray[np.float64] = np.einsum("bre,sre->bs", read, probes.weight) + probes.bias
     return found

@@ -177,8 +177,18 @@ CHANGES = {
         "first.cost.level is 6, expected 1 to 5 layers",
     ),
     "level 2^32-1": ({C + "level": array(U32, [1, 1, 2, 0xFFFFFFFF])}, "expected 4294967299"),
+    "last is not there": (
+        {C + "last": array(U32, [6]), C + "weight": array(F32, [0.01] * (4 * 3 * 128))},
+        "first.cost.last names layer 6, expected 0 to 5",
+    ),
+    "last twice": (
+        {C + "last": array(U32, [4, 4]), C + "weight": array(F32, [0.01] * (4 * 4 * 128))},
+        "first.cost.last names layer 4 more than once",
+    ),
+    "last without its weights": ({C + "last": array(U32, [4])}, "first.cost.weight has 1024 elements, expected 1536"),
+    "last as text": ({C + "last": scalar(STR, b"4")}, "first.cost.last is str, expected arr[u32]"),
     "read missing": ({C + "read": None}, "first.cost.read is missing"),
-    "read nothing": ({C + "read": array(U32, []), C + "weight": array(F32, [])}, "first.cost.read names no layer"),
+    "read nothing": ({C + "read": array(U32, []), C + "weight": array(F32, [])}, "first.cost.last name no layer"),
     "read a layer that is not there": ({C + "read": array(U32, [1, 6])}, "first.cost.read names layer 6, expected 0 to 5"),
     "read twice": ({C + "read": array(U32, [4, 4])}, "first.cost.read names layer 4 more than once"),
     "read unsorted": ({C + "read": array(U32, [4, 1])}, "first.cost.read has layer 1 after 4, expected ascending"),
@@ -296,6 +306,8 @@ def test_values_are_checked_before_they_are_written(tiny, tmp_path):
         ({"sets": [[True, [3]]]}, "no whole number"),
         ({"sets": None}, "not what first_cpp writes"),
         ({"read": None}, "not what first_cpp writes"),
+        ({"last": 3}, "not what first_cpp writes"),
+        ({"last": [2]}, "first.cost.weight has shape"),
         ({"tolerance": "much"}, "not what first_cpp writes"),
         ({"table": [[1, 2]]}, "not what first_cpp writes"),
         ({"tolerance": NAN}, "first.cost.tolerance is nan"),
@@ -329,3 +341,16 @@ def test_the_table_survives(tiny, tmp_path):
     write_sidecar(budget_routers(tiny), tiny, tmp_path / "s.gguf")
     found = load_routers(str(tmp_path / "s.gguf")).cost.table
     assert [dataclasses.astuple(point) for point in found] == [pytest.approx(dataclasses.astuple(point)) for point in TABLE]
+
+
+@pytest.mark.parametrize(("read", "last"), [((1, 4), (2,)), ((), (0, 5))])
+def test_what_is_read_of_the_last_position_survives(tiny, tmp_path, read, last):
+    given = budget_routers(tiny, read=read, last=last)
+    write_sidecar(given, tiny, tmp_path / "s.gguf")
+    write_safetensors(str(tmp_path / "r.safetensors"), given)
+    for found in (
+        load_routers(str(tmp_path / "s.gguf")),
+        read_safetensors(str(tmp_path / "r.safetensors"), given.base, 1e-5),
+    ):
+        assert (found.cost.read, found.cost.last) == (read, last)
+        np.testing.assert_array_equal(found.cost.weight, given.cost.weight)

@@ -26,9 +26,10 @@ GLOBAL = {1: (3,), 2: (3, 4), 4: (1, 2, 3, 4)}  # of each level the set for all 
 
 def log_costs(llm: Llama, prompt: list[int], cost) -> np.ndarray:
     """DESIGN's formula, in float64, from the hidden states that llama.cpp computes: float64 [n_set]."""
-    hidden = llm.hidden_states(prompt)[list(cost.read)].astype(np.float64)  # [n_read, n, n_embd]
+    hidden = llm.hidden_states(prompt).astype(np.float64)  # [n_layer + 1, n, n_embd]
     normed = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + cost.norm_eps)
-    return cost.bias + np.einsum("sre,re->s", cost.weight.astype(np.float64), normed.mean(axis=1))
+    inputs = [*normed[list(cost.read)].mean(axis=1), *normed[list(cost.last), -1]]
+    return cost.bias + np.einsum("sre,re->s", cost.weight.astype(np.float64), inputs)
 
 
 def expected_levels(llm: Llama, prompt: list[int], cost) -> dict[int, tuple[float, tuple[int, ...]]]:
@@ -46,17 +47,19 @@ def expected_levels(llm: Llama, prompt: list[int], cost) -> dict[int, tuple[floa
     return found
 
 
+@pytest.mark.parametrize(("read", "last"), [((1, 4), ()), ((2,), (2, 5)), ((), (3,))])
 @pytest.mark.parametrize("kind", ["sets", "layers"])
 @pytest.mark.parametrize(("n_batch", "n_ubatch"), [(512, 512), (64, 7), (9, 1)])
-def test_predicted_costs_whatever_the_batches(tiny, load, kind, n_batch, n_ubatch):
-    routers = budget_routers(tiny, kind, tolerance=1e6)
+def test_predicted_costs_whatever_the_batches(tiny, load, kind, read, last, n_batch, n_ubatch):
+    routers = budget_routers(tiny, kind, tolerance=1e6, read=read, last=last)
     llm = load(tiny, routers=routers, n_batch=n_batch, n_ubatch=n_ubatch)
     for seed in range(3):
         prompt = tokens(70, seed=seed)
         greedy(llm, prompt, 1)
         routing = llm.routing
         highest = np.exp(np.maximum.accumulate(log_costs(load(tiny), prompt, routers.cost)))[-1]
-        assert routing.cost == pytest.approx(highest, rel=1e-4)
+        one_position = 1e-3  # which llama.cpp computes a little differently in other batches, and no mean evens out
+        assert routing.cost == pytest.approx(highest, rel=one_position if last else 1e-4)
         assert (routing.level, len(routing.skipped), routing.prompt_tokens) == (4, 4, 70)
         assert (routing.keep is None) == (kind == "sets")
 

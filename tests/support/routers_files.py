@@ -38,14 +38,17 @@ SETS = (LayerSet(1, (3,)), LayerSet(1, (1,)), LayerSet(2, (3, 4)), LayerSet(4, (
 TABLE = (TolerancePoint(0.01, 0.05, 0.01, 0.99), TolerancePoint(0.05, 0.2, 0.04, 0.96), TolerancePoint(0.5, 0.4, 0.3, 0.8))
 
 
-def cost_probes(kind: str = "sets", seed: int = 0, read: tuple[int, ...] = (1, 4), scale: float = 0.05, **other) -> CostProbes:
+def cost_probes(
+    kind: str = "sets", seed: int = 0, read: tuple[int, ...] = (1, 4), last: tuple[int, ...] = (), scale: float = 0.05, **other
+) -> CostProbes:
     """Cost probes that tell prompts apart: of levels 1, with two sets, 2 and 4, or of the same levels for routers."""
     rng = np.random.default_rng(seed)
     sets = SETS if kind == "sets" else tuple(LayerSet(level) for level in (1, 2, 4))
     values = {
         "sets": sets,
         "read": read,
-        "weight": rng.normal(0, scale, (len(sets), len(read), 128)).astype(np.float32),
+        "last": last,
+        "weight": rng.normal(0, scale, (len(sets), len(read) + len(last), 128)).astype(np.float32),
         "bias": np.array([-3.5, -3.5, -2.8, -2.0] if kind == "sets" else [-3.5, -2.8, -2.0], np.float32),
         "norm_eps": 1e-5,
         "tolerance": 0.1,

@@ -47,9 +47,10 @@ def predicted(run, routers, group):
     return with_predictions(run.routed, routers.cost, group, 64, run.to_device)
 
 
-def test_a_prompt_trains_with_the_set_that_llama_skips(tmp_path, model, routers, load):
+@pytest.mark.parametrize(("read", "last"), [((1, 4), ()), ((1,), (4,)), ((), (2, 5))])
+def test_a_prompt_trains_with_the_set_that_llama_skips(tmp_path, model, load, read, last):
     """The oracle is decoding: what `Llama` skips of the same prompts at the same tolerance."""
-    run = trainer(tmp_path, "run")
+    run, routers = trainer(tmp_path, "run"), budget_routers(model, margin=0.02, tolerance=0.05, read=read, last=last)
     budget, group = SetBudget(routers), predicted(run, routers, prompts(24))
     budget.learn(group)
     llm = load(model, routers=routers, skip="auto", tolerance=0.05, type_k=0, type_v=0)
@@ -90,7 +91,9 @@ def test_a_batch_skips_row_by_row_and_teaches_the_lora_no_router(tmp_path, route
     assert list(losses["mean"]) == [0.0, 0.1, 0.25, 0.4]
 
 
-def test_predictions_are_of_the_examples_whatever_their_lengths(tmp_path, routers):
+@pytest.mark.parametrize("last", [(), (3,)])
+def test_predictions_are_of_the_examples_whatever_their_lengths(tmp_path, model, last):
+    routers = budget_routers(model, last=last)
     run, group = trainer(tmp_path, "run"), prompts(9)
     together = predicted(run, routers, group)
     for example, one in zip(group, together, strict=True):
