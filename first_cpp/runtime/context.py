@@ -184,6 +184,7 @@ class ReadContext:
     def load(self, state: llama_cpp.LlamaState) -> None:
         """What is known of a state that the base class has loaded; one of stock llama_cpp was evaluated dense."""
         self.kv, self.n_image, self.pending, scores = KvRecord(), 0, [], None
+        self._forget_logits()  # llama.cpp still holds those of what was evaluated before
         if isinstance(state, LlamaState):
             self.kv, self.n_image = state.kv.copy(), state.n_image
             scores = state.router_scores if state.router_id == self._router_id else None

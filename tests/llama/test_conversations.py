@@ -172,3 +172,12 @@ def test_all_logits_count_as_memory(routed, load):
     for prompt in prompts:
         greedy(llm, prompt, 1)
     assert llm.conversations.n_bytes == 0  # of 120 tokens' logits, 4 bytes each of the vocabulary
+
+
+def test_the_same_prompt_again_is_answered_by_its_own_logits(tiny, load):
+    llm, fresh = load(tiny, skip=None, cache_bytes=1 << 26), load(tiny, skip=None)
+    one, other = tokens(60, seed=7), tokens(50, seed=8)
+    first = greedy(llm, one, 1)
+    assert greedy(llm, other, 1) != first
+    assert greedy(llm, one, 1) == first == greedy(fresh, one, 1)
+    assert llm.conversations.hits == 1
