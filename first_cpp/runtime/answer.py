@@ -86,6 +86,11 @@ class Answer:
         self.last_token = token
 
     @property
+    def drafting(self) -> bool:
+        """Whether the base class is decoding, and may have tokens evaluated that a draft model has guessed."""
+        return self.running and self.skipped is not None
+
+    @property
     def timing(self) -> Timing:
         tpot = self.decode / (self.n_tokens - 1) if self.n_tokens > 1 else 0.0
         return Timing(self.n_tokens, self.ttft, tpot, self.last_token)

@@ -118,6 +118,8 @@ class DecodingLlama(GuardedLlama):
                     f"Requested tokens ({asked}) exceed context window of {self._n_ctx}; a larger n_ctx= has room"
                 )
             answer, read, policy = self._current.answer, self._read, self._policy
+            if len(tokens) > read.micro_batch and answer is not None and answer.drafting and self._draft_model is not None:
+                tokens = tokens[: read.micro_batch]  # of a longer draft not all logits would be there to be sampled from
             if answer is not None and answer.skipped is not None and policy.forced is None:
                 if self.n_tokens == read.kv.end:  # the per-token path: nothing was changed behind our back
                     read.run(tokens, answer.skipped)

@@ -78,7 +78,7 @@ class AnswerMeasure:
         """Take the first choices after a decoding step of `n_tokens` that ends at position `end`."""
         if self.what is None:
             return
-        rows = self.logits(n_tokens if self.logits_all else 1)
+        rows = self._llm.scores[end - n_tokens : end] if self.logits_all else self.logits(1)
         for position, row in enumerate(rows, end - len(rows)):
             self._decoded[position] = int(row.argmax())
             if self.what == "kl":

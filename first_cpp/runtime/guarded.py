@@ -114,8 +114,8 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         missing = self._n_ctx - len(self.input_ids)
         if missing > 0:
             self.input_ids = np.concatenate([self.input_ids, np.zeros(missing, np.intc)])
-            if self._logits_all:
-                self.scores = np.concatenate([self.scores, np.zeros((missing, self._n_vocab), np.single)])
+        if self._logits_all and len(self.scores) < self._n_ctx:  # with a draft model, the base class has n_batch rows
+            self.scores = np.ndarray((self._n_ctx, self._n_vocab), np.single)
 
     def _forget_logits(self) -> None:
         """The logits that llama.cpp holds are no longer those of the last position: it is to be evaluated again."""

@@ -116,3 +116,24 @@ def test_copying_is_not_sharing(routed, load):
     assert again._ctx.ctx != llm._ctx.ctx
     again.close()
     assert greedy(llm, PROMPT, 3)
+
+
+@pytest.mark.parametrize("skip", [None, [2, 3]], ids=str)
+@pytest.mark.parametrize("sizes", [{"n_ubatch": 4}, {"n_batch": 4}, {"n_batch": 32}], ids=str)
+def test_drafts_longer_than_a_batch_and_answers_beyond_one(tiny, load, skip, sizes):
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    prompt = tokens(6, seed=1) * 6
+    llm = load(tiny, skip=skip, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=10), **sizes)
+    assert greedy(llm, prompt, 30) == greedy(load(tiny, skip=skip), prompt, 30)
+    assert llm.scores.shape == (512, llm.n_vocab())
+
+
+def test_many_tokens_are_evaluated_amid_an_answer_that_keeps_all_logits(tiny, load):
+    llm = load(tiny, skip=[2, 3], logits_all=True, n_ubatch=8)
+    answer = llm.generate(PROMPT, temp=0.0)
+    next(answer)
+    llm.eval(tokens(30, seed=5))
+    answer.close()
+    assert llm.catch_up()
+    assert llm.fidelity.positions == 30
