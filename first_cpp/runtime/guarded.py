@@ -250,7 +250,12 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         for text in [given] if isinstance(given, str) else given or [""]:
             if not text or not self.tokenize(text.encode("utf-8")):  # llama_cpp writes beyond its batch for it
                 raise SettingError("a text to embed is empty, or there is none")
-        return super().embed(*args, **kwargs)
+        try:
+            return super().embed(*args, **kwargs)
+        except BaseException:  # the base class has emptied the KV cache, and says so at its end alone
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+            self.reset()
+            raise
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
         given = _BASE_SAMPLER.bind(self, *args, **kwargs).arguments

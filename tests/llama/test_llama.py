@@ -137,3 +137,12 @@ def test_many_tokens_are_evaluated_amid_an_answer_that_keeps_all_logits(tiny, lo
     answer.close()
     assert llm.catch_up()
     assert llm.fidelity.positions == 30
+
+
+def test_what_is_refused_amid_embedding_leaves_no_prefix_behind(tiny, load):
+    llm = load(tiny, skip=None, embedding=True, n_batch=32, pooling_type=1)
+    greedy(llm, PROMPT, 5)
+    with pytest.raises(ValueError, match="exceed batch size"):
+        llm.embed(["ab" * 9, "cd" * 9, "e" * 100], truncate=False)  # the first was read, in place of the prompt
+    assert llm.n_tokens == 0
+    assert greedy(llm, [*PROMPT, 5, 6], 5) == greedy(load(tiny, skip=None), [*PROMPT, 5, 6], 5)
