@@ -285,6 +285,7 @@ class Llama(PerCallLlama):
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Restore a state; one of stock llama_cpp counts as dense. Raises StateError, having reset the model."""
         self._current.end()
+        self._forget_answer()
         restore(self, super().load_state, state)
         self._read.load(state)
 

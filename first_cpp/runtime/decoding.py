@@ -163,5 +163,12 @@ class DecodingLlama(GuardedLlama):
             answer = self._current.answer
             if answer is not None and answer.skipped is not None:
                 self._current.end()  # an answer that is decoding ends here; one that has not begun is resetting itself
+            if answer is None or answer.skipped is not None:
+                self._forget_answer()
             self._read.pending = []
             self._read.sync()
+
+    def _forget_answer(self) -> None:
+        """The last answer is no longer in the context: what its decoding chose is not to be compared with what comes there."""
+        self._policy.settle(self._measure.fidelity)
+        self._measure.clear()

@@ -232,3 +232,36 @@ def test_all_logits_are_those_of_the_pass(routed, load):
         greedy(one, conversation + MORE, 1)
     n = len(conversation) - 1
     np.testing.assert_allclose(llm.scores[:n], fresh.scores[:n], rtol=0, atol=CLOSE)
+
+
+def test_an_answer_is_not_compared_with_what_was_loaded_in_its_place(tiny, load):
+    llm = load(tiny, skip=[2, 3])
+    greedy(llm, PROMPT, 20)
+    state = llm.save_state()
+    greedy(llm, PROMPT[::-1], 20)
+    llm.load_state(state)
+    assert llm.catch_up()
+    assert llm.fidelity is None
+    assert llm.compared_answer() == []
+
+
+def test_an_answer_is_not_compared_with_what_was_read_after_a_reset(tiny, load):
+    llm = load(tiny, skip=[2, 3])
+    greedy(llm, PROMPT, 20)
+    llm.reset()
+    with llm.skipping([1]):
+        llm.eval(tokens(60, seed=6))
+    assert llm.catch_up()
+    assert llm.fidelity is None
+
+
+def test_a_measured_answer_counts_where_a_reset_follows(routed, load):
+    llm = load(routed, fidelity=0.9)
+    while llm.routing is None or not llm.routing.skipped:
+        greedy(llm, PROMPT, 20)
+        llm.catch_up()
+    answers = llm.held.answers
+    greedy(llm, PROMPT, 20)
+    llm.catch_up(stop=iter([False, True]).__next__)
+    llm.reset()
+    assert llm.held.answers == answers + 1
