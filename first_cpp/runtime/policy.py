@@ -237,11 +237,11 @@ class RoutingPolicy:
         """
         choice, layers = self.choose(n_read), self._layers
         self._skips_nothing = not choice.skipped
-        released = 0
-        if self._own.release_kv and choice.skipped:
-            released = layers.release(choice.skipped)
-            self._read.kv.lose(frozenset(choice.skipped))
-        holding = [layer for layer in range(self._n_layer) if not released or layer not in choice.skipped]
+        # what a layer that runs reads of a skipped one's cache stays
+        lost = layers.lacking(frozenset(choice.skipped)) if self._own.release_kv else NOTHING
+        released = layers.release(lost)
+        self._read.kv.lose(lost)
+        holding = [layer for layer in range(self._n_layer) if not released or layer not in lost]
         return Routing(
             keep=choice.keep,
             skipped=choice.skipped,

@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import greedy, tokens
+from architectures.shapes import N_VOCAB
+from architectures.write import write_tiny
+from helpers import greedy, logits, tokens
 
 from first_cpp import Llama
 from first_cpp.gguf.synthetic import Shape, write_random
@@ -73,6 +75,22 @@ def test_released_cells_hold_nothing(wide, load):
     for tensor in llm.kv_cache:
         values = np.frombuffer(ctypes.string_at(tensor.address, tensor.n_bytes), np.uint8)[4096:-4096]  # whole pages go
         assert values.any() == (tensor.layer != 2)
+
+
+def test_a_cache_that_another_layer_reads_stays(models, load):
+    """Gemma 4: the last layers have no cache of their own."""
+    path = models / "gemma4.gguf"
+    write_tiny(path, "gemma4")
+    rows = []
+    for release_kv in (False, True):
+        llm = load(path, skip=[1, 2, 3], n_ctx=4096, release_kv=release_kv)
+        answer = llm.generate(tokens(300, seed=1, n_vocab=N_VOCAB), temp=0.0)
+        next(answer)
+        llm.eval([7])
+        rows.append(logits(llm))
+        answer.close()
+    assert 0 < llm.routing.kv_bytes_released < llm._layers.kv_bytes([1])
+    np.testing.assert_array_equal(*rows)
 
 
 def test_many_answers_with_release_keep_memory_flat(wide):
