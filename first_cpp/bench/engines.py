@@ -115,7 +115,7 @@ def _embedded(model: str) -> Routers | None:
 def chosen_layers(
     files: Files, skips: Sequence[SkipSetting], prompt: list[int], settings: dict[str, Any]
 ) -> dict[SkipSetting, tuple[int, ...]]:
-    """The layers that each setting skips: of a share and of auto, those that the routers choose for `prompt`; without routers,
+    """The layers that each setting skips: with routers those that they choose for `prompt`, or leave of a set; without routers,
     of a share those amid the model, of auto none.
 
     Raises SkipError for a setting that would skip all layers, or layers that do not exist.
@@ -134,13 +134,14 @@ def chosen_layers(
 
 
 def _chosen(llm: Llama, files: Files, skip: SkipSetting, prompt: list[int], n_layer: int) -> tuple[int, ...]:
-    if isinstance(skip, tuple):
+    if not files.routers and isinstance(skip, tuple):
         return skip
-    count = 0 if skip == "auto" else layers_for_share(skip, n_layer)
-    if not files.routers or not (count or skip == "auto"):
-        start = (n_layer - count + 1) // 2
-        return tuple(range(start, start + count))
-    llm.skip = skip
+    if not isinstance(skip, tuple):
+        count = 0 if skip == "auto" else layers_for_share(skip, n_layer)
+        if not files.routers or not (count or skip == "auto"):
+            start = (n_layer - count + 1) // 2
+            return tuple(range(start, start + count))
+    llm.skip = list(skip) if isinstance(skip, tuple) else skip
     answer = llm.generate(prompt, temp=0.0)
     next(answer)
     answer.close()

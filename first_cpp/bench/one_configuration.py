@@ -132,10 +132,9 @@ class Bench:
         """Which layers each setting skips and why those; the rows that are not measured."""
         found = []
         for skip, layers in self.layers.items():
-            if layers and not isinstance(skip, tuple):
-                found.append(
-                    f"skip {skip_text(skip)}: layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} ({self._why(skip)})"
-                )
+            if layers != skip and (layers or isinstance(skip, tuple)):
+                which = f"layer{'s' * (len(layers) > 1)} {layer_ranges(layers)}" if layers else "nothing"
+                found.append(f"skip {skip_text(skip)}: {which} ({self._why(skip)})")
         if self.model.random:
             found.append(f"the model is kept for the next time: {self.model.path}")
         return found + self._not_measured()
@@ -143,6 +142,8 @@ class Bench:
     def _why(self, skip: SkipSetting) -> str:
         if self._routers is None:
             return "those amid the model: it has no routers"
+        if isinstance(skip, tuple):
+            return "the router file marks the others unskippable"
         by_prompt = self._routers.kind == "layers" or skip == "auto"
         return "chosen by the routers for the prompt" if by_prompt else "the set of the file's calibration for all prompts"
 

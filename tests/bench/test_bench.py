@@ -332,6 +332,20 @@ def test_turns_are_shared_out_evenly(tiny, load):
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 
+def test_layers_that_the_routers_keep_count_as_computed(tiny, tmp_path, capsys):
+    side = routed_model(tiny, tmp_path, seed=6, sidecar=True, skippable="[true, false, true, true, true, true]")
+    args = ["-m", tiny, "--routers", side, "--skip", "0.34,[1,4]", "-o", "json", "-oe", "md", "-p", "0"]
+    assert main(["bench", *SMALL, *args]) == 0
+    out, err = capsys.readouterr()
+    found = {one["engine"]: one for one in json.loads(out) if one["skip"] == [1, 4]}
+    assert [(one["n_skipped"], one["skipped_layers"]) for one in found.values()] == [(1, [4])] * 2
+    assert found["first_cpp"]["byte_limit"] < next(one["byte_limit"] for one in json.loads(out) if one["n_skipped"] == 2)
+    assert found["pruned"]["model_size"] > next(
+        o["model_size"] for o in json.loads(out) if o["skip"] == 0.34 and o["engine"] == "pruned"
+    )
+    assert "skip [1,4]: layer 4 (the router file marks the others unskippable)" in err
+
+
 def test_numbers_are_llama_benchs():
     assert numbers("1,2", "-p") == [1, 2]
     assert numbers("1-4", "-p") == [1, 2, 3, 4]
