@@ -43,7 +43,7 @@ class Measured:
     """One row of one test. Each list holds one number a repetition, but `steps`: seconds of every decoding step.
 
     seconds: of a whole repetition. ttft: seconds to the first token, where a prompt is read. speed_ups: stock's time over this
-    row's. over_pruned: this row's time over the pruned file's. kv_bytes: in all, in use, given back.
+    row's. over_pruned: this row's time over the pruned file's. kv_bytes: in all, in use, given back. skipped: the layers.
     """
 
     row: Row
@@ -56,6 +56,7 @@ class Measured:
     byte_limit: float | None = None
     kv_bytes: tuple[int, int, int] | None = None
     model: ModelFacts | None = None
+    skipped: tuple[int, ...] = ()
 
     def rates(self) -> list[float]:
         """Tokens per second of each repetition."""
@@ -63,10 +64,12 @@ class Measured:
 
     def look_at(self, llm: llama_cpp.Llama, reads: Reads | None) -> None:
         """Note what a row that has run shows: its model, the KV cache, and the limit that its bytes set."""
-        self.model = ModelFacts.of(llm)
+        self.model, self.skipped = ModelFacts.of(llm), self.row.skipped
         if not isinstance(llm, Llama) or llm.routing is None:
             return
         routing = llm.routing
+        if self.row.skip == "auto":  # how many layers is the prompt's to say, and each test has its own
+            self.skipped = routing.skipped
         self.kv_bytes = (routing.kv_bytes, routing.kv_bytes_used, routing.kv_bytes_released)
         if reads is not None and not self.test.n_prompt and not self.row.draft:
             middle = self.test.n_depth + self.test.n_gen // 2
@@ -158,7 +161,8 @@ class _Repetition:
         self._models, self._rows, self._test, self._states = models, {row.key: row for row in rows}, test, states
         self._warm_up, self._first = plan.warm_up, repetition == 0
         n_vocab = next(iter(models.values())).n_vocab()
-        rng = np.random.default_rng([plan.seed, repetition, 1])
+        one_prompt = any(row.skip == "auto" for row in rows)  # which then skips the same layers in all repetitions
+        rng = np.random.default_rng([plan.seed, 0 if one_prompt else repetition, 1])
         n_new = test.n_prompt or 1
         new = list(plan.prompt[:n_new]) or rng.integers(n_vocab // 8, n_vocab // 2, n_new).tolist()
         self._prompt = states.tokens(test.n_depth, n_vocab) + new

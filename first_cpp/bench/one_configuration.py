@@ -99,6 +99,7 @@ class Bench:
         self._text = self._tokens(files.model)
         progress("choosing layers")
         prompt = self._text or _random_prompt(max(test.n_prompt for test in asked.tests) or 64, asked.seed)
+        self._n_choosing = len(prompt)
         self.layers = chosen_layers(files, asked.skips, prompt, self._settings)
         self.rows = list(self._rows(files))
 
@@ -144,8 +145,13 @@ class Bench:
             return "those amid the model: it has no routers"
         if isinstance(skip, tuple):
             return "the router file marks the others unskippable"
-        by_prompt = self._routers.kind == "layers" or skip == "auto"
-        return "chosen by the routers for the prompt" if by_prompt else "the set of the file's calibration for all prompts"
+        if skip == "auto":
+            return f"chosen by the routers for a prompt of {self._n_choosing} tokens; where a prompt is read its own counts"
+        return (
+            "chosen by the routers for the prompt"
+            if self._routers.kind == "layers"
+            else "the set of the file's calibration for all prompts"
+        )
 
     def _not_measured(self) -> list[str]:
         found = []

@@ -97,8 +97,8 @@ def _own_fields(measured: Measured, resident_bytes: int | None) -> Record:
     return {
         "engine": row.engine,
         "skip": list(row.skip) if isinstance(row.skip, tuple) else row.skip,
-        "n_skipped": len(row.skipped),
-        "skipped_layers": list(row.skipped),
+        "n_skipped": len(measured.skipped),
+        "skipped_layers": list(measured.skipped),
         "draft": row.draft,
         "ttft_ms": statistics.median(measured.ttft) * 1e3 if measured.ttft else None,
         "tpot_ms": statistics.mean(steps) * 1e3 if steps else None,

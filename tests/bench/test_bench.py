@@ -111,7 +111,7 @@ def test_auto_is_what_the_prompt_can_spare(tiny, tmp_path, capsys, load):
     embed(budget_routers(tiny, tolerance=0.5), tiny, path, quiet=True)
     words = ["-m", path, "--skip", "auto,0.34", "--engines", "first_cpp"]
     said = bench(capsys, *words)
-    assert re.search(r"skip auto: layers? [\d, -]+ \(chosen by the routers for the prompt\)", said)
+    assert re.search(r"skip auto: layers? [\d, -]+ \(chosen by the routers for a prompt of 16 tokens; ", said)
     assert "(the set of the file's calibration for all prompts)" in said
     shown = json.loads(bench(capsys, *words, "-o", "json"))
     llm = load(path)
@@ -344,6 +344,23 @@ def test_layers_that_the_routers_keep_count_as_computed(tiny, tmp_path, capsys):
         o["model_size"] for o in json.loads(out) if o["skip"] == 0.34 and o["engine"] == "pruned"
     )
     assert "skip [1,4]: layer 4 (the router file marks the others unskippable)" in err
+
+
+def test_auto_is_told_as_the_prompt_of_the_test_decided(tiny, tmp_path, monkeypatch, capsys):
+    model, run = str(tmp_path / "auto.gguf"), []
+    embed(budget_routers(tiny, seed=3, scale=0.4), tiny, model, quiet=True)
+    answers = measure._Repetition._answers
+
+    def answering(self, found):
+        times = answers(self, found)
+        run.append(self._models["first_cpp auto"].routing.skipped)
+        return times
+
+    monkeypatch.setattr(measure._Repetition, "_answers", answering)
+    args = ["-m", model, "--skip", "auto", "-o", "json", "-p", "0", "-pg", "16,4", "-r", "3", "--engines", "first_cpp"]
+    decoding, both = json.loads(bench(capsys, *args))
+    assert run == [tuple(both["skipped_layers"])] * 3
+    assert both["n_skipped"] == len(run[0]) != decoding["n_skipped"]
 
 
 def test_numbers_are_llama_benchs():
