@@ -32,6 +32,8 @@ class ReadContext:
         self._llm, self._layers, self._forget_logits = llm, layers, forget_logits
         self._memory = llama_cpp.llama_get_memory(llm.ctx)
         self._has_no_past = llama_cpp.llama_model_is_recurrent(llm.model) or llama_cpp.llama_model_is_hybrid(llm.model)
+        self.window = int(llama_cpp.llama_model_n_swa(llm.model))
+        """Positions that layers with a sliding window look back; 0 where there are none."""
         self._router_id = None if routers is None else identity(routers)
         self._scores = None if routers is None else prompt_probes(routers)
         self._read_layers = () if routers is None else read_layers(routers)
@@ -151,8 +153,9 @@ class ReadContext:
         before = self._llm.n_tokens
         if n_positions >= before:
             return []
-        # a recurrent state has no past; a sliding window has dropped the cells that an earlier position needs
-        if self._has_no_past or llama_cpp.llama_memory_seq_pos_min(self._memory, 0) > 0:
+        # a recurrent state has no past; a sliding window may have dropped the cells that these positions, or one less, need
+        needed = max(0, n_positions - 1 - self.window) if self.window else 0
+        if self._has_no_past or llama_cpp.llama_memory_seq_pos_min(self._memory, 0) > needed:
             n_positions = 0
         if n_positions < self.n_image:
             raise RoutingError("images would have to be read again for this prompt; reset() and give them again")

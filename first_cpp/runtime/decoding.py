@@ -7,12 +7,13 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from ..errors import ContextFull
 from ..gguf.readable_name import readable_name
 from .answer import Answer, ContextEnd, CurrentAnswer, Timing
 from .context import ReadContext
-from .conversations import Conversations
+from .conversations import Conversations, common_prefix
 from .fidelity import AnswerMeasure
 from .guarded import GuardedLlama
 from .notebook import notes
@@ -153,6 +154,9 @@ class DecodingLlama(GuardedLlama):
         pending, self._read.pending = self._read.pending, []
         if reset:
             self._read.new_prompt(tokens)
+            if self._read.window:  # the base class would go back to cells that are gone
+                live = self.input_ids[: self.n_tokens]
+                usable = min(usable, common_prefix(live, np.asarray(tokens, np.intc)))
         dropped = self._read.rewind(usable)
         return tokens if reset else dropped + pending + tokens
 

@@ -7,6 +7,8 @@ import ctypes
 import llama_cpp
 import numpy as np
 import pytest
+from architectures.shapes import N_VOCAB
+from architectures.write import write_tiny
 from helpers import greedy, logits, tokens
 from routers_files import routed_model
 from second_turn import CLOSE, MORE, PROMPT, second_turn
@@ -132,3 +134,24 @@ def test_sliding_window_is_read_again_from_the_beginning(routed, load, monkeypat
     assert llm.reused == 0
     monkeypatch.undo()
     assert second == second_turn(load(routed, skip=[1, 4]), PROMPT + answer + MORE)[1]
+
+
+@pytest.mark.parametrize("skip", [None, [2]], ids=str)
+@pytest.mark.parametrize("shared", [60, 690])
+def test_what_left_a_sliding_window_is_not_gone_back_to(models, load, monkeypatch, skip, shared):
+    """Gemma 3 with a window of 8 and a cache that keeps little more: half of the layers lack the beginning of a long prompt."""
+    path = models / "gemma3.gguf"
+    write_tiny(path, "gemma3")
+    sizes = {"n_ctx": 1024, "n_batch": 16, "n_ubatch": 16, "swa_full": False, "type_k": 0, "type_v": 0}
+    used, fresh = (load(path, skip=skip, **sizes) for _ in range(2))
+    long = tokens(700, seed=1, n_vocab=N_VOCAB)
+    greedy(used, long, 10)
+    base_eval = llama_cpp.Llama.eval
+    prompt, read = long[:shared] + tokens(20, seed=2, n_vocab=N_VOCAB), []
+    for llm in (used, fresh):
+        answer = llm.generate(prompt, temp=0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(llama_cpp.Llama, "eval", lambda self, t: (read.append(len(t)), base_eval(self, t))[1])
+            next(answer)
+    assert sum(read) == shared + 20 + (20 if shared == 690 else 80)
+    np.testing.assert_allclose(logits(used), logits(fresh), rtol=0, atol=1e-5)
