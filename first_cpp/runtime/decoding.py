@@ -95,6 +95,8 @@ class DecodingLlama(GuardedLlama):
         finally:
             inner.close()
             self._current.end(answer)
+            if self._draft_model is not None and self._current.last is answer:
+                self._measure.end(answer.n_prompt + answer.n_tokens - 1)
 
     def cancel(self, thread: int | None = None) -> None:
         """End the answer that is going on, from any thread: `generate` raises AnswerCancelled, also amid prefill.

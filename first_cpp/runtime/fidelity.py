@@ -68,6 +68,7 @@ class AnswerMeasure:
 
     def clear(self) -> None:
         """A new answer begins."""
+        self._end: int | None = None
         self._decoded: dict[int, int] = {}
         self._log_probabilities: dict[int, npt.NDArray[np.float32]] = {}
         self.dense: dict[int, int] = {}
@@ -83,6 +84,13 @@ class AnswerMeasure:
             self._decoded[position] = int(row.argmax())
             if self.what == "kl":
                 self._log_probabilities[position] = log_softmax(row)
+
+    def end(self, position: int) -> None:
+        """The last token of the answer is the one at `position`: what was read from there on was drafted, and not taken."""
+        self._end = position
+        for drafted in [at for at in self._decoded if at >= position]:
+            del self._decoded[drafted]
+            self._log_probabilities.pop(drafted, None)
 
     def compare(self, start: int, n_tokens: int) -> None:
         """Take the dense model's choices of the evaluation that has just read `n_tokens` from position `start` on."""
@@ -120,10 +128,12 @@ class AnswerMeasure:
         """The tokens of the answer beside the dense model's choices; the first was predicted with all layers."""
         if not self._decoded:
             return []
-        first, end = min(self._decoded), min(max(self._decoded) + 2, self._llm.n_tokens)
+        first, last = min(self._decoded), max(self._decoded) + 1
+        never_evaluated = last in (self._llm.n_tokens, self._end)  # a draft may lie in its place
+        end = last if never_evaluated else min(last + 1, self._llm.n_tokens)
         given = [int(token) for token in self._llm.input_ids[first:end]]
-        if max(self._decoded) + 1 == self._llm.n_tokens:
-            given.append(self._llm.timing.last_token)  # it was never evaluated
+        if never_evaluated:
+            given.append(self._llm.timing.last_token)
         dense = {at + 1: choices[1] for at, choices in self.differing.items()}
         return [ComparedToken(at, token, dense.get(at)) for at, token in enumerate(given, first)]
 

@@ -94,6 +94,21 @@ def test_with_drafts(routed, load):
     np.testing.assert_allclose(row, expected, rtol=0, atol=CLOSE)
 
 
+@pytest.mark.parametrize("n_tokens", [12, 20, 21, 22])
+def test_what_was_drafted_and_not_taken_is_not_measured(tiny, load, n_tokens):
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    drafts = LlamaPromptLookupDecoding(num_pred_tokens=10)
+    drafted, plain = (load(tiny, skip=[2, 3], measure="kl", draft_model=draft) for draft in (drafts, None))
+    for llm in (drafted, plain):
+        greedy(llm, tokens(6, seed=1) * 6, n_tokens)
+        assert llm.catch_up()
+    assert drafted.fidelity.positions == n_tokens - 1
+    assert drafted.fidelity.equal == plain.fidelity.equal
+    assert drafted.fidelity.kl == pytest.approx(plain.fidelity.kl, rel=1e-3)
+    assert drafted.compared_answer() == plain.compared_answer()
+
+
 def test_nothing_to_do(routed, load):
     llm = load(routed, skip=0.34)
     assert llm.catch_up()
