@@ -205,6 +205,8 @@ class _Repetition:
         for key, one in answers.items():
             found[key].ttft += [one.ttft] if self._test.n_prompt else []
             found[key].steps += one.steps
+            if not self._test.n_prompt:  # the first token is not among those that are counted
+                times[key] = [sum(one.steps)]
         return times
 
     def _prepare(self, key: str) -> None:

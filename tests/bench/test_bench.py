@@ -346,6 +346,12 @@ def test_layers_that_the_routers_keep_count_as_computed(tiny, tmp_path, capsys):
     assert "skip [1,4]: layer 4 (the router file marks the others unskippable)" in err
 
 
+def test_a_rate_with_drafts_is_of_the_tokens_it_names(tiny, capsys):
+    args = ["-m", tiny, "--skip", "0", "--engines", "stock", "--draft", "2", "-o", "json", "-p", "0"]
+    for one in json.loads(bench(capsys, *args)):
+        assert one["avg_ns"] == pytest.approx(one["tpot_ms"] * 1e6 * one["n_gen"], rel=1e-3)
+
+
 def test_auto_is_told_as_the_prompt_of_the_test_decided(tiny, tmp_path, monkeypatch, capsys):
     model, run = str(tmp_path / "auto.gguf"), []
     embed(budget_routers(tiny, seed=3, scale=0.4), tiny, model, quiet=True)
