@@ -57,7 +57,8 @@ class Row:
         if self.draft:
             from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-            settings = {**settings, "draft_model": LlamaPromptLookupDecoding(num_pred_tokens=self.draft)}
+            # all logits: stock has room for those of n_batch positions otherwise, and drafts need them all
+            settings = {**settings, "draft_model": LlamaPromptLookupDecoding(num_pred_tokens=self.draft), "logits_all": True}
         if self.engine == OURS:
             return Llama(self.file, routers=self.routers, skip=list(self.skipped), **own, **settings)
         with DeferredSignals():  # Llama has them by itself

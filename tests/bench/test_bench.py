@@ -352,6 +352,11 @@ def test_a_rate_with_drafts_is_of_the_tokens_it_names(tiny, capsys):
         assert one["avg_ns"] == pytest.approx(one["tpot_ms"] * 1e6 * one["n_gen"], rel=1e-3)
 
 
+def test_drafts_go_beyond_a_batch(tiny, capsys):
+    shown = json.loads(bench(capsys, "-m", tiny, "--skip", "0.34", "--draft", "2", "-o", "json", "-p", "64", "-b", "32"))
+    assert {(one["engine"], one["draft"]) for one in shown} >= {("stock", 2), ("first_cpp", 2)}
+
+
 def test_auto_is_told_as_the_prompt_of_the_test_decided(tiny, tmp_path, monkeypatch, capsys):
     model, run = str(tmp_path / "auto.gguf"), []
     embed(budget_routers(tiny, seed=3, scale=0.4), tiny, model, quiet=True)
