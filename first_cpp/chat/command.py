@@ -8,6 +8,7 @@ import contextlib
 from ..cli.execute import add_debug
 from ..cli.held_options import add_held_arguments, held_settings
 from ..cli.model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
+from ..cli.options import prose
 
 EPILOG = """examples:
   first-cpp chat
@@ -22,7 +23,7 @@ quits; Ctrl-D quits.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    parser.add_argument("--system", metavar="TEXT", type=prose, help="a system message before the conversation")
     parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
     parser.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
     parser.add_argument(

@@ -63,7 +63,10 @@ class Terminal:
     def _line(self, prompt: str) -> str:
         if self._reader is not None:
             return self._reader.line(prompt)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise OptionError(f"stdin is not text: {error}") from None
         if not line:
             raise EOFError
         return line.rstrip("\n")

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import ipaddress
 import math
+import os
 import re
 from collections.abc import Callable
 
@@ -67,11 +68,24 @@ def number(at_least: float, at_most: float = math.inf) -> Callable[[str], float]
     return parse
 
 
+def prose(text: str) -> str:
+    """An argparse type: text that a model can read, as UTF-8 where the locale's encoding could not decode it."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        raw = os.fsencode(text)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"it is not text: {error}") from None
+
+
 def not_empty(text: str) -> str:
     """An argparse type: text of at least one character."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
-    return text
+    return prose(text)
 
 
 def is_local(host: str) -> bool:

@@ -37,8 +37,17 @@ def prepare_streams() -> None:
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - likewise
         raise OSError("stdout is closed, so that nothing can be printed; redirect it to a file or /dev/null")
+    _read_text_alone(sys.stdin)
     for stream in (sys.stdout, sys.stderr):
         _print_anything(stream)
+
+
+def _read_text_alone(stream: TextIO) -> None:
+    """Refuse bytes that are no text, which Python passes on as half surrogates where no locale is set, and no model reads."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None and stream.errors == "surrogateescape":
+        ascii_alone = codecs.lookup(stream.encoding).name == "ascii"
+        reconfigure(encoding="utf-8" if ascii_alone else stream.encoding, errors="strict")
 
 
 def _print_anything(stream: TextIO) -> None:

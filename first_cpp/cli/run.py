@@ -17,6 +17,7 @@ from ..runtime.streaming import in_thread
 from .answer_record import AnswerRecorder
 from .execute import add_debug
 from .model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
+from .options import prose
 
 EPILOG = """examples:
   first-cpp run "Who built the first lighthouse?"
@@ -32,9 +33,9 @@ Exit codes: 0, 1 failure, 2 usage, 130 Ctrl-C, 143 SIGTERM.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="what to answer; it is read from stdin without it or with -"
+        "prompt", nargs="?", metavar="PROMPT", type=prose, help="what to answer; it is read from stdin without it or with -"
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system message before it")
+    parser.add_argument("--system", metavar="TEXT", type=prose, help="a system message before it")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object: the text, times and layers")
     parser.add_argument(

@@ -29,11 +29,31 @@ def run(*args, stdin=""):
     return command("run", *args, text=stdin)
 
 
-def test_bytes_that_are_no_text_are_refused(tiny):
-    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run([*COMMAND, "-m", tiny], input=b"caf\xe9", capture_output=True, check=False, env=strict)
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+@pytest.mark.parametrize("verb", ["run", "chat"])
+def test_bytes_that_are_no_text_are_refused(tiny, verb, errors):
+    words = [*COMMAND[:-1], verb, "-m", tiny, "--chat-format", "chatml", "-n", "1"]
+    surroundings = {**os.environ, "PYTHONIOENCODING": f"utf-8:{errors}"}
+    done = subprocess.run(words, input=b"caf\xe9 au lait", capture_output=True, check=False, env=surroundings)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: stdin is not text: 'utf-8' codec can't decode byte 0xe9")
+
+
+@pytest.mark.parametrize("words", [["caf\udce9"], ["--system", "caf\udce9", "Hello"], ["--stop", "caf\udce9", "Hello"]])
+def test_bytes_that_are_no_text_are_refused_as_arguments(tiny, words):
+    done = subprocess.run([*COMMAND, "-m", tiny, "--raw", *words], input="", capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert b"stdin is not text" in done.stderr
+    assert "it is not text: 'utf-8' codec can't decode byte 0xe9" in done.stderr
+
+
+def test_text_beyond_ascii_is_read_where_the_locale_is_ascii(tiny):
+    ascii_alone = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [*COMMAND, "-m", tiny, "--raw", "-n", "4", "--temp", "0", "--json", "Où"]
+    here, there = (
+        subprocess.run(words, input="été".encode(), capture_output=True, check=True, env=env) for env in (None, ascii_alone)
+    )
+    assert json.loads(here.stdout)["text"] == json.loads(there.stdout)["text"]
+    assert json.loads(here.stdout)["first_cpp"]["prompt_tokens"] == json.loads(there.stdout)["first_cpp"]["prompt_tokens"]
 
 
 def test_the_text_is_create_completions(routed, load):
