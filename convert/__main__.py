@@ -51,7 +51,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure how little each layer changes the residual stream (1 - cosine, ShortGPT) and write routers of it",
     )
-    parser.add_argument("--model", required=True, metavar="MODEL", help=f"the base model: {HELP}")
+    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help=f"the base model: {HELP}")
     add_offline(parser.add_argument)
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--sidecar", action="store_true", help="write the routers alone, to be given as Llama(routers=...)")

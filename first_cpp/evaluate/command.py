@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("rows").add_argument
-    add("--model", required=True, metavar="MODEL", help=f"{HELP}, with routers in it, or --routers beside it")
+    add("-m", "--model", required=True, metavar="MODEL", help=f"{HELP}, with routers in it, or --routers beside it")
     add_offline(add)
     add("--routers", metavar="FILE", help="a GGUF file to take routers from")
     add("--base", metavar="MODEL", help="the model as it came, before training: the first row")

@@ -50,7 +50,7 @@ Add = Callable[..., Any]
 
 
 def _model(add: Add) -> None:
-    add("--model", required=True, metavar="MODEL", help=f"a Hugging Face folder, {HELP}")
+    add("-m", "--model", required=True, metavar="MODEL", help=f"a Hugging Face folder, {HELP}")
     add_offline(add)
     add("--out", required=True, metavar="DIR", help="folder for what the run writes")
     precisions = ["auto", "bf16", "float32"]

@@ -12,6 +12,7 @@ import sys
 import pytest
 from routers_files import routed_model
 
+from convert import __main__ as convert
 from first_cpp.cli.main import VERBS, setup_arg_parser
 
 
@@ -44,6 +45,15 @@ def test_help_fits_80_columns(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for line in verb_parsers()[verb].format_help().splitlines():
         assert len(line) <= 80, line
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("completion", "inspect", "models")])
+def test_every_verb_takes_the_model_as_m(verb):
+    assert {"-m", "--model"} <= set(verb_parsers()[verb]._option_string_actions)
+
+
+def test_convert_takes_the_model_as_m():
+    assert convert.setup_arg_parser().parse_args(["-m", "model.gguf", "--routers", "run", "--out", "x"]).model == "model.gguf"
 
 
 def model_group(verb):
