@@ -8,22 +8,30 @@ layers; the continuation that is scored, or generated, is decoded with the layer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .cli.execute import USAGE
 from .cli.extras import need_extra
 from .cli.model_options import ModelOptions
-from .errors import OptionError
+from .errors import MissingExtraError, OptionError
 from .llama import Llama
 from .runtime.chat_prompt import chat_text
 from .runtime.teacher_forcing import token_log_probabilities
 from .skip import skip_from_text
 
-need_extra("first_cpp.lm_eval", "lm-eval", "lm_eval")
+try:
+    need_extra("first_cpp.lm_eval", "lm-eval", "lm_eval")
+except MissingExtraError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(USAGE)
 
-from lm_eval import utils  # noqa: E402  # after the check that it is there
-from lm_eval.api.model import TemplateLM  # noqa: E402
-from lm_eval.api.registry import register_model  # noqa: E402
+from lm_eval import utils  # after the check that it is there
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 

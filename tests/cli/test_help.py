@@ -76,6 +76,13 @@ setup_arg_parser()
     assert done.returncode == 0, done.stderr
 
 
+def test_the_harness_names_its_extra_in_one_line():
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('first_cpp.lm_eval', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = 'error: first_cpp.lm_eval needs lm_eval, which is not installed: pip install "first-cpp[lm-eval]"\n'
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
 def test_verbs_that_answer_take_the_same_options_of_a_model():
     assert model_group("run") == model_group("chat") == model_group("serve")
 
