@@ -110,8 +110,9 @@ def _part(n: int, part: float, most: int) -> int:
 def _check(found: Split) -> None:
     if len(found.train) + len(found.valid) < LEAST or not found.train:
         raise DataError(
-            f"{len(found.train)} examples to train on and {len(found.valid)} to validate on: at least {LEAST} together "
-            "are needed; give more lines with prompt and response"
+            f"{len(found.train)} examples to train on and {len(found.valid)} to validate on, beside {len(found.test)} for the "
+            f"report: at least {LEAST} without those are needed; give {round(LEAST / (1 - TEST_PART))} lines with prompt and "
+            "response, or more"
         )
     for name, part in (("validate", found.valid), ("test", found.test)):
         if not part:

@@ -60,6 +60,13 @@ def test_a_prompt_with_two_answers_is_in_one_part_and_lines_said_twice_count_onc
         assert not {record["prompt"] for record in one} & {record["prompt"] for record in other}
 
 
+def test_as_many_lines_as_the_error_asks_for_are_enough():
+    parts = split(records(30), seed=0)
+    assert (len(parts.test), len(parts.valid) + len(parts.train)) == (6, 24)
+    with pytest.raises(DataError, match="give 30 lines"):
+        split(records(29), seed=0)
+
+
 def test_large_files_keep_a_bounded_part_for_the_report():
     parts = split(records(2000), seed=0)
     assert (len(parts.test), len(parts.valid), len(parts.train)) == (100, 50, 1850)
@@ -68,7 +75,7 @@ def test_large_files_keep_a_bounded_part_for_the_report():
 @pytest.mark.parametrize(
     ("data", "given", "said"),
     [
-        (records(20), {}, "at least 24"),
+        (records(20), {}, "beside 4 for the report: at least 24 without those are needed; give 30 lines"),
         (records(30), {"test": records(3)}, "3 prompts that are trained on too"),
         (records(30), {"test": []}, "nothing to test on"),
         (records(30), {"valid": []}, "nothing to validate on"),
