@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 
 from ..gguf.cost_probes import CostProbes
 from ..gguf.model_file import open_gguf
@@ -13,6 +14,7 @@ from ..gguf.routers import Routers
 from ..llama import Llama
 from .execute import add_debug
 from .model_name import add_offline, find_model_to_use
+from .next_commands import next_commands
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     path = find_model_to_use(args.file, args.offline)
-    routers = read_routers(open_gguf(path), path)
+    first = open_gguf(path)
+    routers = read_routers(first, path)
     print(f"{path}: no routers" if routers is None else describe(routers, path))
     if args.check:
         check(path)
+    if routers is None and not (first.kind("general.type") == "str" and first.get("general.type") == b"adapter"):
+        out = f"{os.path.basename(path).removesuffix('.gguf')}-first.gguf"
+        print(next_commands(["first-cpp", "calibrate", "-m", args.file, "--out", out]))
 
 
 def check(path: str) -> None:
@@ -66,13 +72,21 @@ def describe(routers: Routers, path: str) -> str:
         f"{path}",
         f"routers      {_routers(routers)}",
         f"base         {routers.base.architecture}, fingerprint {routers.base.fingerprint[:16]}...",
-        f"recommended  skip={routers.skip:g}",
+        f"recommended  {_recommended(routers)}",
         f"unskippable  {', '.join(map(str, unskippable)) or 'none'}",
         f"written by   {routers.writer or 'unknown'}",
     ]
     lines += _levels(routers.cost) if routers.cost is not None else []
     lines += [f"{'train.' + key:<12} {value}" for key, value in sorted(routers.train.items())]
     return "\n".join(printable(line) for line in lines)
+
+
+def _recommended(routers: Routers) -> str:
+    """What `skip="auto"` does, and with cost probes what may be skipped alike for every prompt."""
+    if routers.cost is None:
+        return f"skip={routers.skip:.3g}"
+    share = routers.cost.mean_share(routers.cost.tolerance)
+    return f'skip="auto", {share:.0%} of the layers on average; for every prompt alike skip={routers.skip:.3g}'
 
 
 def _routers(routers: Routers) -> str:
@@ -89,10 +103,11 @@ def _levels(cost: CostProbes) -> list[str]:
     read = [
         f"{', '.join(map(str, layers))}{of}" for layers, of in ((cost.read, ""), (cost.last, " at the last position")) if layers
     ]
+    margin = f", margin {cost.margin:g}" if n_set > len(cost.levels) else ""  # where there is a choice of sets
     lines = [
         f"cost probes  {n_set} sets x {n_read} read layers ({'; '.join(read)}) x {n_embd} values",
         f"levels       {', '.join(map(str, cost.levels))} layers",
-        f"tolerance    {cost.tolerance:g} nats a token for fidelity {cost.fidelity:g}, margin {cost.margin:g}",
+        f"tolerance    {cost.tolerance:g} nats a token for fidelity {cost.fidelity:g}{margin}",
     ]
     for level in cost.levels if cost.order else ():
         sets = [ranges(list(cost.sets[number].layers)) for number in cost.of_level(level)]

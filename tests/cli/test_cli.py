@@ -45,8 +45,13 @@ def test_inspect_prints_the_routers(tiny, tmp_path, capsys):
         "train.command c d",
     ):
         assert said in out
+
+
+def test_inspect_says_what_makes_routers_where_there_are_none(tiny, capsys):
     assert main(["inspect", tiny]) == 0
-    assert "no routers" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"{tiny}: no routers\nnext:\n")
+    assert out.endswith(f" calibrate -m {tiny} --out tiny-first.gguf\n")
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "none.gguf"], []])
@@ -89,7 +94,7 @@ def test_inspect_shows_what_can_be_skipped(tiny, capsys, monkeypatch):
     trouble = ("", "", "its KV", "", "its KV", "its KV")
     monkeypatch.setattr(Llama, "unskippable", trouble)
     assert main(["inspect", "--check", tiny]) == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == ["skippable    0-1, 3 (3 of 6 layers)", "not          2, 4-5: its KV"]
+    assert capsys.readouterr().out.splitlines()[1:3] == ["skippable    0-1, 3 (3 of 6 layers)", "not          2, 4-5: its KV"]
     monkeypatch.setattr(Llama, "dense_because", "it has no KV cache")
     assert main(["inspect", "--check", tiny]) == 1
     assert "no layer can be skipped, it would run dense: it has no KV cache" in capsys.readouterr().err

@@ -85,6 +85,7 @@ def test_inspect(budget, capsys):
     out = capsys.readouterr().out.splitlines()
     for said in (
         "routers      whole sets of layers, as many as a prompt can spare by the cost probes",
+        'recommended  skip="auto", 20% of the layers on average; for every prompt alike skip=0.34',
         "cost probes  4 sets x 2 read layers (1, 4) x 128 values",
         "levels       1, 2, 4 layers",
         "tolerance    0.06 nats a token for fidelity 0.95, margin 0.125",
@@ -102,6 +103,7 @@ def test_inspect_of_routers_with_probes(tiny, models, capsys):
     out = capsys.readouterr().out
     assert "6 layers x 128 values, linear" in out
     assert "levels       1, 2, 4 layers" in out
+    assert "margin" not in out  # one set a level: nothing to choose between
     assert "skip 1" not in out
 
 
