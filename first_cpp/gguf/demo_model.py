@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -11,6 +12,7 @@ from .._version import __version__
 from ..errors import MissingExtraError
 from .bundled import DEMO_ADAPTER, PACKAGE, find_adapter, find_demo_model
 from .merge import merge
+from .new_file import OutputError
 
 QUANTIZE = "Q4_0"  # what the adapter was trained for
 
@@ -28,8 +30,7 @@ def demo_model_with_routers(folder: str | None = None, say: Callable[[str], obje
     """Path of the demo model with the adapter for everyday prompts, in `folder`, by default `cache_folder()`.
 
     The first call makes it, which takes seconds; `say` is told before.
-    Raises MissingExtraError, naming the extra, where a package is missing; OutputError or OSError for a folder that cannot be
-    written.
+    Raises MissingExtraError, naming the extra, where a package is missing; OutputError for a folder that cannot be written.
 
     >>> demo_model_with_routers()  # doctest: +SKIP
     '/home/me/.cache/first_cpp/4f2c1d7a90be/smollm2-135m-everyday.gguf'
@@ -38,10 +39,22 @@ def demo_model_with_routers(folder: str | None = None, say: Callable[[str], obje
         raise MissingExtraError('the demo model needs gguf, which is not installed: pip install "first-cpp[demo]"')
     base, adapter, path = find_demo_model(), find_adapter(DEMO_ADAPTER), path_with_routers(folder)
     if not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_folder(os.path.dirname(path))
         say(f"preparing {os.path.basename(base)}, once: the adapter for everyday prompts is folded in, a few seconds")
         merge(adapter, base, path, quantize=QUANTIZE, force=True, quiet=True)
     return path
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OutputError(
+            f"the demo model with its routers cannot be kept in {folder}: {error.strerror}; let the variable XDG_CACHE_HOME "
+            "name a folder that can be written"
+        ) from None
 
 
 def path_with_routers(folder: str | None = None) -> str:

@@ -13,6 +13,7 @@ from routers_files import budget_routers, routed_model
 from first_cpp import Llama, MissingFileError, Routing, Timing
 from first_cpp.errors import MissingExtraError
 from first_cpp.gguf import bundled, demo_model
+from first_cpp.gguf.new_file import OutputError
 from first_cpp.gguf.readable_name import readable_name
 
 ASK = {"max_tokens": 8, "temperature": 0, "logit_bias": {2: -100}}
@@ -159,6 +160,19 @@ def test_from_demo(smollm2, tmp_path, monkeypatch):
     made = kept.stat().st_mtime_ns
     assert demo_model.demo_model_with_routers() == str(kept)
     assert kept.stat().st_mtime_ns == made  # made once
+
+
+@pytest.mark.smollm2
+def test_from_demo_where_nothing_can_be_kept(smollm2, monkeypatch, tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"cannot be kept in .*: Not a directory; let the variable XDG_CACHE_HOME name"):
+        Llama.from_demo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match=r"cannot be kept in .*: Permission denied; let"):
+        Llama.from_demo()
 
 
 def test_from_demo_without_its_extra(monkeypatch, tmp_path):
