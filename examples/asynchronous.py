@@ -12,7 +12,7 @@ from first_cpp.gguf.bundled import find_demo_model
 
 async def tell(llm: AsyncLlama, question: str) -> None:
     messages = [{"role": "user", "content": question}]
-    async with contextlib.aclosing(await llm.create_chat_completion(messages, stream=True, max_tokens=200)) as chunks:
+    async with contextlib.aclosing(await llm.create_chat_completion(messages, stream=True, temperature=0.0)) as chunks:
         async for chunk in chunks:
             print(chunk["choices"][0]["delta"].get("content", ""), end="", flush=True)
     print()
@@ -21,10 +21,12 @@ async def tell(llm: AsyncLlama, question: str) -> None:
 async def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else find_demo_model()
     async with AsyncLlama(model, n_ctx=1024, skip=[4], verbose=False) as llm:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(tell(llm, "Count from one to a hundred."), timeout=0.5)
-        print("\n-- cancelled; the model is ready for the next question")
-        await tell(llm, "Name a colour.")
+        try:
+            await asyncio.wait_for(tell(llm, "Tell me a long story about a lighthouse."), timeout=0.5)
+            print("-- it ended before it was cancelled")
+        except asyncio.TimeoutError:
+            print("\n-- cancelled; the model is ready for the next question")
+        await tell(llm, "Name a colour in one word.")
 
 
 if __name__ == "__main__":
