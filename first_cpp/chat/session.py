@@ -225,6 +225,9 @@ class Session:
         skip = self._llm.skip
         if (why := self._why_dense(messages)) is not None:
             self._terminal.quiet(f"nothing to compare: {why}")
+            if skip == "auto" and self._llm.routers is not None:
+                dearer = " or /tolerance COST, a larger one," if self._llm.routers.cost is not None else ""
+                self._terminal.quiet(f"/skip 0.1{dearer} skips layers all the same")
             return
         sides: list[tuple[str, SkipSetting]] = [("dense", None), (f"skip {skip_in_words(skip)}", skip)]
         with self._terminal.comparison([title for title, _ in sides], lambda: self._llm.prompt_progress) as view:

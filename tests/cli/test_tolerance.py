@@ -78,6 +78,7 @@ def test_chat(budget, monkeypatch):
     assert "###.##  the set for all prompts, share 0.17 asks for 1 of 6 layers; expected to change fewer than 1" in out
     assert "about 5 in 100 words changed" in out  # the line under an answer
     assert "nothing to compare: nothing is skipped: skipping 1 of 6 layers is expected to change" in out
+    assert out.endswith("/skip 0.1 or /tolerance COST, a larger one, skips layers all the same\n")
 
 
 def test_inspect(budget, capsys):
