@@ -141,6 +141,8 @@ def calibration(name: str = "calibration") -> str:
         for row in bench(name, kind="all")
     ]
     columns = ["mean share", "layers by", "KL", "fidelity", "KL / block influence", "KL / single set"]
+    told = [i for i in range(len(columns)) if any(row[i] for row in rows)]  # sets that were given come without influence
+    rows, columns = [[row[i] for i in told] for row in rows], [columns[i] for i in told]
     return f"{table(columns, rows)}\n\n    {results(name)['command']}"
 
 

@@ -90,4 +90,5 @@ def cpu_name() -> str:
 def describe_machine() -> str:
     """Processor, physical cores, memory and system, in one line."""
     memory = psutil.virtual_memory().total / 2**30
-    return f"{cpu_name()}, {physical_cores()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+    n_cores = physical_cores()
+    return f"{cpu_name()}, {n_cores} core{'s' * (n_cores > 1)}, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
