@@ -65,6 +65,7 @@ def test_the_sets_of_a_file_are_kept_and_the_rest_is_fitted_anew(idle, sets_file
     assert "| searched " in text
 
 
+@pytest.mark.slow  # calibrates twice
 def test_predictors_of_kept_sets_are_those_of_a_calibration(idle, prompts, tmp_path):
     """What a calibration found, fitted again on the same model, costs and table alike."""
     first, again = (str(tmp_path / f"{name}.gguf") for name in ("first", "again"))

@@ -80,6 +80,7 @@ def test_what_is_trained_is_what_the_merged_file_holds(tmp_path, kind):
             assert differs.mean() < 1e-3  # a sum in another order can fall on the other side of a border
 
 
+@pytest.mark.slow  # trains two models
 def test_training_for_rounded_weights_is_better_once_they_are(tmp_path):
     """The loss of the rounded model, trained with rounding and without."""
     losses = {}

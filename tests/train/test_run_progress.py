@@ -194,6 +194,7 @@ def test_one_quick_copy_answers_all(tmp_path, words, monkeypatch, stopped):
     assert len((tmp_path / "run" / ANSWER_FILE).read_text().splitlines()) == (asked_data.SAMPLE if stopped else 41)
 
 
+@pytest.mark.slow  # trains twice
 @pytest.mark.usefixtures("tiny_hf")
 def test_a_plan_changes_no_weight(tmp_path, words):
     """With a plan, which measures on some answers first, and without one."""

@@ -66,6 +66,7 @@ def test_every_epoch_has_every_example_once():
     assert [b[0].prompt for b in batches(group, 4, 0, 1)] != [b[0].prompt for b in batches(group, 4, 0, 2)]
 
 
+@pytest.mark.slow  # transformers makes a tokenizer of a GGUF
 @pytest.mark.smollm2
 def test_tokens_are_llama_cpps(smollm2, load):
     from transformers import AutoTokenizer
