@@ -68,10 +68,17 @@ def in_turns(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
 
 
 def is_kept_out(prompts: Sequence[Prompt]) -> list[bool]:
-    """Every fourth prompt of each task is kept out of all fits, in the order given; of all together where tasks are small."""
-    seen: dict[str, int] = defaultdict(int)
+    """Every fourth prompt of each task is kept out of all fits, in the order given; of all together where tasks are small.
+
+    The tasks begin at different ones of the four: of the first prompts, however few, about a quarter is kept out.
+
+    >>> is_kept_out([Prompt("how", task) for task in "abcdabcd"])
+    [False, False, False, True, False, False, True, False]
+    """
+    seen: dict[str, int] = {}
     kept = []
     for prompt in prompts:
+        seen.setdefault(prompt.task, len(seen) % 4)
         kept.append(seen[prompt.task] % 4 == 3)
         seen[prompt.task] += 1
     return kept if 6 * sum(kept) >= len(kept) else [i % 4 == 3 for i in range(len(kept))]

@@ -76,6 +76,13 @@ def test_every_beginning_has_every_task_in_its_part():
 # -- probes ---------------------------------------------------------------------------------------------------------------
 
 
+def test_about_a_quarter_of_the_first_prompts_is_kept_out_however_few():
+    """Short times measure the first ones alone, and the verdict rests on those kept out."""
+    kept = is_kept_out(in_turns(read_prompts(), 0))
+    for n in range(16, len(kept) + 1):
+        assert n / 8 <= sum(kept[:n]) <= 3 * n / 8
+
+
 def made_prompts(n, seed=0, noise=0.1):
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(n, 5, 12)).astype(np.float32)
