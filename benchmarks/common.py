@@ -49,7 +49,7 @@ def save(path: str | None, rows: Any) -> None:
 
 
 WHERE = ("--out", "--cache", "--sdist", "--stop-after")
-"""Options that say where files lie and when to stop for now: they change no figure."""
+"""Options that say where files lie and when a run is to pause: they change no figure."""
 
 
 def _figures_of(words: list[str]) -> list[str]:

@@ -118,11 +118,11 @@ def _plan(data: Sequence[str], job: Job, stages: Sequence[Stage]) -> str:
     parts, tasks = job.parts, job.parts.tasks
     kinds = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
     dropped = f"; {parts.dropped} said twice, dropped" if parts.dropped else ""
-    todo = list(dict.fromkeys(one.name for one in stages if not one.done))
+    ahead = list(dict.fromkeys(one.name for one in stages if not one.done))
     minutes = (
-        f"calibrate: about {in_words(60 * job.settings.minutes)} each, more with a large model" if "calibrate" in todo else ""
+        f"calibrate: about {in_words(60 * job.settings.minutes)} each, more with a large model" if "calibrate" in ahead else ""
     )
-    later = " and ".join(name for name in ("train", "eval") if name in todo)
+    later = " and ".join(name for name in ("train", "eval") if name in ahead)
     times = "; ".join(filter(None, (minutes, later and f"{later}: measured and said as each begins")))
     return "\n".join(
         [

@@ -168,13 +168,13 @@ def test_a_rerun_goes_on_with_the_stage_that_was_stopped(tmp_path):
     def stopped():
         raise KeyboardInterrupt
 
-    todo = [stage(tmp_path, "one"), stage(tmp_path, "two", stopped), stage(tmp_path, "three")]
+    three = [stage(tmp_path, "one"), stage(tmp_path, "two", stopped), stage(tmp_path, "three")]
     with pytest.raises(KeyboardInterrupt):
-        run_stages(todo, str(tmp_path), said.append)
+        run_stages(three, str(tmp_path), said.append)
     assert said[-1] == "stopped in stage 2 of 3, two; the same command goes on from there"
     assert not (tmp_path / "three").exists()
     said.clear()
-    run_stages([todo[0], stage(tmp_path, "two"), todo[2]], str(tmp_path), said.append)
+    run_stages([three[0], stage(tmp_path, "two"), three[2]], str(tmp_path), said.append)
     assert said[:2] == ["[1/3] one: done before", "[2/3] two: do two"]
     assert (tmp_path / stages.LOG).read_text().count("did one") == 1
     assert "did three" in (tmp_path / stages.LOG).read_text()
@@ -226,16 +226,21 @@ def test_a_report_that_was_stopped_goes_on_with_other_threads(tiny_job, tiny, tm
     assert tiny_job.stages()[4].done
 
 
-def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkeypatch, capsys):
+def stage_that_fails(tiny_job, monkeypatch, error):
+    """The calibration of a merged model, whose verb raises `error`."""
     os.makedirs(tiny_job.out)
     with open(tiny_job.merged, "w") as file:
         file.write("merged")
 
     def refuses(*_words):
-        raise DataError("the model gave 0 answers of 2 tokens or more")
+        raise error
 
     monkeypatch.setattr(job, "run_verb", refuses)
-    fit = tiny_job.stages()[3]
+    return tiny_job.stages()[3]
+
+
+def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkeypatch, capsys):
+    fit = stage_that_fails(tiny_job, monkeypatch, DataError("the model gave 0 answers of 2 tokens or more"))
     fit.work()
     assert fit.done
     assert not os.path.exists(tiny_job.merged)
@@ -243,15 +248,7 @@ def test_a_tuned_model_that_cannot_be_calibrated_keeps_its_sets(tiny_job, monkey
 
 
 def test_a_full_disk_is_no_reason_to_leave_the_calibration_out(tiny_job, monkeypatch):
-    os.makedirs(tiny_job.out)
-    with open(tiny_job.merged, "w") as file:
-        file.write("merged")
-
-    def refuses(*_words):
-        raise OutputError("tuned.gguf needs 9 bytes, the folder has 3 free")
-
-    monkeypatch.setattr(job, "run_verb", refuses)
-    fit = tiny_job.stages()[3]
+    fit = stage_that_fails(tiny_job, monkeypatch, OutputError("tuned.gguf needs 9 bytes, the folder has 3 free"))
     with pytest.raises(OutputError):
         fit.work()
     assert not fit.done
