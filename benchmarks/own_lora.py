@@ -152,6 +152,7 @@ def main() -> None:
     options.add_argument("--per-kind", type=int, default=54, help="prompts to train on of each kind (default: %(default)s)")
     options.add_argument("--minutes", type=float, default=8, help="for each calibration (default: %(default)s)")
     options.add_argument("--tests", type=int, default=30, help="test prompts of each kind (default: %(default)s)")
+    options.add_argument("--streams", type=int, default=32, help="test answers decoded together (default: %(default)s)")
     options.add_argument("--threads", type=int, default=physical_cores())
     options.add_argument("--until", choices=("trained", "fitted", "judged"), default="judged")
     args = options.parse_args()
@@ -168,8 +169,10 @@ def main() -> None:
         return
     tests = rows.make(f"test-{args.tests}.jsonl", lambda path: rows.draw("test", args.tests, path))
     beside = [word for row in compared(rows, files) for word in ("--row", row)]
-    judged = ["--data", tests, "--kl", args.tests, "-n", LONGEST, "--out", rows.path("report")]
-    rows.first_cpp("eval", "--model", args.model, "--skip", 0, *beside, "--reference", DENSE, *judged)
+    judged = ["--data", tests, "--kl", args.tests, "-n", LONGEST, "--streams", args.streams]
+    rows.first_cpp(
+        "eval", "--model", args.model, "--skip", 0, *beside, "--reference", DENSE, *judged, "--out", rows.path("report")
+    )
     with open(os.path.join(rows.path("report"), "report.json"), encoding="utf-8") as file:
         save(args.out, json.load(file))
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from first_cpp.calibrate.calibration import Calibration
-from first_cpp.calibrate.cost import Targets
 from first_cpp.calibrate.first_pass import answer_all
 from first_cpp.calibrate.prompts import in_turns, read_prompts
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.runtime.chat_prompt import chat_prompt
+from first_cpp.streams.cost import Targets
 from first_cpp.streams.engine import Engine
 
 Map = Callable[[np.ndarray], np.ndarray]

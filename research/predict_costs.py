@@ -22,12 +22,12 @@ import numpy as np
 from first_cpp.calibrate.answer_costs import AnswerCosts
 from first_cpp.calibrate.budget import at_mean
 from first_cpp.calibrate.calibration import Calibration
-from first_cpp.calibrate.cost import AGREE, KL
 from first_cpp.calibrate.first_pass import answer_all, rmsnorm
 from first_cpp.calibrate.probes import LEAST_COST, fit, interpolated, monotone
 from first_cpp.calibrate.prompts import in_turns, read_prompts
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.runtime.chat_prompt import chat_prompt
+from first_cpp.streams.cost import AGREE, KL
 from first_cpp.streams.engine import Engine
 
 FOLDS = 8

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..streams.cost import Floats, Targets
 from ..streams.engine import Engine
-from .cost import Floats, Targets
 
 NOTHING: frozenset[int] = frozenset()
 

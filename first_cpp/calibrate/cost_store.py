@@ -15,9 +15,9 @@ from safetensors.numpy import save
 
 from ..errors import FirstCppError
 from ..gguf.new_file import new_file
+from ..streams.cost import KL, Floats
 from ..streams.engine import Engine
 from .answer_costs import NOTHING, AnswerCosts
-from .cost import KL, Floats
 from .first_pass import Answered, answer_all
 
 SAVE_EVERY = 20.0

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ..gguf.cost_probes import LayerSet, TolerancePoint
 from ..gguf.routers import Base
+from ..streams.cost import AGREE, KL, SURPRISE
 from .budget import Ints, Outcomes, at_mean, holding_level, holding_tolerance, pick_sets, tolerance_at, within
 from .calibration import Calibration
-from .cost import AGREE, KL, SURPRISE
 from .given_sets import numbered
 from .probes import LEAST_COST, Floats64, fit, interpolate, interpolated, monotone
 from .procedure import SEARCHED, Measured

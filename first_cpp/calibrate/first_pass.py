@@ -30,8 +30,9 @@ def answer_all(
     """The number of each prompt and its answer of up to `max_tokens`, as they are done."""
     read = dict[int, Floats]()
 
-    def read_prompt(number: int, prompt: Sequence[int], stream: int) -> None:
+    def read_prompt(number: int, prompt: Sequence[int], stream: int) -> Floats:
         read[number] = what_is_read(engine, prompt, stream, norm_eps)
+        return engine.row(-1)
 
     for number, answer in answers_together(engine, prompts, max_tokens, read=read_prompt):
         yield number, Answered(prompts[number], read.pop(number), answer.tokens)

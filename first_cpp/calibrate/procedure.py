@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ..gguf.cost_probes import CostProbes, LayerSet
 from ..runtime.layer_search import removal_order
 from ..skip import fixed_layers
+from ..streams.cost import KL
 from ..streams.engine import Engine
 from .answer_costs import NOTHING
-from .cost import KL
 from .cost_store import CalibrationError, CostStore, Measure, Searched, Wanted
 from .given_sets import by_kind
 from .groups import groups_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import OptionError
@@ -40,7 +41,7 @@ class AnswerFile:
         """All answers of a row, by question."""
         return [self.found[row.name, number] for number in range(n_questions)]
 
-    def missing(self, rows: list[Row], n_questions: int) -> list[list[Row]]:
+    def missing(self, rows: Sequence[Row], n_questions: int) -> list[list[Row]]:
         """For each question the rows that have not answered it."""
         return [[row for row in rows if (row.name, number) not in self.found] for number in range(n_questions)]
 

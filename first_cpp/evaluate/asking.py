@@ -21,6 +21,9 @@ from .rows import Row
 MOST_KEPT = 1 << 30
 """Bytes of dense log probabilities that are kept for the rows of the next model files; further ones are found anew."""
 
+FAILURES = (FirstCppError, RuntimeError, ValueError)
+"""What may prevent an answer: it is counted, and the others go on."""
+
 
 @dataclass(frozen=True)
 class Against:
@@ -40,9 +43,10 @@ class Against:
             self._kept[number] = found
         return found
 
-    def differs(self, row: Row) -> bool:
-        """Whether a row is anything else than the dense model itself."""
-        return (row.file, row.routers, row.skip) != (self.row.file, self.row.routers, self.row.skip)  # dense has no tolerance
+
+def differs(row: Row, dense: Row) -> bool:
+    """Whether a row is anything else than the dense model itself."""
+    return (row.file, row.routers, row.skip) != (dense.file, dense.routers, dense.skip)  # dense has no tolerance
 
 
 def answer_all(
@@ -58,13 +62,13 @@ def answer_all(
 
     settings: keywords of Llama. against: None where nothing is measured against dense. step: called after each answer.
     """
-    missing = answers.missing(list(rows), len(questions))
+    missing = answers.missing(rows, len(questions))
     if not any(missing):
         return
     llm = Llama(rows[0].file, routers=rows[0].routers, skip=None, **settings)
     try:
         for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
-            compared = [row for row in here if against is not None and number in against.measured and against.differs(row)]
+            compared = [row for row in here if against is not None and number in against.measured and differs(row, against.row)]
             dense = against.answer(number, question, max_tokens) if against is not None and compared else None
             for row in sorted(here, key=needs_scores, reverse=True):
                 llm.skip, llm.tolerance = row.skip, row.tolerance
@@ -86,7 +90,7 @@ def _measured(llm: Llama, row: Row, number: int, dense: DenseAnswer | None, agai
     """What is measured along the dense answer; the dense row's own choices are its answer."""
     if dense is not None:
         return {**dense.compare(llm)}
-    is_dense = against is not None and number in against.measured and not against.differs(row)
+    is_dense = against is not None and number in against.measured and not differs(row, against.row)
     return {"fidelity": 1.0} if is_dense else {}
 
 
@@ -105,22 +109,32 @@ def _answer(llm: Llama, question: Question, max_tokens: int) -> Answer:
     """A greedy answer, or the error that stood in its way: it is counted, not dropped."""
     try:
         answer = answer_timed(llm, chat_prompt(llm, question.prompt), max_tokens)
-    except (FirstCppError, RuntimeError, ValueError) as error:
-        hint = "; give a larger --ctx" if isinstance(error, ContextFull) else ""
-        return {"task": question.task, "text": "", "error": f"{type(error).__name__}: {error}{hint}"}
+    except FAILURES as error:
+        return failed(question, error)
     routing = llm.routing
     assert routing is not None
+    times = {"ttft_ms": answer.ttft * 1e3, "tpot_ms": answer.tpot * 1e3, "median_step_ms": answer.median_step * 1e3}
+    return found_answer(llm, question, answer.tokens, answer.ended, routing.n_layer, routing.skipped) | times
+
+
+def failed(question: Question, error: Exception) -> Answer:
+    """What stands for an answer that an error prevented."""
+    hint = "; give a larger --ctx" if isinstance(error, ContextFull) else ""
+    return {"task": question.task, "text": "", "error": f"{type(error).__name__}: {error}{hint}"}
+
+
+def found_answer(
+    llm: Llama, question: Question, tokens: list[int], ended: bool, n_layer: int, skipped: Sequence[int]
+) -> Answer:
+    """An answer without its times."""
     return {
         "task": question.task,
-        "text": llm.detokenize(answer.tokens).decode("utf-8", "replace").strip(),
-        "tokens": len(answer.tokens),
-        "ids": answer.tokens,
-        "ended": answer.ended,
-        "ttft_ms": answer.ttft * 1e3,
-        "tpot_ms": answer.tpot * 1e3,
-        "median_step_ms": answer.median_step * 1e3,
-        "n_layer": routing.n_layer,
-        "skipped_layers": list(routing.skipped),
+        "text": llm.detokenize(tokens).decode("utf-8", "replace").strip(),
+        "tokens": len(tokens),
+        "ids": tokens,
+        "ended": ended,
+        "n_layer": n_layer,
+        "skipped_layers": list(skipped),
     }
 
 
@@ -138,7 +152,7 @@ class DenseAnswer:
         try:
             prompt = chat_prompt(llm, question.prompt)
             answer = answer_timed(llm, prompt, max_tokens).tokens
-        except (FirstCppError, RuntimeError, ValueError):
+        except FAILURES:
             return None
         return cls(prompt, answer, follow(llm, prompt, answer).astype(np.float32))
 

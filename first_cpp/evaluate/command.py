@@ -44,7 +44,8 @@ reference), dialogue (ROUGE-L, mean over references), qa (F1, exact match);
 the share of positions of the dense model's own answer (row dense) at which a
 row's first choice is the token there. Beside it stand, for all tasks, how far
 greedy answers agree with the dense ones before they part, how many end in a
-loop, and how many the limit of tokens cut off.
+loop, and how many the limit of tokens cut off. Answers come one at a time and
+are timed; --streams decodes several together, for many questions.
 
 Rows: base is the model as it came (--base, or --model where --routers brings a
 LoRA), dense the trained model with nothing skipped, routed@SHARE what the
@@ -93,6 +94,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("-n", "--max-tokens", type=whole_number(1), default=128, metavar="N", help="longest answer (default: %(default)s)")
     add("--kl", type=whole_number(0), default=10, metavar="N", help="questions of each task to take KL and fidelity over "
         "(default: %(default)s)")  # fmt: skip
+    add("--streams", type=whole_number(1), default=1, metavar="N", help="decode up to N answers together: sooner done, but "
+        "without TPOT (default: one at a time)")  # fmt: skip
     add("--out", required=True, metavar="DIR", help="folder for the report")
 
 
@@ -205,6 +208,7 @@ def _answer(
     from .answer_file import AnswerFile, check_same_run
     from .asking import Against, answer_all, measured_questions
     from .rows import DENSE
+    from .several import Several
 
     os.makedirs(args.out, exist_ok=True)
     depends_on = _what_answers_depend_on(args, rows, questions, settings)
@@ -230,6 +234,10 @@ def _answer(
             def step(row: Row) -> None:
                 progress.update(bar, advance=1, description=row.name)
 
+            if args.streams > 1:
+                how = (settings, args.max_tokens, dense, measured, args.streams, step)
+                Several(rows, questions, answers, *how).answer_all()
+                return answers
             for model in dict.fromkeys((row.file, row.routers) for row in rows):
                 here = [row for row in rows if (row.file, row.routers) == model]
                 answer_all(here, questions, answers, settings, args.max_tokens, against, step)
@@ -251,6 +259,8 @@ def _plan(
     from .estimate import Pace, longest_seconds
 
     pace = Pace.of(llm, questions[0])
+    if args.streams > 1:
+        pace = pace.together()
     missing = answers.missing(rows, len(questions))
     lengths = [len(chat_prompt(llm, question.prompt)) for question in questions]
     seconds = longest_seconds(pace, missing, lengths, args.max_tokens, measured)
@@ -275,5 +285,6 @@ def _what_answers_depend_on(
         "seed": args.seed,
         "ctx": settings["n_ctx"],
         "threads": settings["n_threads"],
+        "streams": args.streams if args.streams > 1 else None,
         "rows": {row.name: row.identity() for row in rows},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ContextFull
 from ..llama import Llama
@@ -18,10 +18,12 @@ _STEPS = 8
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for a token of a prompt and for a decoded one, on a model file of `n_bytes`."""
+    """Seconds for a token of a prompt, for a decoded one, and for one of an answer that is followed, on a model file of
+    `n_bytes`."""
 
     prompt: float
     decoded: float
+    followed: float
     n_bytes: int
 
     @classmethod
@@ -34,7 +36,13 @@ class Pace:
             prompt = llm.tokenize(b"How are you?")
             answer = answer_timed(llm, prompt, _STEPS, ignore_end=True)
         llm.reset()
-        return cls(answer.ttft / len(prompt), answer.median_step, os.path.getsize(llm.model_path))
+        return cls(answer.ttft / len(prompt), answer.median_step, answer.median_step, os.path.getsize(llm.model_path))
+
+    def together(self) -> Pace:
+        """Where several answers are decoded together, a token takes about what one of a prompt does: the weights are read once
+        for all of them."""
+        quick = min(self.prompt, self.decoded)
+        return replace(self, decoded=quick, followed=quick)
 
 
 def longest_seconds(
@@ -47,7 +55,7 @@ def longest_seconds(
 
     >>> row = Row("dense", "model.gguf", 0.0, None)
     >>> size = os.path.getsize("model.gguf")
-    >>> longest_seconds(Pace(0.01, 0.1, size), [[row]], [100], 20, set())
+    >>> longest_seconds(Pace(0.01, 0.1, 0.1, size), [[row]], [100], 20, set())
     3.0
     """
     total = 0.0
@@ -55,10 +63,10 @@ def longest_seconds(
         read = set()
         for row in rows:
             scale = os.path.getsize(row.file) / pace.n_bytes
-            decoded = max_tokens * (2 if number in compared else 1)
+            answer = max_tokens * (pace.decoded + pace.followed * (number in compared))
             first = (row.file, row.routers) not in read  # a prompt is read once for all rows of a file
             read.add((row.file, row.routers))
-            total += scale * (pace.decoded * decoded + pace.prompt * n_prompt * first)
+            total += scale * (answer + pace.prompt * n_prompt * first)
         if rows and number in compared:
-            total += pace.prompt * n_prompt + pace.decoded * 2 * max_tokens
+            total += pace.prompt * n_prompt + (pace.decoded + pace.followed) * max_tokens
     return total

@@ -20,6 +20,7 @@ FILES = ("report.md", "report.json", "answers.jsonl", "run.json", "quality.png",
 """Of a report's folder."""
 
 Record = dict[str, Any]
+TPOT = "TPOT: mean time per output token after the first.\n"
 WIDTH = 80
 """Of a table in a terminal; the overview always fits, unless rows have long names."""
 
@@ -65,8 +66,7 @@ def _facts(row: Row, given: Sequence[Record], tasks: Sequence[str]) -> Record:
         "system": row.system,
         "share": row.share,
         "share_skipped": _mean([len(one["skipped_layers"]) / one["n_layer"] for one in good]),
-        "tpot_ms": _tpot(good),
-        "median_step_ms": statistics.median([one["median_step_ms"] for one in good if one["tokens"] > 1] or [0.0]),
+        **_times(good),
         "tokens": sum(one["tokens"] for one in good),
         "cut_off": {task: sum(not one["ended"] for one in good if one["task"] == task) for task in tasks},
         "failed": {one["question"]: one["error"] for one in given if "error" in one},
@@ -85,6 +85,14 @@ def _beside_dense(given: Sequence[Record], dense: Sequence[Record], tasks: Seque
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
+
+
+def _times(good: Sequence[Record]) -> Record:
+    """None where answers were decoded together, of which none has a time of its own."""
+    if any("tpot_ms" not in one for one in good):
+        return {"tpot_ms": None, "median_step_ms": None}
+    steps = [one["median_step_ms"] for one in good if one["tokens"] > 1]
+    return {"tpot_ms": _tpot(good), "median_step_ms": statistics.median(steps or [0.0])}
 
 
 def _tpot(good: Sequence[Record]) -> float:
@@ -171,7 +179,7 @@ def _head(record: Record) -> str:
         f"over tasks, 95 % interval of a paired bootstrap of {record['bootstrap']['draws']} draws.\n"
         "fidelity: share of positions of the dense model's own answers at which the row's\n"
         "first choice is the token there; KL: to the dense model there, nats per token.\n"
-        "TPOT: mean time per output token after the first.\n"
+        f"{'' if _untimed(record) else TPOT}"
         "agrees: tokens that the row's greedy answer and the dense one begin with alike, over\n"
         "those of the longer one, mean. loops: share of answers that end in one sequence of\n"
         f"tokens {TIMES} times or more in a row ({LEAST_TOKENS} tokens or more). "
@@ -179,8 +187,12 @@ def _head(record: Record) -> str:
     )
 
 
+def _untimed(record: Record) -> bool:
+    return any(one["tpot_ms"] is None for one in record["rows"])
+
+
 def _overview(record: Record) -> str:
-    """Fidelity and KL only where they were measured."""
+    """Fidelity, KL and times only where they were measured."""
     along = ["fidelity", "KL"] if any(one["kl"] is not None for one in record["rows"]) else []
     rows = [
         [
@@ -188,11 +200,11 @@ def _overview(record: Record) -> str:
             _number(one["share_skipped"], ".3f"),
             _ci(one["ratio"]),
             *(_number(one.get(name.lower()), ".3f") for name in along),
-            f"{one['tpot_ms']:.2f}",
+            *([] if _untimed(record) else [f"{one['tpot_ms']:.2f}"]),
         ]
         for one in record["rows"]
     ]
-    return _table(["row", "skipped", "of reference", *along, "TPOT ms"], rows)
+    return _table(["row", "skipped", "of reference", *along, *([] if _untimed(record) else ["TPOT ms"])], rows)
 
 
 def _generated(record: Record) -> str:
@@ -244,9 +256,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(record: Record, folder: str) -> list[str]:
-    """quality.png: score kept by share and by TPOT. layers.png, where something is routed: how often a task skips a layer.
-
-    Returns their names.
+    """quality.png: score kept by share and, where it was measured, by TPOT. layers.png, where something is routed: how often a
+    task skips a layer. Returns their names.
     """
     import matplotlib
 
@@ -254,16 +265,20 @@ def draw(record: Record, folder: str) -> list[str]:
     matplotlib.rcParams["text.parse_math"] = False  # a task may be called $5_$
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    timed = not _untimed(record)
+    figure, axes = plt.subplots(1, 1 + timed, figsize=(5.5 * (1 + timed), 4.2), squeeze=False)
+    left, *rights = axes[0]
     for system in dict.fromkeys(one["system"] for one in record["rows"]):
         points = sorted((one for one in record["rows"] if one["system"] == system), key=lambda one: one["share_skipped"] or 0)
         kept = [one["ratio"] for one in points]
         error = [[value - low for value, low, _ in kept], [high - value for value, _, high in kept]]
         shares = [(one["share_skipped"] or 0) * 100 for one in points]
         left.errorbar(shares, [value for value, *_ in kept], error, marker="o", capsize=2, label=system)
-        right.plot([one["tpot_ms"] for one in points], [value for value, *_ in kept], "o-", label=system)
+        for right in rights:
+            right.plot([one["tpot_ms"] for one in points], [value for value, *_ in kept], "o-", label=system)
     left.set(xlabel="skipped layers, %", ylabel=f"score / score of {record['reference']}")
-    right.set(xlabel="TPOT, ms")
+    for right in rights:
+        right.set(xlabel="TPOT, ms")
     left.legend(fontsize=7)
     figure.tight_layout()
     _save(figure, folder, "quality.png")

@@ -109,9 +109,11 @@ class Layers:
         self._hook.start_reading(reader, names)
 
     @contextlib.contextmanager
-    def reading(self, reader: _ext.HiddenStateReader, final: bool = False) -> Iterator[None]:
+    def reading(
+        self, reader: _ext.HiddenStateReader, layers: Iterable[int] | None = None, final: bool = False
+    ) -> Iterator[None]:
         """`read` for the evaluations inside. Raises RoutingError at the end if a graph did not allow it."""
-        self.read(reader, final=final)
+        self.read(reader, layers, final)
         try:
             yield
             self.check()

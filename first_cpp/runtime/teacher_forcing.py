@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -72,10 +73,11 @@ def kl(of: LogProbabilities, to: LogProbabilities) -> npt.NDArray[np.float64]:
     return np.asarray((np.exp(of) * (of - to)).sum(axis=1))
 
 
-def fidelity(dense: LogProbabilities, answer: Sequence[int]) -> float:
+def fidelity(dense: npt.NDArray[np.floating[Any]], answer: Sequence[int]) -> float:
     """Share of an answer's positions at which the dense model's first choice is the token that the answer has there.
 
-    dense: the dense model's log probabilities before each token of the answer, [at least n, n_vocab]. 1 for an empty answer.
+    dense: the dense model's log probabilities, or logits, before each token of the answer, [at least n, n_vocab]. 1 for an
+    empty answer.
 
     >>> import numpy as np
     >>> fidelity(np.log([[0.7, 0.3], [0.4, 0.6]]), [0, 0])

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from .. import _ext
 from ..errors import RoutingError
 from ..llama import Llama
+from ..runtime.choice import Setting, choose
+from ..runtime.prompt_probes import prompt_probes, read_layers
+from ..skip import Skip
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,22 +28,23 @@ ROOM = 256
 """llama.cpp rounds the context of each stream up to a multiple of this."""
 
 
-def streams_for(n_tokens: int) -> int:
+def streams_for(n_tokens: int, most: int = STREAMS) -> int:
     """How many answers to decode together, where a prompt and its answer may take `n_tokens` positions.
 
     >>> streams_for(300), streams_for(1153), streams_for(100_000)
     (16, 7, 1)
     """
-    return max(1, min(STREAMS, MOST_POSITIONS // n_tokens))
+    return max(1, min(most, MOST_POSITIONS // n_tokens))
 
 
 class Engine(Llama):
     """A model that reads in several streams. By `read_prompt`, `read_next` and `rows`; `generate` is not for this one.
 
-    n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together.
+    n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together. routers: a
+    side file, as `Llama` takes it.
     """
 
-    def __init__(self, path: str, n_tokens: int, n_threads: int, streams: int = STREAMS) -> None:
+    def __init__(self, path: str, n_tokens: int, n_threads: int, streams: int = STREAMS, routers: str | None = None) -> None:
         n_stream = -(-n_tokens // ROOM) * ROOM
         self.streams = streams
         size = min(512, n_stream)
@@ -52,6 +56,7 @@ class Engine(Llama):
             n_threads=n_threads,
             n_threads_batch=n_threads,
             skip=None,
+            routers=routers,
             verbose=False,
         )
         self._decode_size = size
@@ -115,14 +120,36 @@ class Engine(Llama):
 
         With `hidden`, the hidden states entering each layer: n_layer of float32 [n_tokens, n_embd].
         """
-        llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
         states = _ext.HiddenStates(self.n_layer) if hidden else None
         with self._layers.reading(states) if states is not None else nullcontext():
-            for start in range(0, len(tokens), self._decode_size):
-                part = tokens[start : start + self._decode_size]
-                outputs = [False] * (len(part) - 1) + [start + len(part) == len(tokens)]
-                self._decode(self._tokens(part, range(start, start + len(part)), [stream] * len(part), outputs))
+            self._read_all(tokens, stream)
         return [] if states is None else [points.reshape(len(tokens), -1) for points in states.points()]
+
+    def read_scored(self, tokens: Sequence[int], stream: int = 0) -> npt.NDArray[np.float32] | None:
+        """`read_prompt`, and what routers and cost probes read at each position, float32 [n_tokens, n_columns] as
+        `prompt_probes` has them; None where there are none, or nothing can be read."""
+        if self.routers is None or not self._layers.readable:
+            self._read_all(tokens, stream)
+            return None
+        scores = prompt_probes(self.routers)
+        with self._layers.reading(scores, read_layers(self.routers)):
+            self._read_all(tokens, stream)
+        return scores.scores()
+
+    def choice(
+        self, skip: Skip, tolerance: float | None, n_prompt: int, scores: npt.NDArray[np.float32] | None
+    ) -> tuple[int, ...]:
+        """The layers that a prompt's answer skips. tolerance: None for the file's own. scores: as `read_scored` gave them.
+        Raises what `Llama.skip` and `Llama.tolerance` raise where this model cannot follow them."""
+        self.skip, self.tolerance = skip, tolerance
+        return choose(Setting(self.skip, self.tolerance or 0.0), self.routers, self._layers, n_prompt, scores).skipped
+
+    def _read_all(self, tokens: Sequence[int], stream: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
+        for start in range(0, len(tokens), self._decode_size):
+            part = tokens[start : start + self._decode_size]
+            outputs = [False] * (len(part) - 1) + [start + len(part) == len(tokens)]
+            self._decode(self._tokens(part, range(start, start + len(part)), [stream] * len(part), outputs))
 
     def saved(self, stream: int = 0) -> bytes:
         """What a stream holds, for `restore`."""
@@ -138,11 +165,24 @@ class Engine(Llama):
         if llama_cpp.llama_state_seq_set_data(self.ctx, buffer, len(saved), stream) != len(saved):
             raise RuntimeError("llama.cpp could not restore the state of a prompt")
 
+    def move(self, stream: int, to: int) -> None:
+        """Move what a stream holds to an empty one, before the next evaluation."""
+        llama_cpp.llama_memory_seq_cp(self._memory, stream, to, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
+
     # -- answers --------------------------------------------------------------------------------------------------------
 
-    def read_next(self, tokens: Sequence[int], positions: Sequence[int], streams: Sequence[int]) -> None:
-        """Read one more token in each of `streams`; what follows them is in `row(0)`, `row(1)` and so on."""
-        self._decode(self._tokens(tokens, positions, streams, [True] * len(tokens)))
+    def read_next(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        streams: Sequence[int],
+        skipped: frozenset[int] = frozenset(),
+    ) -> None:
+        """Read one more token in each of `streams`, without the layers `skipped`; what follows them is in `row(0)`, `row(1)`
+        and so on. To skip layers, the streams are neighbours, ascending."""
+        with self._skipping(skipped):
+            self._decode(self._tokens(tokens, positions, streams, [True] * len(tokens)))
 
     def row(self, i: int) -> Floats:
         """The logits of output `i` of the last evaluation, float32 [n_vocab]; gone with the next one."""

@@ -1,16 +1,16 @@
-"""Answers of the dense model to many prompts, several decoded together, as they are done."""
+"""Answers to many prompts, several decoded together, as they are done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import llama_cpp
 
 from .engine import Engine, Floats
 
-Read = Callable[[int, Sequence[int], int], object]
-"""Reads the prompt of a number into a stream."""
+Read = Callable[[int, Sequence[int], int], Floats]
+"""Reads the prompt of a number into a stream; returns the logits after it, [n_vocab]."""
 Choose = Callable[[int, Floats], int]
 """The next token of the answer to the prompt of a number, from logits [n_vocab], which are gone after it."""
 
@@ -44,10 +44,11 @@ def answers_together(
     max_tokens: int,
     choose: Choose = first_choice,
     read: Read | None = None,
+    skipped: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[int, Answer]]:
     """The number of each prompt and its answer of up to `max_tokens`, or to the end of the stream's room, as they are done.
 
-    A prompt and one token more must fit into `engine.room`.
+    skipped: layers that no answer is decoded with. A prompt and one token more must fit into `engine.room`.
 
     >>> engine = Engine("model.gguf", n_tokens=64, n_threads=1, streams=2)
     >>> tokens = engine.tokenize(b"Once upon a time")
@@ -69,17 +70,22 @@ def answers_together(
     while waiting or busy:
         while waiting and free:
             number, prompt = waiting.pop()
-            (read or _plainly(engine))(number, prompt, free[-1])
-            one = _Stream(number, len(prompt), Answer(), choose(number, engine.row(-1)))
+            logits = (read or _plainly(engine))(number, prompt, free[-1])
+            one = _Stream(number, len(prompt), Answer(), choose(number, logits))
             if is_done(one):
                 yield number, one.answer
             else:
                 busy[free.pop()] = one
         if not busy:
             continue
+        for gap, stream in _moves(busy):
+            engine.move(stream, gap)
+            busy[gap] = busy.pop(stream)
+            free[free.index(gap)] = stream
         streams = sorted(busy)
         ones = [busy[stream] for stream in streams]
-        engine.read_next([one.token for one in ones], [one.n_prompt + len(one.answer.tokens) - 1 for one in ones], streams)
+        positions = [one.n_prompt + len(one.answer.tokens) - 1 for one in ones]
+        engine.read_next([one.token for one in ones], positions, streams, skipped)
         done = []
         for i, one in enumerate(ones):
             one.token = choose(one.number, engine.row(i))
@@ -90,5 +96,21 @@ def answers_together(
         yield from ((one.number, one.answer) for one in done)
 
 
+def _moves(busy: Iterable[int]) -> list[tuple[int, int]]:
+    """Gaps among the busy streams, and those that fill them: llama.cpp evaluates neighbours in one micro-batch, and a layer is
+    skipped in one.
+
+    >>> _moves({0, 2, 5, 7})
+    [(1, 5), (3, 7)]
+    """
+    taken = sorted(busy)
+    gaps = sorted({*range(len(taken))} - {*taken})
+    return list(zip(gaps, taken[len(taken) - len(gaps) :], strict=True))
+
+
 def _plainly(engine: Engine) -> Read:
-    return lambda _number, prompt, stream: engine.read_prompt(prompt, stream)
+    def read(_number: int, prompt: Sequence[int], stream: int) -> Floats:
+        engine.read_prompt(prompt, stream)
+        return engine.row(-1)
+
+    return read

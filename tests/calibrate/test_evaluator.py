@@ -10,11 +10,11 @@ import pytest
 from helpers import logits, tokens
 
 from first_cpp.calibrate.answer_costs import AnswerCosts
-from first_cpp.calibrate.cost import AGREE, KL, SURPRISE, Targets
 from first_cpp.calibrate.first_pass import answer_all, rmsnorm
 from first_cpp.calibrate.step_times import LEAST_TURNS, MOST_TURNS, step_times
 from first_cpp.gguf.pruned import write_pruned
 from first_cpp.runtime.teacher_forcing import log_probabilities
+from first_cpp.streams.cost import AGREE, KL, SURPRISE, Targets
 from first_cpp.streams.engine import Engine
 
 PROMPTS = [tokens(n, seed=n) for n in (5, 40, 17, 23, 31)]

@@ -9,12 +9,12 @@ import pytest
 from calibrating import make
 
 from first_cpp.calibrate import cost_store
-from first_cpp.calibrate.cost import KL
 from first_cpp.calibrate.cost_store import CostStore
 from first_cpp.calibrate.findings import Speed, conclude
 from first_cpp.calibrate.procedure import CHEAP, LEAST_PROMPTS, LEAST_TYPICAL, SEARCHED, Plan, Procedure, Show
 from first_cpp.calibrate.prompts import Prompt
 from first_cpp.gguf.routers import Base
+from first_cpp.streams.cost import KL
 from first_cpp.streams.engine import Engine
 
 

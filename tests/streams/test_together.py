@@ -6,6 +6,7 @@ import llama_cpp
 import pytest
 from helpers import greedy
 
+from first_cpp import Llama
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.gguf.quantise import quantise
 from first_cpp.streams.engine import Engine
@@ -31,6 +32,28 @@ def test_answers_are_those_of_each_prompt_alone(engine, tiny, load):
         assert (found[number].tokens, found[number].end) == (greedy(stock, prompt, 9), None)
 
 
+def test_answers_skip_layers_as_each_prompt_alone(tiny, load, monkeypatch):
+    """Answers that end early leave gaps among the streams, which the last ones fill."""
+    alone = load(tiny, Llama, skip=[1, 4])
+    expected = [greedy(alone, prompt, 9) for prompt in PROMPTS]
+    lengths, moved, move = [2, 9, 1, 9, 5], [], Engine.move
+    monkeypatch.setattr(Engine, "move", lambda self, *where: (moved.append(where), move(self, *where)))
+    engine = Engine(tiny, 64, 1, streams=4)
+    try:
+        n_read = [0] * len(PROMPTS)
+
+        def choose(number, logits):
+            n_read[number] += 1
+            return int(logits.argmax()) if n_read[number] <= lengths[number] else -1
+
+        monkeypatch.setattr(llama_cpp, "llama_vocab_is_eog", lambda _vocabulary, token: token == -1)
+        found = dict(answers_together(engine, PROMPTS, 9, choose, skipped=frozenset({1, 4})))
+    finally:
+        engine.close()
+    assert [found[number].tokens for number in range(5)] == [one[:n] for one, n in zip(expected, lengths, strict=True)]
+    assert moved
+
+
 def test_an_answer_ends_with_the_model_or_with_its_room(engine, monkeypatch):
     long = [5] * (engine.room - 2)
     found = dict(answers_together(engine, [long, PROMPTS[0]], 20))
@@ -49,6 +72,7 @@ def test_another_choice_and_another_way_to_read(engine):
     def read_prompt(number, prompt, stream):
         read.append((number, len(prompt)))
         engine.read_prompt(prompt, stream)
+        return engine.row(-1)
 
     found = dict(answers_together(engine, PROMPTS, 4, lambda number, logits: number + 40, read_prompt))
     assert {number: one.tokens for number, one in found.items()} == {number: [number + 40] * 4 for number in range(5)}

@@ -43,6 +43,11 @@ class Targets:
             entropy[i] = -(p * np.log(np.maximum(p, 1e-30))).sum(dtype=np.float64)
         return cls(packed, total, entropy, logits.argmax(axis=1))
 
+    @staticmethod
+    def n_bytes(n: int, n_vocab: int) -> int:
+        """About the bytes that `n` tokens take."""
+        return 2 * n * max(1, n_vocab)
+
     @property
     def dense(self) -> Floats:
         """The cost of skipping nothing, float32 [3]."""

@@ -1,0 +1,201 @@
+"""Rows answer many questions, several decoded together: a model file reads each prompt once, and its weights once for all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ContextFull
+from ..gguf.model_file import open_gguf
+from ..runtime.chat_prompt import chat_prompt
+from ..runtime.teacher_forcing import fidelity
+from ..streams.cost import KL, Floats, Targets
+from ..streams.engine import ROOM, Engine, streams_for
+from ..streams.together import answers_together
+from .answer_file import Answer, AnswerFile
+from .asking import FAILURES, MOST_KEPT, differs, failed, found_answer
+from .questions import Question
+from .rows import Row
+
+AT_ONCE = 256
+"""Questions at most that go through all model files before the next ones do."""
+
+Model = tuple[str, str | None]
+"""A model file, and a side file."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The dense model's answer to a question, and its next-token distributions on the way: after the prompt and each token."""
+
+    answer: list[int]
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A question's prompt as a model file has read it: what its stream held, the logits after it, and what routers read."""
+
+    number: int
+    prompt: list[int]
+    state: bytes
+    logits: Floats
+    scores: npt.NDArray[np.float32] | None
+
+
+@dataclass
+class Several:
+    """Answers what is missing of all rows.
+
+    settings: n_ctx and n_threads, as `Llama` takes them. dense: the row, one of them, that others are compared with, on the
+    questions `measured`. streams: answers decoded together at most, fewer where prompts are long. step: called after each.
+    """
+
+    rows: Sequence[Row]
+    questions: Sequence[Question]
+    answers: AnswerFile
+    settings: dict[str, Any]
+    max_tokens: int
+    dense: Row
+    measured: frozenset[int]
+    streams: int
+    step: Callable[[Row], object]
+    _room: int = field(default=ROOM, init=False)
+    _compared: dict[int, Compared] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = sorted(self.rows, key=lambda row: row != self.dense)  # the others are followed along its answers
+        self._n_ctx = self.settings["n_ctx"]
+
+    def answer_all(self) -> None:
+        """Questions in blocks, for each of which every model file is loaded once."""
+        missing = self.answers.missing(self.rows, len(self.questions))
+        todo = [(number, here) for number, here in enumerate(missing) if here]
+        todo.sort(key=lambda one: len(self.questions[one[0]].prompt))  # a long prompt gives all streams of its block more room
+        n_bytes = Targets.n_bytes(self.max_tokens + 1, open_gguf(self.dense.file).count("tokenizer.ggml.tokens"))
+        size = max(1, min(AT_ONCE, MOST_KEPT // n_bytes))
+        for first in range(0, len(todo), size):
+            self._compared.clear()
+            for model in dict.fromkeys(map(_model, self.rows)):
+                self._answer_block(model, dict(todo[first : first + size]))
+
+    def _answer_block(self, model: Model, block: dict[int, list[Row]]) -> None:
+        """What is missing of a model file's rows, by question."""
+        here = {number: [row for row in rows if _model(row) == model] for number, rows in block.items()}
+        followed = set[int]()
+        if model == _model(self.dense):
+            compared = {number for number, rows in block.items() if any(differs(row, self.dense) for row in rows)}
+            followed = compared & self.measured
+        numbers = [number for number, rows in here.items() if rows or number in followed]
+        if not numbers:
+            return
+        with self._opened(model, numbers) as engine:
+            for ones in self._read(engine, numbers, here):
+                for row in self.rows:
+                    self._answer_row(engine, row, [one for one in ones if row in here[one.number]])
+                    if row == self.dense:
+                        self._follow_dense(engine, [one for one in ones if one.number in followed])
+
+    @contextlib.contextmanager
+    def _opened(self, model: Model, numbers: Sequence[int]) -> Iterator[Engine]:
+        """A model file with room for each of these prompts with its answer."""
+        while True:
+            n_streams = streams_for(self._room, self.streams)
+            with contextlib.closing(Engine(model[0], self._room, self.settings["n_threads"], n_streams, model[1])) as engine:
+                lengths = [self._room]
+                for number in numbers:
+                    with contextlib.suppress(*FAILURES):
+                        lengths.append(len(self._prompt(engine, number)) + self.max_tokens + 1)
+                self._room = min(self._n_ctx, max(lengths))
+                if self._room <= engine.room:
+                    yield engine
+                    return
+
+    # -- prompts --------------------------------------------------------------------------------------------------------
+
+    def _read(self, engine: Engine, numbers: Sequence[int], here: dict[int, list[Row]]) -> Iterator[list[ReadPrompt]]:
+        """Prompts, as many together as memory may hold; of those that cannot be read, the rows get the error."""
+        ones: list[ReadPrompt] = []
+        for number in numbers:
+            try:
+                ones.append(self._read_prompt(engine, number))
+            except FAILURES as error:
+                for row in here[number]:
+                    self._add(row, number, failed(self.questions[number], error))
+            if sum(len(one.state) for one in ones) >= MOST_KEPT:
+                yield ones
+                ones = []
+        yield ones
+
+    def _prompt(self, engine: Engine, number: int) -> list[int]:
+        prompt = chat_prompt(engine, self.questions[number].prompt)
+        if self._n_ctx - len(prompt) < 2:
+            raise ContextFull(f"the prompt has {len(prompt)} tokens, the context {self._n_ctx}")
+        return prompt
+
+    def _read_prompt(self, engine: Engine, number: int) -> ReadPrompt:
+        prompt = self._prompt(engine, number)
+        scores = engine.read_scored(prompt)
+        return ReadPrompt(number, prompt, engine.saved(), engine.row(-1).copy(), scores)
+
+    # -- answers --------------------------------------------------------------------------------------------------------
+
+    def _answer_row(self, engine: Engine, row: Row, ones: Sequence[ReadPrompt]) -> None:
+        """A row's answers to prompts that were read; those that skip the same layers are decoded together."""
+        alike: dict[tuple[frozenset[int], int], list[ReadPrompt]] = defaultdict(list)
+        for one in ones:
+            skipped = frozenset(engine.choice(row.skip, row.tolerance, len(one.prompt), one.scores))
+            alike[skipped, min(self.max_tokens, self._n_ctx - len(one.prompt) - 1)].append(one)
+        for (skipped, limit), same in alike.items():
+            measured = [self._measure(engine, row, one, skipped) for one in same]
+
+            def read(i: int, _prompt: Sequence[int], stream: int, same: Sequence[ReadPrompt] = same) -> Floats:
+                engine.restore(same[i].state, stream)
+                return same[i].logits
+
+            prompts = [one.prompt for one in same]
+            for i, answer in answers_together(engine, prompts, limit, read=read, skipped=skipped):
+                question = self.questions[same[i].number]
+                found = found_answer(engine, question, answer.tokens, answer.end is not None, engine.n_layer, sorted(skipped))
+                self._add(row, same[i].number, {**found, **measured[i]})
+
+    def _add(self, row: Row, number: int, found: Answer) -> None:
+        self.answers.add({"row": row.name, "question": number, **found})
+        self.step(row)
+
+    def _measure(self, engine: Engine, row: Row, one: ReadPrompt, skipped: frozenset[int]) -> Answer:
+        """What is measured along the dense answer; the dense row's own choices are its answer."""
+        if not differs(row, self.dense):
+            return {"fidelity": 1.0} if one.number in self.measured else {}
+        if (dense := self._compared.get(one.number)) is None:
+            return {}
+        logits = _along(engine, one, dense.answer, skipped)
+        return {"kl": float(dense.targets.cost(logits)[KL]), "fidelity": fidelity(logits, dense.answer)}
+
+    def _follow_dense(self, engine: Engine, ones: Sequence[ReadPrompt]) -> None:
+        """Keep what other rows are compared with; the dense answers are there."""
+        for one in ones:
+            given = self.answers.found[self.dense.name, one.number]
+            if "error" not in given:
+                targets = Targets.of(_along(engine, one, given["ids"], frozenset()))
+                self._compared[one.number] = Compared(given["ids"], targets)
+
+
+def _model(row: Row) -> Model:
+    return row.file, row.routers
+
+
+def _along(engine: Engine, one: ReadPrompt, answer: Sequence[int], skipped: frozenset[int]) -> Floats:
+    """The logits after a prompt and after each token of an answer, decoded without `skipped`: float32 [1 + n, n_vocab]."""
+    engine.restore(one.state)
+    found = [one.logits[None]]
+    for start in range(0, len(answer), engine.n_batch):
+        part = answer[start : start + engine.n_batch]
+        found.append(engine.rows(part, len(one.prompt) + start, skipped)[0].copy())
+    return np.concatenate(found)
