@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..cli.jsonl import DataError
 from ..runtime.machine import physical_cores
@@ -19,6 +20,7 @@ from .dense_answers import (
     own_prompts,
     read_prompts,
     unanswered,
+    what_is_dropped,
 )
 from .examples import Example, draw
 from .run_progress import ANSWERS, PROMPTS, RunProgress, Step
@@ -93,7 +95,10 @@ class AskedData:
         """All of them; those that are kept are not asked for again."""
         prompts = self._write(self._own, progress.begin(PROMPTS)) if self._own else self._prompts
         step, n, n_valid = progress.begin(ANSWERS), max(1, len(prompts)), len(self._valid)
-        train = self._answered(prompts, lambda done, total: step(done * n, total * (n + n_valid)))
+        records = self._records(prompts, lambda done, total: step(done * n, total * (n + n_valid)))
+        train = as_examples(records, self._args.max_prompt)
+        if dropped := what_is_dropped(records, self._args.max_prompt):
+            progress.say(dropped)
         valid = self._answered(self._valid, lambda done, total: step(n * total + done * n_valid, total * (n + n_valid)))
         self.close()
         return Data(train, valid, [])
@@ -102,11 +107,10 @@ class AskedData:
         return own_prompts(self._model, n, self._args.seed, step)
 
     def _answered(self, of: Sequence[AskedPrompt], step: Step) -> list[Example]:
-        if not of:
-            return []
-        room = self._args.max_prompt + self._args.max_tokens + 1
-        records = dense_answers(self._model, of, self._ask, room, step)
-        return as_examples(records, self._args.max_prompt)
+        return as_examples(self._records(of, step), self._args.max_prompt) if of else []
+
+    def _records(self, of: Sequence[AskedPrompt], step: Step) -> list[dict[str, Any]]:
+        return dense_answers(self._model, of, self._ask, self._args.max_prompt + self._args.max_tokens + 1, step)
 
 
 def no_step(_done: int, _total: int) -> None:

@@ -249,3 +249,22 @@ def as_examples(records: Sequence[dict[str, Any]], max_prompt: int) -> list[Exam
             f"the dense model answered none of {len(records)} prompts, or all are longer than --max-prompt {max_prompt}"
         )
     return found
+
+
+def what_is_dropped(records: Sequence[dict[str, Any]], max_prompt: int) -> str:
+    """What `as_examples` leaves of records unlearned, in a line; empty where it is nothing.
+
+    >>> one = {"prompt_tokens": [1, 2], "tokens": [3]}
+    >>> what_is_dropped([one, one | {"tokens": []}, one | {"prompt_tokens": [1] * 9}], max_prompt=4)
+    '2 of 3 answers are not learned: 1 to a prompt longer than --max-prompt 4, 1 empty'
+    >>> what_is_dropped([one], max_prompt=4)
+    ''
+    """
+    n_long = sum(len(one["prompt_tokens"]) > max_prompt for one in records)
+    n_empty = sum(not one["tokens"] and len(one["prompt_tokens"]) <= max_prompt for one in records)
+    if not n_long + n_empty:
+        return ""
+    why = [f"{n_long:,} to a prompt longer than --max-prompt {max_prompt}"] * (n_long > 0) + [f"{n_empty:,} empty"] * (
+        n_empty > 0
+    )
+    return f"{n_long + n_empty:,} of {len(records):,} answers are not learned: {', '.join(why)}"

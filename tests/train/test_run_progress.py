@@ -169,6 +169,13 @@ def test_a_run_that_was_stopped_after_an_empty_answer_goes_on(tmp_path, words):
 
 
 @pytest.mark.usefixtures("tiny_hf")
+def test_a_run_says_what_it_does_not_learn(tmp_path, words, capsys):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": "word " * n}) + "\n" for n in (1, 2, 200)))
+    assert main([*words, "--max-prompt", "64", "--stop-after", "1"]) == 0
+    assert "1 of 3 answers are not learned: 1 to a prompt longer than --max-prompt 64" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_hf")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_one_quick_copy_answers_all(tmp_path, words, monkeypatch, stopped):
     """The answers before the plan, those after it and those to validate on; it is gone where the run ends at the plan, too."""
