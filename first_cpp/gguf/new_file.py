@@ -43,18 +43,26 @@ def check_output(out: str, inputs: Iterable[str], force: bool, n_bytes: int) -> 
 
 
 def check_folder(folder: str, names: Iterable[str]) -> None:
-    """Raise OutputError, before any work, where `folder` is there and is none, or holds no regular files by these names.
+    """Raise OutputError, before any work, where `folder` is there and is none, or holds no regular files by these names, and
+    where nothing can be written to it, or it cannot be made.
 
     >>> check_folder("/dev/null", ["report.md"])
     Traceback (most recent call last):
     first_cpp.gguf.new_file.OutputError: /dev/null is a device, no folder; choose another name
     """
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         mode = os.stat(folder).st_mode
         if not stat.S_ISDIR(mode):
             raise OutputError(f"{folder} is {kind_of(mode)}, no folder; choose another name")
         for name in names:
             check_regular(os.path.join(folder, name))
+    above = os.path.realpath(folder)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise OutputError(f"{folder} cannot be made: {above} is no folder")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{folder} cannot be written: the folder {above} is not writable")
 
 
 @overload

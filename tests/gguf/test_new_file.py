@@ -12,7 +12,7 @@ from routers_files import random_routers
 
 from convert.__main__ import main
 from first_cpp.errors import FirstCppError
-from first_cpp.gguf.new_file import OutputError, new_file, new_path
+from first_cpp.gguf.new_file import OutputError, check_folder, new_file, new_path
 
 
 def test_bytes_and_text(tmp_path):
@@ -146,6 +146,19 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(OutputError, match=f"the folder {tmp_path} is not writable"), new_file(tmp_path / "out"):
         pass
+
+
+@pytest.mark.parametrize("path", ["there", "there/report", "there/a/report"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch, path):
+    (tmp_path / "there").mkdir()
+    check_folder(str(tmp_path / path), ["report.md"])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(OutputError, match=f"{path} cannot be written: the folder {tmp_path / 'there'} is not writable"):
+        check_folder(str(tmp_path / path), ["report.md"])
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=f"report cannot be made: {tmp_path / 'file'} is no folder"):
+        check_folder(str(tmp_path / "file" / "report"), [])
 
 
 def test_a_name_that_is_too_long(tmp_path):
