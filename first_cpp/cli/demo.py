@@ -34,6 +34,7 @@ from .execute import add_debug
 from .model_name import HELP, add_offline, find_model_to_use, is_demo
 from .next_commands import next_commands
 from .options import whole_number
+from .output import columns
 
 STEPS = 64
 """Decoding steps of each model, in turns, that a speed-up is the median of."""
@@ -158,12 +159,17 @@ def _compare(short: str, text: str, full: llama_cpp.Llama, skipping: Llama, max_
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.fill(line, WIDTH) for line in text.splitlines())
+    return "\n".join(textwrap.fill(line, _width()) for line in text.splitlines())
+
+
+def _width() -> int:
+    """Of what is shown: less in a narrow terminal."""
+    return min(WIDTH, columns(sys.stdout) or WIDTH)
 
 
 def _stream(llm: llama_cpp.Llama, prompt: list[int], max_tokens: int) -> list[int]:
     """Print an answer as it is made, words wrapped; returns its tokens."""
-    out = WrappedText(sys.stdout, indent="   ", width=WIDTH)
+    out = WrappedText(sys.stdout, indent="   ", width=_width())
     tokens: list[int] = []
     shown = ""
     for token, _ in answer_tokens(llm, prompt, max_tokens):

@@ -65,3 +65,16 @@ def finish_output() -> None:
         with contextlib.suppress(OSError, ValueError):  # no descriptor: something stands in for stdout
             os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+def columns(stream: TextIO) -> int | None:
+    """Of the terminal that a stream is; None where it is none, or does not say.
+
+    >>> import io
+    >>> columns(io.StringIO()) is None
+    True
+    """
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None

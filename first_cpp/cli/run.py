@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from .answer_record import AnswerRecorder
 from .execute import add_debug
 from .model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
 from .options import prose
+from .output import columns
 
 EPILOG = """examples:
   first-cpp run "Who built the first lighthouse?"
@@ -63,19 +63,11 @@ def command(args: argparse.Namespace) -> None:
             measured = {"fidelity": fidelity_json(fidelity)} if args.fidelity else {}
             print(json.dumps({**made, "first_cpp": record.as_json() if record else None, **measured}))
         elif record is not None and sys.stderr.isatty():
-            print(record.line(_columns()), file=sys.stderr)
+            print(record.line(columns(sys.stderr)), file=sys.stderr)
         if args.fidelity and not args.json:
             print(fidelity.line() if fidelity else "nothing was skipped", file=sys.stderr)
     if reason == "interrupted":
         raise KeyboardInterrupt
-
-
-def _columns() -> int | None:
-    """Of the terminal that stderr is; None where it does not say."""
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or None
-    except (OSError, ValueError):
-        return None
 
 
 def _measure(llm: Llama) -> Fidelity | None:

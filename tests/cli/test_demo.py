@@ -58,6 +58,15 @@ def test_words_wrap_as_they_come(size):
     assert out.getvalue() == expected + "\n"
 
 
+def test_a_narrow_terminal_breaks_no_word(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "columns", lambda _stream: 40)
+    assert main(["demo", "-m", tiny, "--skip", "0.34", "-n", "4", "-t", "1"]) == 0
+    prompts = capsys.readouterr().out.split("\n== ")[1:4]
+    asked = [one.split("\n-- full")[0].splitlines()[1:] for one in prompts]
+    assert max(len(line) for lines in asked for line in lines) <= 40
+    assert [" ".join(lines).split() for lines in asked] == [text.split() for text in demo.EVERYDAY.values()]
+
+
 def test_paragraphs_stay():
     out = io.StringIO()
     wrapped = WrappedText(out, indent="  ", width=40)
