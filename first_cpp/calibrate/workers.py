@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.llama_log import ggml_levels
+from ..streams import ROOM
 from ..streams.cost import Floats
-from ..streams.engine import ROOM, Engine
+from ..streams.engine import Engine
 from .answer_costs import NOTHING
 from .cost_store import CalibrationError, CostStore, Key, Measure, Wanted
 from .first_pass import Answered

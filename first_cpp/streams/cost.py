@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import RoutingError
+
 Floats = npt.NDArray[np.float32]
 
 KL, AGREE, SURPRISE = range(3)
@@ -31,7 +33,8 @@ class Targets:
 
     @classmethod
     def of(cls, logits: Floats) -> Targets:
-        """From the dense logits, float32 [n, n_vocab]."""
+        """From the dense logits, float32 [n, n_vocab]. Raises RoutingError where they are not numbers."""
+        _check(logits)
         packed = np.empty(logits.shape, np.uint16)
         total, entropy = np.empty(len(logits), np.float32), np.empty(len(logits), np.float32)
         for i, row in enumerate(logits):
@@ -55,13 +58,15 @@ class Targets:
         return np.array([0, 1, -np.log(p).mean()], np.float32)
 
     def cost(self, logits: Floats) -> Floats:
-        """The cost of decoding with `logits`, float32 [n, n_vocab], instead: float32 [3], means over the answer.
+        """The cost of decoding with `logits`, float32 [n, n_vocab], instead: float32 [3], means over the answer. Raises as `of`
+        does.
 
         >>> import numpy as np
         >>> dense = Targets.of(np.log(np.array([[0.5, 0.25, 0.25]], np.float32)))
         >>> dense.cost(np.log(np.array([[0.25, 0.5, 0.25]], np.float32))).round(4).tolist()  # doctest: +ELLIPSIS
         [0.173..., 0.0, 1.386...]
         """
+        _check(logits)
         found = np.empty((len(logits), 3), np.float32)
         for i, row in enumerate(logits):
             shifted = row - row.max()
@@ -72,6 +77,11 @@ class Targets:
             found[i] = kl, row.argmax() == choice, log_sum - shifted[choice]
         mean: Floats = found.mean(axis=0)
         return mean
+
+
+def _check(logits: Floats) -> None:
+    if np.isnan(logits.max(axis=1)).any():
+        raise RoutingError("the model gives no numbers: NaN among its logits")
 
 
 def _pack(p: Floats) -> npt.NDArray[np.uint16]:

@@ -13,19 +13,17 @@ import numpy.typing as npt
 
 from .. import _ext
 from ..errors import RoutingError
+from ..gguf.model_file import ModelFile
 from ..llama import Llama
 from ..runtime.choice import Setting, choose
 from ..runtime.prompt_probes import prompt_probes, read_layers
 from ..skip import Skip
+from . import MOST_POSITIONS, ONE_STREAM, ONLY_TOKENS, ROOM
 
 Floats = npt.NDArray[np.float32]
 
 STREAMS = 16
 """Answers that are decoded together: one batch reads the weights once for all of them."""
-MOST_POSITIONS = 8192
-"""Of all streams together: their KV cache takes memory."""
-ROOM = 256
-"""llama.cpp rounds the context of each stream up to a multiple of this."""
 
 
 def streams_for(n_tokens: int, most: int = STREAMS) -> int:
@@ -40,12 +38,14 @@ def streams_for(n_tokens: int, most: int = STREAMS) -> int:
 class Engine(Llama):
     """A model that reads in several streams. By `read_prompt`, `read_next` and `rows`; `generate` is not for this one.
 
-    n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together. routers: a
-    side file, as `Llama` takes it.
+    n_tokens: positions that a prompt and its answer may take together. streams: answers that are decoded together, one of some
+    architectures. routers: a side file, as `Llama` takes it.
     """
 
     def __init__(self, path: str, n_tokens: int, n_threads: int, streams: int = STREAMS, routers: str | None = None) -> None:
         n_stream = -(-n_tokens // ROOM) * ROOM
+        architecture = ModelFile.open(path).architecture
+        streams = 1 if architecture in ONE_STREAM else streams
         self.streams = streams
         size = min(512, n_stream)
         super().__init__(
@@ -66,7 +66,7 @@ class Engine(Llama):
         self.room = n_stream
         """Positions of one stream."""
         self.n_layer = len(self._layers.unskippable)
-        self.starts_anywhere = self._can_start()
+        self.starts_anywhere = architecture not in ONLY_TOKENS and self._can_start()
         """Whether an evaluation may start at a later layer, from the hidden states that enter it."""
         llama_cpp.llama_memory_seq_rm(self._memory, 0, -1, -1)
 
@@ -166,8 +166,9 @@ class Engine(Llama):
             raise RuntimeError("llama.cpp could not restore the state of a prompt")
 
     def move(self, stream: int, to: int) -> None:
-        """Move what a stream holds to an empty one, before the next evaluation."""
-        llama_cpp.llama_memory_seq_cp(self._memory, stream, to, -1, -1)
+        """Move what a stream holds to another one. Not by llama_memory_seq_cp: it copies a stream's whole room, and of some
+        architectures (DeepSeek 4) not all that the stream holds."""
+        self.restore(self.saved(stream), to)
         llama_cpp.llama_memory_seq_rm(self._memory, stream, -1, -1)
 
     # -- answers --------------------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import llama_cpp
+import numpy as np
 import pytest
-from helpers import greedy
+from architectures.write import write_tiny
+from helpers import greedy, survives
 
 from first_cpp import Llama
+from first_cpp.errors import RoutingError
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.gguf.quantise import quantise
+from first_cpp.streams.cost import Targets
 from first_cpp.streams.engine import Engine
 from first_cpp.streams.quick_copy import quick_copy
 from first_cpp.streams.together import answers_together
@@ -89,3 +93,50 @@ def test_a_copy_is_made_where_batches_are_slow_and_removed(tiny, tmp_path):
         assert {tensor.type for _, tensor in ModelFile.open(found).tensors()} == {"q8_0", "f32"}
     assert not path.exists()
     assert said == [f"evaluating a copy in Q8_0, {path}: batches of q4_1 are slow in llama.cpp"]
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "jamba", "deepseek4"])
+def test_all_of_a_stream_moves(tmp_path, architecture):
+    """Windows, recurrent states, and DeepSeek 4's compressed ones."""
+    write_tiny(tmp_path / "model.gguf", architecture)
+    prompt, answer = list(range(5, 61)), [131, 211, 308, 86]
+    engine = Engine(str(tmp_path / "model.gguf"), 128, 1, streams=3)
+    try:
+        found = []
+        for moved in (False, True):
+            engine.read_prompt(prompt, 2)
+            if moved:
+                engine.move(2, 1)
+            for i, token in enumerate(answer):
+                engine.read_next([token], [len(prompt) + i], [1 if moved else 2])
+                found.append(engine.row(0).copy())
+    finally:
+        engine.close()
+    still, moved = np.array(found).reshape(2, len(answer), -1)
+    assert moved == pytest.approx(still, abs=0.05)
+    assert np.abs(still[0] - still[1]).max() > 0.5
+
+
+@pytest.mark.parametrize("architecture", ["graniteswitch", "minimax-01"])
+def test_no_architecture_ends_the_process(tmp_path, architecture):
+    """llama.cpp would: for hidden states instead of tokens, and for several streams."""
+    model = tmp_path / "model.gguf"
+    write_tiny(model, architecture)
+    done = survives(f"""
+        from first_cpp.streams.engine import Engine
+        from first_cpp.streams.together import answers_together
+        engine = Engine({str(model)!r}, 64, 1, streams=3)
+        print(sorted(len(one.tokens) for _, one in answers_together(engine, {PROMPTS}, 3)), engine.starts_anywhere)
+        engine.close()
+    """)
+    assert done.stdout == "[3, 3, 3, 3, 3] False\n", done.stderr
+
+
+def test_what_is_no_number_has_no_cost():
+    """The KL of such logits was 0, by which every layer could be spared."""
+    good, bad = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    bad[1, 2] = np.nan
+    with pytest.raises(RoutingError, match="NaN among its logits"):
+        Targets.of(bad)
+    with pytest.raises(RoutingError, match="NaN among its logits"):
+        Targets.of(good).cost(bad)
