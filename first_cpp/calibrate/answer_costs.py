@@ -35,6 +35,11 @@ class AnswerCosts:
         self.dense = self._targets.dense
         """The cost of skipping nothing."""
 
+    @property
+    def n_bytes(self) -> int:
+        """What it holds."""
+        return len(self._prefix) + self._targets.packed.nbytes + sum(states.nbytes for states in self._states)
+
     def cost(self, skipped: frozenset[int], base: frozenset[int] = NOTHING) -> Floats:
         """Cost of skipping `skipped`, float32 [3] as `cost.KL` and its neighbours name them; quicker from a `base` in it."""
         if base != self.base:

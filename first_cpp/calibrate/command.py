@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,7 @@ def _calibrate(
     longest = max(map(len, tokens)) + args.max_tokens + 1
     store = CostStore(_state(args.out), _identity(args, model, used), len(used), started)
     if store.stale:
-        show.say(f"{store.path} is of another model, other prompts or another -n: beginning anew")
+        show.say(f"{store.path} is of another model, other prompts or another -n, or damaged: beginning anew")
     elif store.answered:
         show.say(f"going on from {store.path}: {len(store.answered)} answers and {len(store.costs)} sets of layers are known")
     left = in_words(max(1.0, 60 * args.minutes - store.elapsed))
@@ -260,7 +261,7 @@ def _speed(engine: Engine, prompt: list[int], answer: list[int], measured: Measu
 def _origin(args: argparse.Namespace, measured: Measured, store: CostStore) -> dict[str, object]:
     return {
         "source": os.path.basename(args.prompts) if args.prompts else "the built-in prompts of first_cpp",
-        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "command": shlex.join(["first-cpp", *sys.argv[1:]]),
         **({"sets": os.path.basename(args.sets)} if args.sets else {}),
         "answers": measured.n_answers,
         "levels_measured": list(measured.levels),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import FirstCppError
@@ -22,6 +22,8 @@ from .first_pass import Answered, answer_all
 
 SAVE_EVERY = 20.0
 """Seconds between two saved states."""
+MOST_HELD = 4 << 30
+"""Bytes of sessions that are kept: a prompt of a thousand tokens takes some 100 MB of KV in a model of 8B."""
 
 Wanted = tuple[int, Sequence[frozenset[int]]]
 """A prompt, and the sets of layers whose costs on it are wanted."""
@@ -36,8 +38,8 @@ class CalibrationError(FirstCppError, ValueError):
 class CostStore:
     """What was found so far: the dense answers, and the costs of sets of layers on them.
 
-    path: where it is saved; identity: what it depends on. A file of another identity is not used, `stale` says so. started: on
-    the monotonic clock, from when on time counts; from now on by default.
+    path: where it is saved; identity: what it depends on. A file of another identity, or a damaged one, is not used, `stale`
+    says so. started: on the monotonic clock, from when on time counts; from now on by default.
     """
 
     def __init__(self, path: str, identity: dict[str, Any], n_prompts: int, started: float | None = None) -> None:
@@ -53,7 +55,10 @@ class CostStore:
         self._saved = time.monotonic()
         self._started = self._saved if started is None else started
         if os.path.exists(path):
-            self._load()
+            try:
+                self._load()
+            except SafetensorError:
+                self.stale = True
 
     def cost(self, key: Key, prompt: int) -> Floats | None:
         """A cost that was measured, None otherwise."""
@@ -119,7 +124,8 @@ class CostStore:
 
 
 class Measure:
-    """Measures what is not known yet. Sessions are kept until `forget`: each holds a prompt's state and dense distributions."""
+    """Measures what is not known yet. Sessions are kept until `forget`, where memory suffices: each holds a prompt's state, its
+    hidden states and dense distributions."""
 
     def __init__(self, engine: Engine, store: CostStore) -> None:
         self.engine, self.store = engine, store
@@ -201,12 +207,14 @@ class Measure:
         return (time.monotonic() - start) / (len(layers) + 2)  # the session itself read the prompt and the answer
 
     def session(self, prompt: int, n_tokens: int) -> AnswerCosts:
-        """The session of a prompt's answer."""
-        if (prompt, n_tokens) not in self._sessions:
+        """The session of a prompt's answer: the one that was kept, or a new one."""
+        if (found := self._sessions.get((prompt, n_tokens))) is None:
             one = self.store.answered[prompt]
-            found = self._sessions[prompt, n_tokens] = AnswerCosts(self.engine, one.prompt, one.answer[:n_tokens])
+            found = AnswerCosts(self.engine, one.prompt, one.answer[:n_tokens])
             self.store.add((n_tokens, NOTHING), prompt, found.dense)
-        return self._sessions[prompt, n_tokens]
+            if sum(kept.n_bytes for kept in self._sessions.values()) + found.n_bytes <= MOST_HELD:
+                self._sessions[prompt, n_tokens] = found
+        return found
 
     def forget(self) -> None:
         """Give the sessions' memory back."""

@@ -156,3 +156,30 @@ def test_a_state_of_another_run_is_not_used(engine, tmp_path):
     other = CostStore(procedure.store.path, {"of": "another"}, 40)
     assert other.stale
     assert not other.answered
+
+
+def test_a_damaged_state_is_not_used(engine, tmp_path):
+    procedure = make(engine, tmp_path)
+    procedure.answer()
+    path = tmp_path / "state"
+    path.write_bytes(path.read_bytes()[:100])
+    store = CostStore(str(path), {"of": "this"}, 40)
+    assert store.stale
+    assert not store.answered
+    store.save()
+    assert not CostStore(str(path), {"of": "this"}, 40).stale
+
+
+def test_sessions_take_no_more_memory_than_they_may(engine, tmp_path, monkeypatch):
+    """The costs are the same, measured by sessions that are not kept."""
+    costs = []
+    for most, n_kept in ((1 << 30, 6), (0, 0)):
+        (tmp_path / str(most)).mkdir()
+        procedure = make(engine, tmp_path / str(most))
+        procedure.answer()
+        monkeypatch.setattr(cost_store, "MOST_HELD", most)
+        of, base = procedure.usable()[:6], frozenset({1})
+        procedure.measure.base_costs(base, of, 5)
+        costs.append(procedure.measure.costs(frozenset({1, 4}), of, 5, base))
+        assert len(procedure.measure._sessions) == n_kept
+    assert np.array(costs[1]) == pytest.approx(np.array(costs[0]), rel=1e-3, abs=1e-5)
