@@ -54,11 +54,13 @@ def check_same_run(folder: str, mine: dict[str, Any]) -> None:
     """Note in `folder` what its answers depend on; rows may be added, the rest must be as before.
 
     mine: what they depend on, fit for JSON; under "rows" the identity of each row by its name. Raises OptionError where answers
-    of another evaluation are there.
+    of another evaluation are there, or of one that is not known.
     """
     path = os.path.join(folder, "run.json")
     answered = os.path.exists(os.path.join(folder, "answers.jsonl"))
-    if answered and os.path.exists(path):
+    if answered and not os.path.exists(path):
+        raise OptionError(f"--out {folder} holds answers without the run.json that says of what; choose another folder")
+    if answered:
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
         kept = before.get("rows", {})

@@ -16,7 +16,7 @@ from ..runtime.greedy import answer_timed
 from ..runtime.teacher_forcing import fidelity, follow, kl
 from .answer_file import Answer, AnswerFile
 from .questions import Question
-from .rows import Row
+from .rows import Row, needs_scores
 
 MOST_KEPT = 1 << 30
 """Bytes of dense log probabilities that are kept for the rows of the next model files; further ones are found anew."""
@@ -49,6 +49,17 @@ def differs(row: Row, dense: Row) -> bool:
     return (row.file, row.routers, row.skip) != (dense.file, dense.routers, dense.skip)  # dense has no tolerance
 
 
+def is_compared(row: Row, dense: Row) -> bool:
+    """Whether a row's next-token distributions are measured against the dense model's."""
+    return row.same_vocabulary and differs(row, dense)
+
+
+def _compared(rows: Sequence[Row], number: int, against: Against | None) -> list[Row]:
+    if against is None or number not in against.measured:
+        return []
+    return [row for row in rows if is_compared(row, against.row)]
+
+
 def answer_all(
     rows: Sequence[Row],
     questions: Sequence[Question],
@@ -68,9 +79,9 @@ def answer_all(
     llm = Llama(rows[0].file, routers=rows[0].routers, skip=None, **settings)
     try:
         for number, (question, here) in enumerate(zip(questions, missing, strict=True)):
-            compared = [row for row in here if against is not None and number in against.measured and differs(row, against.row)]
+            compared = _compared(here, number, against)
             dense = against.answer(number, question, max_tokens) if against is not None and compared else None
-            for row in sorted(here, key=needs_scores, reverse=True):
+            for row in sorted(here, key=needs_scores, reverse=True):  # a prompt read without scores is read again
                 llm.skip, llm.tolerance = row.skip, row.tolerance
                 found = _answer(llm, question, max_tokens)
                 if "error" not in found:
@@ -79,11 +90,6 @@ def answer_all(
                 step(row)
     finally:
         llm.close()
-
-
-def needs_scores(row: Row) -> bool:
-    """Whether a row needs the prompt's keep scores: such rows come first, since a prompt read without is read again."""
-    return isinstance(row.skip, float) or row.skip == "auto"
 
 
 def _measured(llm: Llama, row: Row, number: int, dense: DenseAnswer | None, against: Against | None) -> Answer:

@@ -6,9 +6,11 @@ Writes report.json, report.md, quality.png, layers.png and answers.jsonl; a kill
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from ..gguf.new_file import check_folder
 from ..runtime.arguments import MOST_THREADS
 from ..runtime.machine import describe_machine, physical_cores
 from ..skip import FIXED
+from ..streams import MOST_STREAMS
 
 if TYPE_CHECKING:
     from .answer_file import AnswerFile
@@ -94,8 +97,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("-n", "--max-tokens", type=whole_number(1), default=128, metavar="N", help="longest answer (default: %(default)s)")
     add("--kl", type=whole_number(0), default=10, metavar="N", help="questions of each task to take KL and fidelity over "
         "(default: %(default)s)")  # fmt: skip
-    add("--streams", type=whole_number(1), default=1, metavar="N", help="decode up to N answers together: sooner done, but "
-        "without TPOT (default: one at a time)")  # fmt: skip
+    add("--streams", type=whole_number(1, MOST_STREAMS), default=1, metavar="N", help="decode up to N answers together, "
+        f"at most {MOST_STREAMS}, fewer of long ones: sooner done, but without TPOT (default: one at a time)")  # fmt: skip
     add("--out", required=True, metavar="DIR", help="folder for the report")
 
 
@@ -114,7 +117,7 @@ def command(args: argparse.Namespace) -> None:
     from .metrics import FIDELITY, kinds_of_tasks
     from .questions import check_references, read_questions, tasks_of_prompts
     from .report import FILES, draw, markdown, summarise, write
-    from .rows import BASE
+    from .rows import BASE, check_comparable
 
     check_folder(args.out, FILES)
     questions = read_questions(args.data, args.limit)
@@ -127,6 +130,7 @@ def command(args: argparse.Namespace) -> None:
     rows = _rows(args)
     if args.reference not in [row.name for row in rows]:
         raise OptionError(f"--reference {args.reference} is no row; rows are {', '.join(row.name for row in rows)}")
+    check_comparable(rows, by_fidelity)
     answers = _answer(args, rows, questions, settings, by_fidelity)
     record = summarise(rows, questions, answers, kinds, args.reference, args.draws, args.seed)
     record |= _origin()
@@ -144,7 +148,7 @@ def _origin() -> dict[str, str]:
     import llama_cpp
 
     return {
-        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "command": shlex.join(["first-cpp", *sys.argv[1:]]),
         "machine": describe_machine(),
         "first_cpp": __version__,
         "llama_cpp_python": llama_cpp.__version__,
@@ -173,15 +177,21 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         base=base,
         shares=shares_from_text(",".join(numbers)) if numbers else [],
         auto="auto" in asked,
-        baselines=list(FIXED) if args.baselines == "all" else [name for name in args.baselines.split(",") if name != "none"],
+        baselines=list(FIXED) if args.baselines == "all" else _names(args.baselines),
         given=args.row,
         influence=functools.cache(functools.partial(_influence_order, args)),
         seed=args.seed,
     ).rows()
 
 
-def _influence_order(args: argparse.Namespace) -> list[int]:
-    """All layers from the least block influence up (ShortGPT: 1 - cosine of input and output), over training prompts."""
+def _names(text: str) -> list[str]:
+    """Names as typed, each once; of none, none."""
+    return [name for name in dict.fromkeys(part.strip() for part in text.split(",")) if name != "none"]
+
+
+def _influence_order(args: argparse.Namespace, model: str, routers: str | None) -> list[int]:
+    """All layers of a model, with the LoRA of a side file, from the least block influence up (ShortGPT: 1 - cosine of input and
+    output), over training prompts."""
     if not args.calibrate:
         raise OptionError("--baselines influence needs --calibrate train.jsonl: it is never measured on the test data")
     from ..llama import Llama
@@ -189,7 +199,7 @@ def _influence_order(args: argparse.Namespace) -> list[int]:
     from .questions import read_questions
 
     prompts = [question.prompt.replace("\n", " ").strip() for question in read_questions(args.calibrate, 32)]
-    llm = Llama(args.model, n_ctx=MAX_TOKENS, skip=None, verbose=False)
+    llm = Llama(model, routers=routers, n_ctx=MAX_TOKENS, skip=None, verbose=False)
     try:
         influence, _ = block_influence(llm, prompts)
     finally:
@@ -219,30 +229,29 @@ def _answer(
         return answers
     dense = next(row for row in rows if row.name == DENSE)
     measured = measured_questions(questions, args.kl, by_fidelity)
-    llm = Llama(dense.file, routers=dense.routers, skip=None, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    try:
+    with contextlib.ExitStack() as opened:
+        llm = opened.enter_context(contextlib.closing(Llama(dense.file, routers=dense.routers, skip=None, **settings)))
         if not args.quiet:
             console.print(_plan(args, llm, rows, questions, answers, measured), highlight=False)
-        with Progress(*columns, console=console, disable=args.quiet or not console.is_terminal) as progress:
-            bar = progress.add_task(
-                "answering", total=len(rows) * len(questions), completed=len(rows) * len(questions) - n_missing
-            )
-            against = Against(dense, llm, measured) if measured else None
+        progress = Progress(*columns, console=console, disable=args.quiet or not console.is_terminal)
+        opened.enter_context(progress)
+        total = len(rows) * len(questions)
+        bar = progress.add_task("answering", total=total, completed=total - n_missing)
 
-            def step(row: Row) -> None:
-                progress.update(bar, advance=1, description=row.name)
+        def step(row: Row) -> None:
+            progress.update(bar, advance=1, description=row.name)
 
-            if args.streams > 1:
-                how = (settings, args.max_tokens, dense, measured, args.streams, step)
-                Several(rows, questions, answers, *how).answer_all()
-                return answers
-            for model in dict.fromkeys((row.file, row.routers) for row in rows):
-                here = [row for row in rows if (row.file, row.routers) == model]
-                answer_all(here, questions, answers, settings, args.max_tokens, against, step)
-    finally:
-        llm.close()
+        if args.streams > 1:
+            llm.close()  # its memory is for the streams
+            how = (settings, args.max_tokens, dense, measured, args.streams, step)
+            Several(rows, questions, answers, *how).answer_all()
+            return answers
+        against = Against(dense, llm, measured) if measured else None
+        for model in dict.fromkeys((row.file, row.routers) for row in rows):
+            here = [row for row in rows if (row.file, row.routers) == model]
+            answer_all(here, questions, answers, settings, args.max_tokens, against, step)
     return answers
 
 
@@ -256,13 +265,14 @@ def _plan(
 ) -> str:
     """What is about to happen, and how long it takes at most. measured: questions that are followed along the dense answer."""
     from ..runtime.chat_prompt import chat_prompt
+    from ..streams.engine import streams_for
     from .estimate import Pace, longest_seconds
 
     pace = Pace.of(llm, questions[0])
-    if args.streams > 1:
-        pace = pace.together()
     missing = answers.missing(rows, len(questions))
     lengths = [len(chat_prompt(llm, question.prompt)) for question in questions]
+    if args.streams > 1:
+        pace = pace.together(streams_for(min(llm.n_ctx(), max(lengths) + args.max_tokens + 1), args.streams))
     seconds = longest_seconds(pace, missing, lengths, args.max_tokens, measured)
     n_missing = sum(map(len, missing))
     there = len(rows) * len(questions) - n_missing

@@ -11,18 +11,19 @@ from ..llama import Llama
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.greedy import answer_timed
 from .questions import Question
-from .rows import Row
+from .rows import Row, needs_scores
 
 _STEPS = 8
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for a token of a prompt, for a decoded one, and for one of an answer that is followed, on a model file of
-    `n_bytes`."""
+    """Seconds for a token of a prompt, for a decoded one, also where each prompt chooses the layers, and for one of an answer
+    that is followed, on a model file of `n_bytes`."""
 
     prompt: float
     decoded: float
+    chosen: float
     followed: float
     n_bytes: int
 
@@ -36,13 +37,14 @@ class Pace:
             prompt = llm.tokenize(b"How are you?")
             answer = answer_timed(llm, prompt, _STEPS, ignore_end=True)
         llm.reset()
-        return cls(answer.ttft / len(prompt), answer.median_step, answer.median_step, os.path.getsize(llm.model_path))
+        step = answer.median_step
+        return cls(answer.ttft / len(prompt), step, step, step, os.path.getsize(llm.model_path))
 
-    def together(self) -> Pace:
-        """Where several answers are decoded together, a token takes about what one of a prompt does: the weights are read once
-        for all of them."""
+    def together(self, streams: int) -> Pace:
+        """Where so many answers are decoded together: the weights are read once a step for all of them, but a token takes no
+        less than one of a prompt does. Prompts that choose different layers have nobody to go with."""
         quick = min(self.prompt, self.decoded)
-        return replace(self, decoded=quick, followed=quick)
+        return replace(self, decoded=max(quick, self.decoded / streams), followed=quick)
 
 
 def longest_seconds(
@@ -55,7 +57,7 @@ def longest_seconds(
 
     >>> row = Row("dense", "model.gguf", 0.0, None)
     >>> size = os.path.getsize("model.gguf")
-    >>> longest_seconds(Pace(0.01, 0.1, 0.1, size), [[row]], [100], 20, set())
+    >>> longest_seconds(Pace(0.01, 0.1, 0.1, 0.1, size), [[row]], [100], 20, set())
     3.0
     """
     total = 0.0
@@ -63,7 +65,8 @@ def longest_seconds(
         read = set()
         for row in rows:
             scale = os.path.getsize(row.file) / pace.n_bytes
-            answer = max_tokens * (pace.decoded + pace.followed * (number in compared))
+            decoded = pace.chosen if needs_scores(row) else pace.decoded
+            answer = max_tokens * (decoded + pace.followed * (number in compared))
             first = (row.file, row.routers) not in read  # a prompt is read once for all rows of a file
             read.add((row.file, row.routers))
             total += scale * (answer + pace.prompt * n_prompt * first)

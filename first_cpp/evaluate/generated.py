@@ -36,18 +36,19 @@ def agreement(tokens: Sequence[int], dense: Sequence[int]) -> float:
     return alike / longer if longer else 1.0
 
 
-def measures(given: Sequence[Mapping[str, Any]], dense: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Of a row's answers, those of the dense model beside them by question; answers that failed count in none.
+def measures(given: Sequence[Mapping[str, Any]], dense: Sequence[Mapping[str, Any]] | None) -> dict[str, float | None]:
+    """Of a row's answers, those of the dense model beside them by question, None where their tokens cannot be compared; answers
+    that failed count in none.
 
     fidelity, kl: means over the answers that have them. agreement: mean. repetition, cut_off_rate: shares of the answers that
     end in a loop, and that the limit of tokens ended. None where there is no answer to take it from.
     """
-    pairs = [(one, other) for one, other in zip(given, dense, strict=True) if "error" not in one]
-    good = [one for one, _ in pairs]
+    good = [one for one in given if "error" not in one]
+    pairs = [(one, other) for one, other in zip(given, dense or (), strict=bool(dense)) if not {"error"} & {*one, *other}]
     return {
         "kl": _mean([one["kl"] for one in good if "kl" in one]),
         "fidelity": _mean([one["fidelity"] for one in good if "fidelity" in one]),
-        "agreement": _mean([agreement(one["ids"], other["ids"]) for one, other in pairs if "error" not in other]),
+        "agreement": _mean([agreement(one["ids"], other["ids"]) for one, other in pairs]),
         "repetition": _mean([float(ends_in_loop(one["ids"])) for one in good]),
         "cut_off_rate": _mean([float(not one["ended"]) for one in good]),
     }

@@ -99,7 +99,8 @@ KIND_OF_TASK = {"translation": "translation", "tldr": "summary", "dialogue": "su
 
 
 def kinds_of_tasks(given: Sequence[str], tasks: Sequence[str], prompts_alone: Collection[str] = ()) -> dict[str, str]:
-    """The kind of each task: those given as TASK=KIND, and those known. Raises OptionError for a task without one.
+    """The kind of each task: those given as TASK=KIND, and those known. Raises OptionError for a task without one, and for a
+    kind of a task that there is not.
 
     prompts_alone: tasks without a reference, scored by the dense model's own answers unless `given` says otherwise.
 
@@ -111,6 +112,8 @@ def kinds_of_tasks(given: Sequence[str], tasks: Sequence[str], prompts_alone: Co
         task, sign, kind = text.partition("=")
         if not sign or kind not in METRICS:
             raise OptionError(f"--metric {text!r} is not TASK=KIND with KIND one of {', '.join(METRICS)}")
+        if task not in tasks:
+            raise OptionError(f"--metric {text!r}: no question is of task {task!r}; there are {', '.join(map(repr, tasks))}")
         kinds[task] = kind
     for task in dict.fromkeys(tasks):
         if task not in kinds:

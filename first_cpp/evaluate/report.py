@@ -47,7 +47,8 @@ def summarise(
         for task, measured in of_tasks.items():
             scores.add(row.name, task, *measured[0])
             table[task] = {metric.name: metric.score(numbers.sum(axis=0), len(numbers)) for metric, numbers in measured}
-        found.append({**_facts(row, given, tasks), **_beside_dense(given, dense, tasks), "scores": table})
+        beside = _beside_dense(given, dense if row.same_vocabulary else None, tasks)
+        found.append({**_facts(row, given, tasks), **beside, "scores": table})
     for one in found:
         one["ratio"] = _interval(scores.ratio(one["row"], reference, tasks))
     return {
@@ -65,6 +66,7 @@ def _facts(row: Row, given: Sequence[Record], tasks: Sequence[str]) -> Record:
         "row": row.name,
         "system": row.system,
         "share": row.share,
+        "same_vocabulary": row.same_vocabulary,
         "share_skipped": _mean([len(one["skipped_layers"]) / one["n_layer"] for one in good]),
         **_times(good),
         "tokens": sum(one["tokens"] for one in good),
@@ -74,12 +76,12 @@ def _facts(row: Row, given: Sequence[Record], tasks: Sequence[str]) -> Record:
     }
 
 
-def _beside_dense(given: Sequence[Record], dense: Sequence[Record], tasks: Sequence[str]) -> Record:
-    """What `measures` finds in all answers, and by task."""
+def _beside_dense(given: Sequence[Record], dense: Sequence[Record] | None, tasks: Sequence[str]) -> Record:
+    """What `measures` finds in all answers, and by task. dense: None for a row of another vocabulary."""
     by_task = {}
     for task in tasks:
         here = [i for i, one in enumerate(given) if one["task"] == task]
-        by_task[task] = measures([given[i] for i in here], [dense[i] for i in here])
+        by_task[task] = measures([given[i] for i in here], None if dense is None else [dense[i] for i in here])
     return {**measures(given, dense), "by_task": by_task}
 
 
@@ -88,17 +90,17 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _times(good: Sequence[Record]) -> Record:
-    """None where answers were decoded together, of which none has a time of its own."""
+    """None where answers were decoded together, of which none has a time of its own, or none has a second token."""
     if any("tpot_ms" not in one for one in good):
         return {"tpot_ms": None, "median_step_ms": None}
     steps = [one["median_step_ms"] for one in good if one["tokens"] > 1]
-    return {"tpot_ms": _tpot(good), "median_step_ms": statistics.median(steps or [0.0])}
+    return {"tpot_ms": _tpot(good), "median_step_ms": statistics.median(steps) if steps else None}
 
 
-def _tpot(good: Sequence[Record]) -> float:
-    """Mean milliseconds per output token after each answer's first; 0 where no answer has one."""
+def _tpot(good: Sequence[Record]) -> float | None:
+    """Mean milliseconds per output token after each answer's first; None where no answer has one."""
     steps = sum(max(0, one["tokens"] - 1) for one in good)
-    return sum(one["tpot_ms"] * (one["tokens"] - 1) for one in good if one["tokens"]) / steps if steps else 0.0
+    return sum(one["tpot_ms"] * (one["tokens"] - 1) for one in good if one["tokens"]) / steps if steps else None
 
 
 def _layer_counts(good: Sequence[Record]) -> dict[str, list[float]]:
@@ -153,7 +155,7 @@ def write(record: Record, folder: str) -> None:
 
 def markdown(record: Record) -> str:
     """The tables, their columns aligned as text."""
-    parts = [_head(record), _overview(record), _generated(record), _scores(record)]
+    parts = [_head(record), *_notes(record), _overview(record), _generated(record), _scores(record)]
     if record["leads"]:
         tasks = list(record["tasks"])
         leads = [
@@ -187,8 +189,22 @@ def _head(record: Record) -> str:
     )
 
 
+def _notes(record: Record) -> list[str]:
+    """What some numbers of the tables do not mean."""
+    reference = next(one for one in record["rows"] if one["row"] == record["reference"])
+    zero = [task for task, scores in reference["scores"].items() if not next(iter(scores.values()))]
+    others = [one["row"] for one in record["rows"] if not one["same_vocabulary"]]
+    notes = []
+    if zero:
+        notes.append(f"`{record['reference']}` scores 0 on {', '.join(zero)}, which counts as 0 of reference for every row.\n")
+    if others:
+        has = "has another vocabulary" if len(others) == 1 else "have other vocabularies"
+        notes.append(f"{', '.join(others)} {has}: tokens and distributions are not compared.\n")
+    return notes
+
+
 def _untimed(record: Record) -> bool:
-    return any(one["tpot_ms"] is None for one in record["rows"])
+    return all(one["tpot_ms"] is None for one in record["rows"])
 
 
 def _overview(record: Record) -> str:
@@ -200,7 +216,7 @@ def _overview(record: Record) -> str:
             _number(one["share_skipped"], ".3f"),
             _ci(one["ratio"]),
             *(_number(one.get(name.lower()), ".3f") for name in along),
-            *([] if _untimed(record) else [f"{one['tpot_ms']:.2f}"]),
+            *([] if _untimed(record) else [_number(one["tpot_ms"], ".2f")]),
         ]
         for one in record["rows"]
     ]
@@ -265,17 +281,19 @@ def draw(record: Record, folder: str) -> list[str]:
     matplotlib.rcParams["text.parse_math"] = False  # a task may be called $5_$
     import matplotlib.pyplot as plt
 
-    timed = not _untimed(record)
-    figure, axes = plt.subplots(1, 1 + timed, figsize=(5.5 * (1 + timed), 4.2), squeeze=False)
+    n = 1 if _untimed(record) else 2
+    figure, axes = plt.subplots(1, n, figsize=(5.5 * n, 4.2), squeeze=False)
     left, *rights = axes[0]
     for system in dict.fromkeys(one["system"] for one in record["rows"]):
         points = sorted((one for one in record["rows"] if one["system"] == system), key=lambda one: one["share_skipped"] or 0)
         kept = [one["ratio"] for one in points]
-        error = [[value - low for value, low, _ in kept], [high - value for value, _, high in kept]]
+        # no draw may reach the value, be it by rounding alone, and matplotlib takes no length below 0
+        error = [[max(0, value - low) for value, low, _ in kept], [max(0, high - value) for value, _, high in kept]]
         shares = [(one["share_skipped"] or 0) * 100 for one in points]
         left.errorbar(shares, [value for value, *_ in kept], error, marker="o", capsize=2, label=system)
         for right in rights:
-            right.plot([one["tpot_ms"] for one in points], [value for value, *_ in kept], "o-", label=system)
+            timed = [one for one in points if one["tpot_ms"] is not None]
+            right.plot([one["tpot_ms"] for one in timed], [one["ratio"][0] for one in timed], "o-", label=system)
     left.set(xlabel="skipped layers, %", ylabel=f"score / score of {record['reference']}")
     for right in rights:
         right.set(xlabel="TPOT, ms")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import FirstCppError, MissingFileError, OptionError
@@ -13,6 +13,8 @@ from ..gguf.model_file import ModelFile, open_gguf, weights_fingerprint
 from ..gguf.router_format import load_routers, read_routers, trained_set
 from ..skip import FIXED, Skip, check_layers, fixed_layers, layers_for_share, skip_from_text
 
+Influence = Callable[[str, str | None], Sequence[int]]
+"""All layers of a model file, beside it a side file or None, from the least block influence up."""
 BASE, DENSE, ROUTED, BUDGET, AUTO = "base", "dense", "routed", "budget", "auto"
 
 
@@ -25,7 +27,8 @@ class Row:
     """One system that answers all questions.
 
     name: unique. share: asked for, on average where each prompt has its own. skip: as `Llama` takes it. file: the GGUF.
-    routers: a side file. tolerance: with skip "auto", None for the file's.
+    routers: a side file. tolerance: with skip "auto", None for the file's. same_vocabulary: as the dense row's model, so that
+    tokens and their distributions can be compared.
 
     >>> Row("even@0.25", "model.gguf", 0.25, (2, 4)).system
     'even'
@@ -37,6 +40,7 @@ class Row:
     skip: Skip
     routers: str | None = None
     tolerance: float | None = None
+    same_vocabulary: bool = True
 
     @property
     def system(self) -> str:
@@ -50,13 +54,19 @@ class Row:
         return found if self.tolerance is None else [*found, self.tolerance]
 
 
+def needs_scores(row: Row) -> bool:
+    """Whether each prompt chooses what a row skips."""
+    return isinstance(row.skip, float) or row.skip == "auto"
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """What a command line asks for.
 
     model: the GGUF; routers: a side file for it; base: the model as it came, where the LoRA is folded into `model`. shares: to
     skip; auto: whether to let each prompt choose, too. baselines: kinds of fixed sets at the same shares. given: rows as typed.
-    influence: called for an order of all layers, from the least block influence up. seed: of the random baseline.
+    influence: called with a model file and a side file for an order of all layers, from the least block influence up. seed: of
+    the random baseline.
     """
 
     model: str
@@ -65,7 +75,7 @@ class RowPlan:
     shares: Sequence[float]
     baselines: Sequence[str]
     given: Sequence[str]
-    influence: Callable[[], Sequence[int]]
+    influence: Influence
     seed: int
     auto: bool = False
 
@@ -81,13 +91,14 @@ class RowPlan:
         found = [Row(BASE, self.base, 0.0, None)] if self.base else []
         found.append(Row(DENSE, self.model, 0.0, None, self.routers))
         cost = cost_probes_of(self.routers or self.model) if self.auto or any(self.shares) else None
-        for share in (share for share in self.shares if share > 0):
+        shares = {f"{share:g}": share for share in self.shares if share > 0}  # by what rows are named after
+        for share in shares.values():
             layers_for_share(share, n_layer)  # raises when none would stay
             found.append(Row(f"{ROUTED}@{share:g}", self.model, share, share, self.routers))
             if cost is not None and (tolerance := cost.tolerance_for(share)) is not None:
                 found.append(Row(f"{BUDGET}@{share:g}", self.model, share, "auto", self.routers, tolerance))
             for name in self.baselines:
-                order = self.influence() if name == "influence" else ()
+                order = self.influence(self.model, self.routers) if name == "influence" else ()
                 layers = fixed_layers(name, share, n_layer, order, self.seed)
                 found.append(Row(f"{name}@{share:g}", self.model, share, layers, self.routers))
         if self.auto:
@@ -98,17 +109,35 @@ class RowPlan:
             if row.name in [other.name for other in found]:
                 raise OptionError(f"--row {row.name}: there is a row of this name already")
             found.append(row)
-        return found
+        own = vocabulary(self.model)
+        others = {file for file in {row.file for row in found} - {self.model} if vocabulary(file) != own}
+        return [replace(row, same_vocabulary=row.file not in others) for row in found]
 
 
-def parse_row(text: str, influence: Callable[[], Sequence[int]], seed: int = 0) -> Row:
+def vocabulary(path: str) -> list[bytes]:
+    """The tokens of a model, by number; none where it has no vocabulary, which loading it says."""
+    file, key = open_gguf(path), "tokenizer.ggml.tokens"
+    return list(file.get(key)) if file.kind(key) == "arr[str]" else []
+
+
+def check_comparable(rows: Sequence[Row], by_fidelity: Sequence[str]) -> None:
+    """Raise RowError for a row whose fidelity to the dense row cannot be measured, where tasks are scored by it."""
+    for row in rows:
+        if by_fidelity and not row.same_vocabulary:
+            raise RowError(
+                f"row {row.name}: {row.file} has another vocabulary than --model, so its fidelity cannot be measured, by which "
+                f"task {by_fidelity[0]!r} is scored; leave the row out, or score the task by references (--metric)"
+            )
+
+
+def parse_row(text: str, influence: Influence, seed: int = 0) -> Row:
     """A row as typed: NAME=FILE and perhaps @auto, @0.25, @7,11, @budget:0.25 or @even:0.25, a set of `skip.fixed_layers`.
 
     A budget is the tolerance of the file's cost probes that skips the share on average. A set of the kind that a LoRA was
-    trained for is the one it was trained for. influence: called for an order of all layers that the file does not name. Raises
+    trained for is the one it was trained for. influence: called for an order of all layers where the file names none. Raises
     MissingFileError, RowError, or SkipError for layers or shares that the model does not have.
 
-    >>> parse_row("fixed=model.gguf@4,1", lambda: ()).skip
+    >>> parse_row("fixed=model.gguf@4,1", lambda model, routers: ()).skip
     (1, 4)
     """
     name, sign, rest = text.partition("=")
@@ -153,9 +182,7 @@ def _tolerance(file: str, share: float, n_layer: int) -> float:
     return tolerance
 
 
-def _set(
-    file: str, kind: str, share: float, n_layer: int, influence: Callable[[], Sequence[int]], seed: int
-) -> tuple[int, ...]:
+def _set(file: str, kind: str, share: float, n_layer: int, influence: Influence, seed: int) -> tuple[int, ...]:
     """The fixed set of layers that a row of this kind skips."""
     trained = trained_set(read_routers(open_gguf(file), file), kind, n_layer, file)
     if trained is not None:
@@ -164,7 +191,7 @@ def _set(
         raise RowError(
             f"{file} was not trained with layers of the kind {kind!r} (first-cpp train --layers); give layers instead"
         )
-    return fixed_layers(kind, share, n_layer, influence() if kind == "influence" else (), seed)
+    return fixed_layers(kind, share, n_layer, influence(file, None) if kind == "influence" else (), seed)
 
 
 def cost_probes_of(path: str) -> CostProbes | None:

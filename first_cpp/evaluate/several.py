@@ -15,11 +15,12 @@ from ..errors import ContextFull
 from ..gguf.model_file import open_gguf
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.teacher_forcing import fidelity
+from ..streams import ROOM
 from ..streams.cost import KL, Floats, Targets
-from ..streams.engine import ROOM, Engine, streams_for
+from ..streams.engine import Engine, streams_for
 from ..streams.together import answers_together
 from .answer_file import Answer, AnswerFile
-from .asking import FAILURES, MOST_KEPT, differs, failed, found_answer
+from .asking import FAILURES, MOST_KEPT, differs, failed, found_answer, is_compared
 from .questions import Question
 from .rows import Row
 
@@ -34,6 +35,7 @@ Model = tuple[str, str | None]
 class Compared:
     """The dense model's answer to a question, and its next-token distributions on the way: after the prompt and each token."""
 
+    prompt: list[int]
     answer: list[int]
     targets: Targets
 
@@ -47,6 +49,11 @@ class ReadPrompt:
     state: bytes
     logits: Floats
     scores: npt.NDArray[np.float32] | None
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes of memory, about."""
+        return len(self.state) + self.logits.nbytes + (0 if self.scores is None else self.scores.nbytes)
 
 
 @dataclass
@@ -78,19 +85,31 @@ class Several:
         missing = self.answers.missing(self.rows, len(self.questions))
         todo = [(number, here) for number, here in enumerate(missing) if here]
         todo.sort(key=lambda one: len(self.questions[one[0]].prompt))  # a long prompt gives all streams of its block more room
-        n_bytes = Targets.n_bytes(self.max_tokens + 1, open_gguf(self.dense.file).count("tokenizer.ggml.tokens"))
-        size = max(1, min(AT_ONCE, MOST_KEPT // n_bytes))
-        for first in range(0, len(todo), size):
+        for block in self._blocks(todo):
             self._compared.clear()
             for model in dict.fromkeys(map(_model, self.rows)):
-                self._answer_block(model, dict(todo[first : first + size]))
+                self._answer_block(model, block)
+
+    def _blocks(self, todo: Sequence[tuple[int, list[Row]]]) -> Iterator[dict[int, list[Row]]]:
+        """Questions with what is missing of each: so many that memory holds the dense distributions of those measured."""
+        n_bytes = Targets.n_bytes(self.max_tokens + 1, open_gguf(self.dense.file).count("tokenizer.ggml.tokens"))
+        block, held = dict[int, list[Row]](), 0
+        for number, rows in todo:
+            needed = n_bytes if number in self.measured else 0
+            if len(block) == AT_ONCE or (held and held + needed > MOST_KEPT):
+                yield block
+                block, held = {}, 0
+            block[number] = rows
+            held += needed
+        if block:
+            yield block
 
     def _answer_block(self, model: Model, block: dict[int, list[Row]]) -> None:
         """What is missing of a model file's rows, by question."""
         here = {number: [row for row in rows if _model(row) == model] for number, rows in block.items()}
         followed = set[int]()
         if model == _model(self.dense):
-            compared = {number for number, rows in block.items() if any(differs(row, self.dense) for row in rows)}
+            compared = {number for number, rows in block.items() if any(is_compared(row, self.dense) for row in rows)}
             followed = compared & self.measured
         numbers = [number for number, rows in here.items() if rows or number in followed]
         if not numbers:
@@ -127,10 +146,10 @@ class Several:
                 ones.append(self._read_prompt(engine, number))
             except FAILURES as error:
                 for row in here[number]:
-                    self._add(row, number, failed(self.questions[number], error))
-            if sum(len(one.state) for one in ones) >= MOST_KEPT:
+                    self._fail(row, number, error)
+            if sum(one.n_bytes for one in ones) >= MOST_KEPT:
                 yield ones
-                ones = []
+                ones.clear()  # before the next ones are read
         yield ones
 
     def _prompt(self, engine: Engine, number: int) -> list[int]:
@@ -139,8 +158,9 @@ class Several:
             raise ContextFull(f"the prompt has {len(prompt)} tokens, the context {self._n_ctx}")
         return prompt
 
-    def _read_prompt(self, engine: Engine, number: int) -> ReadPrompt:
-        prompt = self._prompt(engine, number)
+    def _read_prompt(self, engine: Engine, number: int, prompt: list[int] | None = None) -> ReadPrompt:
+        """prompt: None for the question's own in the model's template."""
+        prompt = prompt or self._prompt(engine, number)
         scores = engine.read_scored(prompt)
         return ReadPrompt(number, prompt, engine.saved(), engine.row(-1).copy(), scores)
 
@@ -148,22 +168,44 @@ class Several:
 
     def _answer_row(self, engine: Engine, row: Row, ones: Sequence[ReadPrompt]) -> None:
         """A row's answers to prompts that were read; those that skip the same layers are decoded together."""
-        alike: dict[tuple[frozenset[int], int], list[ReadPrompt]] = defaultdict(list)
+        alike: dict[tuple[frozenset[int], int], list[tuple[ReadPrompt, Answer]]] = defaultdict(list)
         for one in ones:
-            skipped = frozenset(engine.choice(row.skip, row.tolerance, len(one.prompt), one.scores))
-            alike[skipped, min(self.max_tokens, self._n_ctx - len(one.prompt) - 1)].append(one)
+            skipped = _skipped(engine, row, one)
+            try:
+                measured = self._measure(engine, row, one, skipped)
+            except FAILURES as error:
+                self._fail(row, one.number, error)
+            else:
+                alike[skipped, min(self.max_tokens, self._n_ctx - len(one.prompt) - 1)].append((one, measured))
         for (skipped, limit), same in alike.items():
-            measured = [self._measure(engine, row, one, skipped) for one in same]
+            self._decode(engine, row, same, skipped, limit)
 
-            def read(i: int, _prompt: Sequence[int], stream: int, same: Sequence[ReadPrompt] = same) -> Floats:
-                engine.restore(same[i].state, stream)
-                return same[i].logits
+    def _decode(
+        self, engine: Engine, row: Row, ones: Sequence[tuple[ReadPrompt, Answer]], skipped: frozenset[int], limit: int
+    ) -> None:
+        """Answers of up to `limit` tokens, each with what was measured. Where they cannot be decoded together, each by itself:
+        of several streams, a layer of some architectures (RWKV's) cannot be skipped."""
 
-            prompts = [one.prompt for one in same]
-            for i, answer in answers_together(engine, prompts, limit, read=read, skipped=skipped):
-                question = self.questions[same[i].number]
-                found = found_answer(engine, question, answer.tokens, answer.end is not None, engine.n_layer, sorted(skipped))
-                self._add(row, same[i].number, {**found, **measured[i]})
+        def read(i: int, _prompt: Sequence[int], stream: int) -> Floats:
+            engine.restore(ones[i][0].state, stream)
+            return ones[i][0].logits
+
+        waiting = dict(enumerate(ones))
+        try:
+            for i, answer in answers_together(engine, [one.prompt for one, _ in ones], limit, read=read, skipped=skipped):
+                one, measured = waiting.pop(i)
+                how = engine.n_layer, sorted(skipped)
+                found = found_answer(engine, self.questions[one.number], answer.tokens, answer.end is not None, *how)
+                self._add(row, one.number, found | measured)
+        except FAILURES as error:
+            for one, measured in waiting.values():
+                if len(ones) > 1:
+                    self._decode(engine, row, [(one, measured)], skipped, limit)
+                else:
+                    self._fail(row, one.number, error)
+
+    def _fail(self, row: Row, number: int, error: Exception) -> None:
+        self._add(row, number, failed(self.questions[number], error))
 
     def _add(self, row: Row, number: int, found: Answer) -> None:
         self.answers.add({"row": row.name, "question": number, **found})
@@ -173,8 +215,11 @@ class Several:
         """What is measured along the dense answer; the dense row's own choices are its answer."""
         if not differs(row, self.dense):
             return {"fidelity": 1.0} if one.number in self.measured else {}
-        if (dense := self._compared.get(one.number)) is None:
+        if not is_compared(row, self.dense) or (dense := self._compared.get(one.number)) is None:
             return {}
+        if one.prompt != dense.prompt:  # of another template: the dense answer is followed after its own prompt
+            one = self._read_prompt(engine, one.number, dense.prompt)
+            skipped = _skipped(engine, row, one)
         logits = _along(engine, one, dense.answer, skipped)
         return {"kl": float(dense.targets.cost(logits)[KL]), "fidelity": fidelity(logits, dense.answer)}
 
@@ -184,11 +229,16 @@ class Several:
             given = self.answers.found[self.dense.name, one.number]
             if "error" not in given:
                 targets = Targets.of(_along(engine, one, given["ids"], frozenset()))
-                self._compared[one.number] = Compared(given["ids"], targets)
+                self._compared[one.number] = Compared(one.prompt, given["ids"], targets)
 
 
 def _model(row: Row) -> Model:
     return row.file, row.routers
+
+
+def _skipped(engine: Engine, row: Row, one: ReadPrompt) -> frozenset[int]:
+    """The layers that a row's answer to a prompt skips."""
+    return frozenset(engine.choice(row.skip, row.tolerance, len(one.prompt), one.scores))
 
 
 def _along(engine: Engine, one: ReadPrompt, answer: Sequence[int], skipped: frozenset[int]) -> Floats:

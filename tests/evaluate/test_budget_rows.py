@@ -43,7 +43,7 @@ def expected_share(model: str, tolerance: float) -> float:
 def test_rows(budget, tiny, tmp_path):
     def plan(**other):
         settings = {"routers": None, "base": None, "shares": [0.0, 0.3, 0.6], "baselines": [], "given": [], "seed": 0}
-        return RowPlan(**({"model": budget, "influence": lambda: ()} | settings | other)).rows()
+        return RowPlan(**({"model": budget, "influence": lambda model, routers: ()} | settings | other)).rows()
 
     found = {row.name: row for row in plan(auto=True)}
     assert list(found) == ["dense", "routed@0.3", "budget@0.3", "routed@0.6", "auto"]  # the table ends at 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 
 import llama_cpp
 import pytest
@@ -13,6 +14,9 @@ from routers_files import routed_model
 from first_cpp import Llama
 from first_cpp.cli.main import main
 from first_cpp.evaluate import asking
+from first_cpp.evaluate.estimate import Pace, longest_seconds
+from first_cpp.evaluate.report import _notes, draw
+from first_cpp.evaluate.rows import Row
 from first_cpp.train.result import plot_layers
 
 
@@ -205,3 +209,45 @@ def test_the_plan_comes_before_the_answers(routed, data, tmp_path, capsys, monke
     seen.clear()
     assert main(command) == 0
     assert "7 answers of at most 8 tokens; 5 are there already" in seen[0]
+
+
+def test_answers_of_one_token_have_no_time_per_token(routed, data, tmp_path, capsys):
+    """Not 0 ms, nor a point at 0 in the picture."""
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0,0.34", "-n", "1") == 0
+    assert "TPOT" not in capsys.readouterr().out
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert [(one["tpot_ms"], one["median_step_ms"]) for one in rows] == [(None, None)] * 2
+
+
+def test_the_command_of_a_report_can_be_pasted(routed, tmp_path, monkeypatch):
+    data = tmp_path / "my data.jsonl"
+    data.write_text(json.dumps(QUESTIONS[0]) + "\n")
+    args = ["eval", "-m", routed, "--data", str(data), "--out", str(tmp_path / "out"), "--skip", "0", "-n", "2", "--quiet"]
+    monkeypatch.setattr("sys.argv", ["first-cpp", *args])
+    assert main(args) == 0
+    assert shlex.split(json.loads((tmp_path / "out" / "report.json").read_text())["command"]) == ["first-cpp", *args]
+
+
+def test_a_reference_that_scores_0_is_named():
+    """Else a reader takes half of the reference's own score for what skipping cost."""
+    dense = {"row": "dense", "scores": {"qa": {"F1": 0.0, "EM": 0.0}, "tldr": {"ROUGE-L": 9.0}}, "same_vocabulary": True}
+    record = {"reference": "dense", "rows": [dense]}
+    assert _notes(record) == ["`dense` scores 0 on qa, which counts as 0 of reference for every row.\n"]
+
+
+def test_a_score_outside_its_interval_can_be_drawn(tmp_path):
+    """By rounding alone: 3 * 0.1 is not 0.1 + 0.1 + 0.1."""
+    row = {"row": "dense", "system": "dense", "share_skipped": 0.0, "ratio": [0.3, 0.30000000000000004, 0.4], "tpot_ms": 1.0}
+    assert draw({"rows": [row], "reference": "dense"}, str(tmp_path)) == ["quality.png"]
+
+
+def test_the_time_that_answers_take_together(tiny):
+    """At most: as many steps as streams share, but rows whose prompts choose have each its own."""
+    size = os.path.getsize(tiny)
+    alone = Pace(0.01, 0.1, 0.1, 0.1, size)
+    together = alone.together(4)
+    dense, routed = Row("dense", tiny, 0.0, None), Row("routed@0.34", tiny, 0.34, 0.34)
+    assert longest_seconds(alone, [[dense]], [100], 20, set()) == pytest.approx(1 + 20 * 0.1)
+    assert longest_seconds(together, [[dense]], [100], 20, set()) == pytest.approx(1 + 20 * 0.1 / 4)
+    assert longest_seconds(together, [[routed]], [100], 20, set()) == pytest.approx(1 + 20 * 0.1)
+    assert alone.together(32).decoded == 0.01  # no less than a token of a prompt

@@ -24,6 +24,7 @@ from first_cpp.evaluate.questions import read_questions
         (["--row", "x=nowhere.gguf"], "there is no file nowhere.gguf"),
         (["--reference", "tuned"], "tuned is no row"),
         (["--metric", "qa=rouge"], "is not TASK=KIND"),
+        (["--metric", "q=answer"], "no question is of task 'q'; there are 'qa', 'translation', 'tldr', 'dialogue'"),
         (["--routers", "nowhere.gguf"], "there is no file nowhere.gguf"),
     ],
 )
@@ -92,3 +93,12 @@ def test_other_models_and_layers_do_not_mix_in(routed, tiny, models, data, tmp_p
     file.write_bytes(raw)
     assert evaluate(str(file), data, out, "--skip", "0") == 2
     assert "holds an evaluation with other row dense" in capsys.readouterr().err
+
+
+def test_answers_of_nobody_knows_what_are_refused(routed, data, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert evaluate(routed, data, out, "--skip", "0") == 0
+    os.remove(out / "run.json")
+    assert evaluate(routed, data, out, "--skip", "0", "--limit", "2") == 2
+    assert "holds answers without the run.json that says of what" in capsys.readouterr().err
+    assert not (out / "run.json").exists()

@@ -81,4 +81,5 @@ def test_tpot_is_a_mean_over_tokens(tmp_path):
 
     assert _tpot([{"tokens": 3, "tpot_ms": 2.0}, {"tokens": 1, "tpot_ms": 0.0}, {"tokens": 0, "tpot_ms": 0.0}]) == 2.0
     assert _tpot([{"tokens": 3, "tpot_ms": 2.0}, {"tokens": 2, "tpot_ms": 5.0}]) == pytest.approx(3.0)
-    assert _tpot([]) == 0
+    assert _tpot([]) is None
+    assert _tpot([{"tokens": 1, "tpot_ms": 0.0}]) is None

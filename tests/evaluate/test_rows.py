@@ -9,6 +9,7 @@ import pytest
 from routers_files import routed_model
 
 from first_cpp.errors import MissingFileError, SkipError
+from first_cpp.evaluate.command import _names
 from first_cpp.evaluate.rows import RowPlan, parse_row
 from first_cpp.skip import fixed_layers
 
@@ -24,7 +25,7 @@ def test_static_sets():
 
 def test_rows_as_typed(tiny):
     def parse(text, order=()):
-        return parse_row(text, lambda: order)
+        return parse_row(text, lambda model, routers: order)
 
     row = parse(f"tuned={tiny}@0.25")
     assert (row.name, row.system, row.file, row.skip, row.share) == ("tuned@0.25", "tuned", tiny, 0.25, 0.25)
@@ -59,8 +60,8 @@ def test_a_path_may_have_an_at_sign(tiny, tmp_path):
     folder = tmp_path / "me@home"
     folder.mkdir()
     file = str(shutil.copy(tiny, folder / "m@1.gguf"))
-    assert parse_row(f"x={file}", lambda: ()).file == file
-    row = parse_row(f"x={file}@4,1", lambda: ())
+    assert parse_row(f"x={file}", lambda model, routers: ()).file == file
+    row = parse_row(f"x={file}@4,1", lambda model, routers: ())
     assert (row.file, row.skip) == (file, (1, 4))
 
 
@@ -69,7 +70,7 @@ def test_a_row_leaves_out_the_layers_that_its_lora_was_trained_for(tiny, tmp_pat
         return routed_model(tiny, tmp_path, number, **{f"train.{key}": value for key, value in train.items()})
 
     def parse(kind, file, seed=0):
-        return parse_row(f"x={file}@{kind}:0.34", lambda: [0, 1, 2, 3, 4, 5], seed).skip
+        return parse_row(f"x={file}@{kind}:0.34", lambda model, routers: [0, 1, 2, 3, 4, 5], seed).skip
 
     search = trained(1, layers="search", seed="3", order="5,2,0,1,3,4")
     influence = trained(2, layers="influence", seed="3", order="1,4,0,2,3,5")
@@ -102,3 +103,20 @@ def test_blocks_that_predict_further_tokens_are_not_layers(tmp_path):
     assert [row.skip for row in plan.rows()] == [None, 0.34, (4, 5), (4, 5)]
     with pytest.raises(SkipError, match="layer 6 does not exist"):
         parse_row(f"x={path}@5,6", tuple)
+
+
+def test_influence_is_measured_on_the_model_that_skips(tiny, tmp_path):
+    """With the side file whose LoRA it has; another row's on its own file."""
+    side, other = routed_model(tiny, tmp_path, 5, sidecar=True), shutil.copy(tiny, tmp_path / "other.gguf")
+    orders = {(tiny, side): [5, 4, 3, 2, 1, 0], (str(other), None): [0, 1, 2, 3, 4, 5]}
+    given = [f"x={other}@influence:0.34"]
+    plan = RowPlan(tiny, side, None, [0.34], ["influence"], given, lambda *of: orders[of], 0)
+    assert [row.skip for row in plan.rows()] == [None, 0.34, (4, 5), (0, 1)]
+
+
+def test_rows_have_names_of_their_own(routed):
+    """Of shares that are written alike there is one, and of baselines that are named twice."""
+    plan = RowPlan(routed, None, None, [0.33333331, 0.33333332], ["even"], [], lambda *of: [], 0)
+    assert [row.name for row in plan.rows()] == ["dense", "routed@0.333333", "even@0.333333"]
+    assert _names("even, last,even") == ["even", "last"]
+    assert _names("none") == []

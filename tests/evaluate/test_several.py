@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+from architectures.write import write_tiny
 from evaluating import QUESTIONS, evaluate
+from raw_gguf import with_metadata
 from routers_files import budget_routers, routed_model
 
+from first_cpp import Llama
+from first_cpp.errors import RoutingError
 from first_cpp.evaluate import several
 from first_cpp.evaluate.answer_file import AnswerFile
 from first_cpp.gguf.cost_probes import TolerancePoint
 from first_cpp.gguf.embed import embed
+from first_cpp.gguf.synthetic import SHAPES, write_random
+from first_cpp.streams.engine import Engine
 
 TABLE = (TolerancePoint(0.02, 0.1, 0.02, 0.98), TolerancePoint(0.2, 0.5, 0.2, 0.9))
 ROWS = ["--skip", "0,0.3,0.5", "--baselines", "even,last", "--kl", "1"]
@@ -114,3 +121,92 @@ def test_prompts_of_any_length_and_those_that_do_not_fit(routed, tmp_path, capsy
     rows = json.loads((tmp_path / "together" / "report.json").read_text())["rows"]
     assert [list(one["failed"]) for one in rows] == [["4"], ["4"]]
     assert "give a larger --ctx" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "jamba", "rwkv6"])
+def test_states_of_every_kind(tmp_path, data, architecture):
+    """A sliding window shorter than the prompts, and recurrent states: of each stream its own. In a graph of several streams no
+    layer of RWKV can be skipped, so each answer is decoded by itself."""
+    model = tmp_path / f"{architecture}.gguf"
+    write_tiny(model, architecture)
+    rows = ["--skip", "0", "--row", f"set={model}@2,4", "--kl", "9", "-c", "256"]
+    assert evaluate(str(model), data, tmp_path / "alone", *rows) == 0
+    assert evaluate(str(model), data, tmp_path / "together", *rows, "--streams", "3") == 0
+    found = answers(tmp_path / "together")
+    assert not any("error" in one for one in found.values())
+    same(found, answers(tmp_path / "alone"))
+
+
+def test_what_cannot_be_decoded_is_counted_as_failed(routed, data, tmp_path, monkeypatch):
+    """The answers of one row; the others go on."""
+    read = Engine.read_next
+
+    def broken(self, tokens, positions, streams, skipped=frozenset()):
+        if skipped == {1, 4}:
+            raise RoutingError("broken")
+        return read(self, tokens, positions, streams, skipped)
+
+    monkeypatch.setattr(Engine, "read_next", broken)
+    rows = ["--skip", "0", "--row", f"set={routed}@1,4", "--row", f"other={routed}@2,3", "--streams", "3"]
+    assert evaluate(routed, data, tmp_path / "report", *rows) == 0
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert [len(one["failed"]) for one in rows] == [0, len(QUESTIONS), 0]
+    assert set(rows[1]["failed"].values()) == {"RoutingError: broken"}
+
+
+def test_a_row_of_another_template_is_compared_after_the_same_prompt(routed, data, tmp_path):
+    """KL and fidelity are those of one at a time: along the dense answer, after the dense prompt, with the set chosen by it."""
+    template = "{% for one in messages %}[{{ one.content }}]{% endfor %}"
+    other = with_metadata(routed, tmp_path / "other.gguf", tokenizer__chat_template=template)
+    rows = ["--skip", "0,0.34", "--row", f"other={other}@0.34", "--kl", "9"]
+    assert evaluate(routed, data, tmp_path / "alone", *rows) == 0
+    assert evaluate(routed, data, tmp_path / "together", *rows, "--streams", "3") == 0
+    found = answers(tmp_path / "together")
+    same(found, answers(tmp_path / "alone"))
+    assert found["other@0.34", 0]["kl"] == found["routed@0.34", 0]["kl"]  # the same weights
+    assert found["other@0.34", 0]["ids"] != found["routed@0.34", 0]["ids"]
+
+
+@pytest.mark.parametrize("streams", [[], ["--streams", "3"]])
+def test_a_row_of_another_vocabulary_is_not_compared_token_by_token(routed, data, tmp_path, capsys, streams):
+    other = tmp_path / "other.gguf"
+    write_random(other, dataclasses.replace(SHAPES["tiny"], n_vocab=400))
+    rows = ["--skip", "0", "--row", f"other={other}", "--row", f"set={routed}@1,4", *streams]
+    assert evaluate(routed, data, tmp_path / "report", *rows) == 0
+    assert "other has another vocabulary" in capsys.readouterr().out
+    dense, found, fixed = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert (found["kl"], found["fidelity"], found["agreement"], found["failed"]) == (None, None, None, {})
+    assert found["by_task"]["qa"]["agreement"] is None
+    assert dense["agreement"] == 1
+    assert fixed["kl"] > 0
+    assert evaluate(routed, data, tmp_path / "report2", *rows, "--metric", "qa=fidelity") == 2
+    assert "another vocabulary than --model, so its fidelity cannot be measured, by which task 'qa'" in capsys.readouterr().err
+
+
+def test_more_streams_than_there_are_positions_for_are_refused(routed, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(routed, data, tmp_path / "report", "--streams", "33")
+    assert "argument --streams: 33 is above 32" in capsys.readouterr().err
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0", "--streams", "32") == 0
+
+
+def test_questions_that_are_not_measured_need_no_blocks_of_their_own(routed, data, tmp_path, monkeypatch):
+    """However little memory there is for distributions."""
+    opened = []
+    monkeypatch.setattr(several, "MOST_KEPT", 1)
+    monkeypatch.setattr(several, "Engine", lambda *given: (opened.append(given), Engine(*given))[1])
+    for kl, n_blocks in ((0, 1), (1, 4)):  # one question of each of four tasks
+        opened.clear()
+        assert evaluate(routed, data, tmp_path / str(kl), "--skip", "0,0.34", "--kl", str(kl), "--streams", "2") == 0
+        assert len(opened) == n_blocks
+
+
+def test_the_model_of_the_plan_is_closed_before_the_streams_take_memory(routed, data, tmp_path, monkeypatch):
+    events, made, closed = [], Llama.__init__, Llama.close
+    monkeypatch.setattr(Llama, "__init__", lambda self, *a, **k: (events.append(("open", id(self))), made(self, *a, **k))[1])
+    monkeypatch.setattr(Llama, "close", lambda self: (events.append(("close", id(self))), closed(self))[1])
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0", "--streams", "2") == 0
+    opened = set()
+    for what, which in events:
+        opened = opened | {which} if what == "open" else opened - {which}
+        assert len(opened) <= 1
