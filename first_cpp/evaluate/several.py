@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ContextFull
-from ..gguf.model_file import open_gguf
+from ..gguf.model_file import ModelFile, open_gguf
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.teacher_forcing import fidelity
 from ..streams import ROOM
@@ -79,6 +79,8 @@ class Several:
     def __post_init__(self) -> None:
         self.rows = sorted(self.rows, key=lambda row: row != self.dense)  # the others are followed along its answers
         self._n_ctx = self.settings["n_ctx"]
+        if any(_reads_otherwise(file, self._n_ctx) for file in {row.file for row in self.rows}):
+            self._room = self._n_ctx
 
     def answer_all(self) -> None:
         """Questions in blocks, for each of which every model file is loaded once."""
@@ -234,6 +236,15 @@ class Several:
 
 def _model(row: Row) -> Model:
     return row.file, row.routers
+
+
+def _reads_otherwise(path: str, n_ctx: int) -> bool:
+    """Whether a model reads any prompt otherwise in a context of `n_ctx` than in a short one: LongRoPE's factors (Phi-3) go
+    by the context."""
+    model = ModelFile.open(path)
+    key = f"{model.architecture}.rope.scaling.original_context_length"
+    made_for = model.first.get(key) if model.first.kind(key) == "u32" else model.context_length
+    return n_ctx > made_for and any(tensor.name == "rope_factors_long.weight" for _, tensor in model.tensors())
 
 
 def _skipped(engine: Engine, row: Row, one: ReadPrompt) -> frozenset[int]:

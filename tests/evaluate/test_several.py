@@ -210,3 +210,13 @@ def test_the_model_of_the_plan_is_closed_before_the_streams_take_memory(routed, 
     for what, which in events:
         opened = opened | {which} if what == "open" else opened - {which}
         assert len(opened) <= 1
+
+
+def test_a_model_that_reads_long_contexts_otherwise(tmp_path, data):
+    """LongRoPE's factors go by the length of the context, not by that of the prompt: 512 here, made for 256."""
+    model = tmp_path / "phi3.gguf"
+    write_tiny(model, "phi3")
+    rows = ["--skip", "0", "--row", f"set={model}@2,4"]
+    assert evaluate(str(model), data, tmp_path / "alone", *rows) == 0
+    assert evaluate(str(model), data, tmp_path / "together", *rows, "--streams", "3") == 0
+    same(answers(tmp_path / "together"), answers(tmp_path / "alone"))
