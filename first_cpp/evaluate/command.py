@@ -215,6 +215,7 @@ def _answer(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..llama import Llama
+    from ..runtime.probe import check_answers
     from .answer_file import AnswerFile, check_same_run
     from .asking import Against, answer_all, measured_questions
     from .rows import DENSE
@@ -233,6 +234,7 @@ def _answer(
     console = Console(stderr=True)
     with contextlib.ExitStack() as opened:
         llm = opened.enter_context(contextlib.closing(Llama(dense.file, routers=dense.routers, skip=None, **settings)))
+        check_answers(llm)
         if not args.quiet:
             console.print(_plan(args, llm, rows, questions, answers, measured), highlight=False)
         progress = Progress(*columns, console=console, disable=args.quiet or not console.is_terminal)

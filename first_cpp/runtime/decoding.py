@@ -19,6 +19,7 @@ from .guarded import GuardedLlama
 from .notebook import notes
 from .one_thread import CLOSED
 from .policy import RoutingPolicy
+from .probe import check_answers
 from .routing import Routing
 
 _BASE_GENERATE = inspect.signature(llama_cpp.Llama.generate)
@@ -82,6 +83,7 @@ class DecodingLlama(GuardedLlama):
         with self._exclusive:
             if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
+            check_answers(self)
             self._policy.begin_answer(self._measure.fidelity)
             if reset and self._conversations is not None:
                 self._read.sync()

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import llama_cpp
 
+from ..errors import ModelFileError
 from .layers import Layers
 from .llama_batch import decode, empty_memory
+
+
+def check_answers(llm: llama_cpp.Llama) -> None:
+    """Raise ModelFileError for a model that cannot continue a text: for some llama.cpp would end the process."""
+    why = ""
+    if not llama_cpp.llama_get_memory(llm.ctx):
+        why = "it has no KV cache: it makes embeddings of texts"
+    elif llama_cpp.llama_model_has_encoder(llm.model):
+        why = "it has an encoder, which would have to read the prompt"
+    if why:
+        raise ModelFileError(f"{llm.model_path} cannot continue a text: {why}")
 
 
 def learn_layout(llm: llama_cpp.Llama, layers: Layers, n_layer: int, micro_batch: int, offload: bool) -> None:

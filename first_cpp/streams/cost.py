@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import RoutingError
+from ..errors import LogitsError
 
 Floats = npt.NDArray[np.float32]
 
@@ -33,7 +33,7 @@ class Targets:
 
     @classmethod
     def of(cls, logits: Floats) -> Targets:
-        """From the dense logits, float32 [n, n_vocab]. Raises RoutingError where they are not numbers."""
+        """From the dense logits, float32 [n, n_vocab]. Raises LogitsError where they are no numbers."""
         _check(logits)
         packed = np.empty(logits.shape, np.uint16)
         total, entropy = np.empty(len(logits), np.float32), np.empty(len(logits), np.float32)
@@ -81,7 +81,7 @@ class Targets:
 
 def _check(logits: Floats) -> None:
     if np.isnan(logits.max(axis=1)).any():
-        raise RoutingError("the model gives no numbers: NaN among its logits")
+        raise LogitsError("the model computed logits that are no numbers (NaN)")
 
 
 def _pack(p: Floats) -> npt.NDArray[np.uint16]:

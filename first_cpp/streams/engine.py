@@ -16,6 +16,7 @@ from ..errors import RoutingError
 from ..gguf.model_file import ModelFile
 from ..llama import Llama
 from ..runtime.choice import Setting, choose
+from ..runtime.probe import check_answers
 from ..runtime.prompt_probes import prompt_probes, read_layers
 from ..skip import Skip
 from . import MOST_POSITIONS, ONE_STREAM, ONLY_TOKENS, ROOM
@@ -59,6 +60,7 @@ class Engine(Llama):
             routers=routers,
             verbose=False,
         )
+        check_answers(self)
         self._decode_size = size
         self._tokens_in = llama_cpp.llama_batch_init(size, 0, 1)
         self._states_in = llama_cpp.llama_batch_init(size, self.n_embd(), 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import llama_cpp
 
+from ..errors import LogitsError
 from .engine import Engine, Floats
 
 Read = Callable[[int, Sequence[int], int], Floats]
@@ -34,8 +36,11 @@ class _Stream:
 
 
 def first_choice(_number: int, logits: Floats) -> int:
-    """The most probable token."""
-    return int(logits.argmax())
+    """The most probable token. Raises LogitsError for NaN and infinity, as an answer by itself does."""
+    token = int(logits.argmax())  # of several numbers and a NaN, the NaN
+    if not math.isfinite(logits[token]):
+        raise LogitsError("the model computed logits that are no numbers (NaN or infinite)")
+    return token
 
 
 def answers_together(

@@ -9,13 +9,13 @@ from architectures.write import write_tiny
 from helpers import greedy, survives
 
 from first_cpp import Llama
-from first_cpp.errors import RoutingError
+from first_cpp.errors import LogitsError, ModelFileError
 from first_cpp.gguf.model_file import ModelFile
 from first_cpp.gguf.quantise import quantise
 from first_cpp.streams.cost import Targets
 from first_cpp.streams.engine import Engine
 from first_cpp.streams.quick_copy import quick_copy
-from first_cpp.streams.together import answers_together
+from first_cpp.streams.together import answers_together, first_choice
 
 PROMPTS = [[5, 6, 7], [9], [30, 31, 32, 33, 34, 35], [7, 7], [12, 90, 4]]
 
@@ -136,7 +136,18 @@ def test_what_is_no_number_has_no_cost():
     """The KL of such logits was 0, by which every layer could be spared."""
     good, bad = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
     bad[1, 2] = np.nan
-    with pytest.raises(RoutingError, match="NaN among its logits"):
-        Targets.of(bad)
-    with pytest.raises(RoutingError, match="NaN among its logits"):
-        Targets.of(good).cost(bad)
+    for compute in (Targets.of, Targets.of(good).cost, lambda logits: first_choice(0, logits[1])):
+        assert compute(good) is not None
+        with pytest.raises(LogitsError, match="logits that are no numbers"):
+            compute(bad)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_what_cannot_continue_a_text_is_refused(tmp_path, architecture, load):
+    """Stock llama_cpp fails an assertion, or llama.cpp ends the process."""
+    model = tmp_path / "model.gguf"
+    write_tiny(model, architecture)
+    with pytest.raises(ModelFileError, match="cannot continue a text: it has"):
+        Engine(str(model), 64, 1)
+    with pytest.raises(ModelFileError, match="cannot continue a text: it has"):
+        next(load(model, Llama, n_ctx=64).generate([5, 6, 7]))
