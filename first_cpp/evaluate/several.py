@@ -20,12 +20,15 @@ from ..streams.cost import KL, Floats, Targets
 from ..streams.engine import Engine, streams_for
 from ..streams.together import answers_together
 from .answer_file import Answer, AnswerFile
-from .asking import FAILURES, MOST_KEPT, differs, failed, found_answer, is_compared
+from .asking import FAILURES, differs, failed, found_answer, is_compared
 from .questions import Question
 from .rows import Row
 
 AT_ONCE = 256
 """Questions at most that go through all model files before the next ones do."""
+
+MOST_KEPT = 1 << 30
+"""Bytes of dense distributions that are kept for the next model files, and as many of prompts that were read."""
 
 Model = tuple[str, str | None]
 """A model file, and a side file."""
@@ -195,10 +198,11 @@ class Several:
         waiting = dict(enumerate(ones))
         try:
             for i, answer in answers_together(engine, [one.prompt for one, _ in ones], limit, read=read, skipped=skipped):
-                one, measured = waiting.pop(i)
+                one, measured = waiting[i]
                 how = engine.n_layer, sorted(skipped)
                 found = found_answer(engine, self.questions[one.number], answer.tokens, answer.end is not None, *how)
                 self._add(row, one.number, found | measured)
+                del waiting[i]
         except FAILURES as error:
             for one, measured in waiting.values():
                 if len(ones) > 1:

@@ -15,6 +15,7 @@ from first_cpp import Llama
 from first_cpp.errors import RoutingError
 from first_cpp.evaluate import several
 from first_cpp.evaluate.answer_file import AnswerFile
+from first_cpp.evaluate.asking import found_answer
 from first_cpp.gguf.cost_probes import TolerancePoint
 from first_cpp.gguf.embed import embed
 from first_cpp.gguf.synthetic import SHAPES, write_random
@@ -152,6 +153,21 @@ def test_what_cannot_be_decoded_is_counted_as_failed(routed, data, tmp_path, mon
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
     assert [len(one["failed"]) for one in rows] == [0, len(QUESTIONS), 0]
     assert set(rows[1]["failed"].values()) == {"RoutingError: broken"}
+
+
+def test_every_question_has_an_answer_or_an_error(routed, data, tmp_path, monkeypatch):
+    """Also where what was decoded cannot be written down."""
+
+    def broken(engine, question, *answer):
+        if question.task == "tldr":
+            raise ValueError("no text")
+        return found_answer(engine, question, *answer)
+
+    monkeypatch.setattr(several, "found_answer", broken)
+    assert evaluate(routed, data, tmp_path / "report", "--skip", "0,0.34", "--streams", "3") == 0
+    found = answers(tmp_path / "report")
+    assert len(found) == 2 * len(QUESTIONS)
+    assert {one["task"] for one in found.values() if "error" in one} == {"tldr"}
 
 
 def test_a_row_of_another_template_is_compared_after_the_same_prompt(routed, data, tmp_path):
