@@ -262,11 +262,12 @@ def _tables(columns: Sequence[str], rows: Sequence[Sequence[str]], n_fixed: int)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    shown = [[cell.replace("|", "\\|").replace("\n", " ") for cell in cells] for cells in (columns, *rows)]
+    widths = [max(map(len, cells)) for cells in zip(*shown, strict=True)]
     rule = ["-" * width for width in widths]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-        for cells in (columns, rule, *rows)
+        for cells in (shown[0], rule, *shown[1:])
     ]
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ from first_cpp import Llama
 from first_cpp.cli.main import main
 from first_cpp.evaluate import asking
 from first_cpp.evaluate.estimate import Pace, longest_seconds
-from first_cpp.evaluate.report import _notes, draw
+from first_cpp.evaluate.report import _notes, _table, draw
 from first_cpp.evaluate.rows import Row
 from first_cpp.train.result import plot_layers
 
@@ -233,6 +233,12 @@ def test_a_reference_that_scores_0_is_named():
     dense = {"row": "dense", "scores": {"qa": {"F1": 0.0, "EM": 0.0}, "tldr": {"ROUGE-L": 9.0}}, "same_vocabulary": True}
     record = {"reference": "dense", "rows": [dense]}
     assert _notes(record) == ["`dense` scores 0 on qa, which counts as 0 of reference for every row.\n"]
+
+
+def test_a_name_ends_no_cell_of_a_table():
+    columns, rule, row = _table(["row", "a|b F1", "c\nd"], [["dense", "1.0", "2.0"]]).splitlines()
+    assert columns == "| row   | a\\|b F1 | c d |"
+    assert len(columns) == len(rule) == len(row)
 
 
 def test_a_score_outside_its_interval_can_be_drawn(tmp_path):
