@@ -37,7 +37,7 @@ from .runtime.per_call import PerCallLlama
 from .runtime.policy import RoutingPolicy, check_predicting, hold
 from .runtime.probe import learn_layout
 from .runtime.routing import Routing
-from .runtime.state import LlamaState, restore
+from .runtime.state import LlamaState, restore, take
 from .runtime.structured import Structured
 from .skip import Skip, SkipSetting, share_without_routers
 
@@ -279,7 +279,7 @@ class Llama(PerCallLlama):
     def save_state(self) -> LlamaState:
         """The base class's state, with what is known of its positions."""
         self._read.settle()
-        return self._read.save(super().save_state())
+        return self._read.save(take(self, super().save_state))
 
     @exclusive
     def load_state(self, state: llama_cpp.LlamaState) -> None:

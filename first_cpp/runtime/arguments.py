@@ -29,6 +29,9 @@ _SIZES = {  # the least and the most that llama.cpp survives; n_ctx=0 is the mod
     "n_threads": (0, MOST_THREADS),
     "n_threads_batch": (0, MOST_THREADS),
 }
+_CACHE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl", 30: "bf16"}
+"""ggml.h's numbers of the types that llama.cpp's --cache-type-k has; others end the process."""
+_UNQUANTISED = (0, 1, 30)
 _BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 
 
@@ -93,6 +96,25 @@ def check_base_arguments(given: Mapping[str, Any]) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"Llama() got an unexpected keyword argument {name!r}{hint}")
     check_sizes(given)
+    check_cache_types(given)
+
+
+def check_cache_types(given: Mapping[str, Any]) -> None:
+    """Raise SettingError for types of the KV cache that llama.cpp does not survive, or has no attention for.
+
+    >>> check_cache_types({"type_v": 8})
+    Traceback (most recent call last):
+    first_cpp.errors.SettingError: type_v=8 (q8_0) needs flash_attn=True
+    """
+    for name in ("type_k", "type_v"):
+        value = given.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) not in _CACHE_TYPES:
+            types = ", ".join(f"{number} ({called})" for number, called in _CACHE_TYPES.items())
+            raise SettingError(f"{name}={value!r:.100} is no type of a KV cache: {types}")
+        if name == "type_v" and operator.index(value) not in _UNQUANTISED and not given.get("flash_attn"):
+            raise SettingError(f"type_v={value} ({_CACHE_TYPES[operator.index(value)]}) needs flash_attn=True")
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:

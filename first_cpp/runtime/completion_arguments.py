@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import SettingError
+
+MOST_BIAS = 1e30
+"""A logit plus more than this may be infinite, and two such tokens cannot be told apart."""
 
 
 def check_completion(given: Mapping[str, Any], n_vocab: int) -> None:
@@ -26,11 +31,50 @@ def check_completion(given: Mapping[str, Any], n_vocab: int) -> None:
             raise SettingError(f"{name}={shown} is not {allowed}")
     if given.get("prompt", "") is None:
         raise SettingError("prompt=None is not a text, or a list of tokens")
+    if given.get("echo") and not given.get("stream") and not isinstance(given["prompt"], str):
+        raise SettingError("echo=True needs the prompt as a text, not as tokens; Llama.detokenize() gives the text of tokens")
     for token, bias in (given.get("logit_bias") or {}).items():
         if not _is_number(token) or not 0 <= int(token) < n_vocab:
             raise SettingError(f"logit_bias: {token!r:.100} is not a token of this model: 0 to {n_vocab - 1}")
         if not isinstance(bias, numbers.Real):
             raise SettingError(f"logit_bias: {bias!r:.100} is not a number")
+        if not bias < MOST_BIAS:  # -inf forbids a token
+            raise SettingError(f"logit_bias: {bias!r:.100} for token {token}: a number below {MOST_BIAS:g} is needed")
+
+
+def put_plainly(given: dict[str, Any]) -> None:
+    """Change arguments that were checked into the types that llama_cpp goes by.
+
+    It takes nothing but a list for a list of stops or tokens, and with `logit_bias` forgets it and the processors alike.
+    """
+    if not isinstance(given["prompt"], str):
+        given["prompt"] = [int(token) for token in given["prompt"]]
+    given["stop"] = as_stops(given["stop"])
+    if given["logit_bias"] and given["logits_processor"] is not None:
+        processors = [*given["logits_processor"], _biased(given["logit_bias"])]
+        given["logits_processor"], given["logit_bias"] = llama_cpp.LogitsProcessorList(processors), None
+
+
+def as_stops(stop: Any) -> list[str]:
+    """The stops as a list.
+
+    >>> as_stops(("a", "b")), as_stops("a"), as_stops(None)
+    (['a', 'b'], ['a'], [])
+    """
+    return [stop] if isinstance(stop, str) else [] if stop is None else list(stop)
+
+
+def _biased(biases: Mapping[Any, Any]) -> Callable[..., Any]:
+    """A logits processor that adds a bias to the logits of some tokens."""
+    tokens = [int(token) for token in biases]
+    added = np.array([float(bias) for bias in biases.values()], np.single)
+
+    def process(_: object, logits: npt.NDArray[np.single]) -> npt.NDArray[np.single]:
+        found = np.copy(logits)
+        found[tokens] += added
+        return found
+
+    return process
 
 
 def _is_number(value: object) -> bool:

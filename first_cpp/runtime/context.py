@@ -51,7 +51,9 @@ class ReadContext:
         n_tokens = self._llm.n_tokens
         if self._scores is not None and len(self._scores) > n_tokens:
             self._scores.seek(n_tokens)
-        self.kv.truncate(n_tokens)
+        if self.kv.end > n_tokens:
+            self.kv.truncate(n_tokens)
+            self._forget_logits()
         self.n_image = min(self.n_image, n_tokens)
         if self.kv.end < n_tokens:  # an image was evaluated dense; only there do positions come without `evaluate`
             self.n_image = n_tokens

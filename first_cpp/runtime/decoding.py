@@ -78,8 +78,7 @@ class DecodingLlama(GuardedLlama):
         given.pop("self")
         reset, end = given.get("reset", True), given.get("stopping_criteria")
         answer = Answer(len(tokens) if reset else self.n_tokens + len(tokens))
-        if isinstance(end, ContextEnd):
-            given["stopping_criteria"] = end.further
+        given["stopping_criteria"] = end.further if isinstance(end, ContextEnd) else self._seeing_logits(end)
         with self._exclusive:
             if not len(tokens) and (reset or self.n_tokens == 0):
                 raise ValueError("the prompt has no tokens")
@@ -162,7 +161,18 @@ class DecodingLlama(GuardedLlama):
                 live = self.input_ids[: self.n_tokens]
                 usable = min(usable, common_prefix(live, np.asarray(tokens, np.intc)))
         dropped = self._read.rewind(usable)
+        if not (reset or dropped or pending or tokens) and self._requires_eval:
+            return self._read.rewind(self.n_tokens - 1)
         return tokens if reset else dropped + pending + tokens
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As in the base class; after `load_state`, or a lower `n_tokens`, from the logits of the last token that is left."""
+        with self._exclusive:
+            if self._current.answer is None and self.n_tokens:
+                self._read.settle()
+                if self._requires_eval:
+                    self.eval(self._read.rewind(self.n_tokens - 1))
+            return super().sample(*args, **kwargs)
 
     def reset(self) -> None:
         """As in the base class; an answer that was going on ends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jinja2
@@ -16,7 +16,7 @@ from ..errors import ContextFull, SettingError
 from ..gguf.model_limits import Spelling
 from .answer import ContextEnd, CurrentAnswer
 from .arguments import check_messages, check_sampling, why_no_context, with_default_threads
-from .completion_arguments import check_completion, check_tools
+from .completion_arguments import as_stops, check_completion, check_tools, put_plainly
 from .loading import Loading, without_broken_templates
 from .long_text import least_tokens
 from .one_thread import CLOSED, OneThread, exclusive
@@ -26,6 +26,7 @@ from .token_text import TokenText
 
 _BASE_CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 _BASE_SAMPLER = inspect.signature(llama_cpp.Llama._init_sampler)
+_BASE_EMBED = inspect.signature(llama_cpp.Llama.embed)
 _BASE_COMPLETION = inspect.signature(llama_cpp.Llama._create_completion)
 
 
@@ -151,9 +152,10 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         given = _BASE_COMPLETION.bind(self, *args, **kwargs)
         given.apply_defaults()
         check_completion(given.arguments, self.n_vocab())
+        put_plainly(given.arguments)
         if isinstance(prompt := given.arguments["prompt"], str):
             self._check_length(prompt.encode("utf-8"))
-        end = given.arguments["stopping_criteria"] = ContextEnd(given.arguments["stopping_criteria"])
+        end = given.arguments["stopping_criteria"] = ContextEnd(self._seeing_logits(given.arguments["stopping_criteria"]))
         streamed = self._streamed_text(given.arguments)
         inner = super()._create_completion(*given.args[1:], **given.kwargs)
         try:
@@ -177,6 +179,18 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
                 yield chunk
         finally:
             inner.close()
+
+    def _seeing_logits(self, criterion: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """The criterion with the logits that the last token was drawn from; the base class hands on others, or none at all."""
+        if criterion is None:
+            return None
+        n_vocab = self.n_vocab()
+
+        def ends(tokens: Any, _: object) -> bool:
+            row = llama_cpp.llama_get_logits_ith(self.ctx, len(tokens) - 1 - self.n_tokens)
+            return bool(criterion(tokens, np.ctypeslib.as_array(row, shape=(n_vocab,)).copy()))
+
+        return ends
 
     def _streamed_text(self, given: dict[str, Any]) -> StreamedText | None:
         """What completes the chunks of a stream, where the base class may lose some of its text."""
@@ -208,6 +222,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         check_messages(given["messages"])
         check_tools(given.get("tools"))
         check_completion(given, self.n_vocab())
+        given["stop"] = as_stops(given.get("stop"))
         given["response_format"] = plain_format(given.get("response_format"))
         check_forced_tool(given)
         self._in_chat = True
@@ -241,17 +256,28 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     @exclusive
     @functools.wraps(llama_cpp.Llama.sample)
     def sample(self, *args: Any, **kwargs: Any) -> int:
-        return super().sample(*args, **kwargs)  # type: ignore[no-any-return]
+        before = self._sampler
+        try:
+            return super().sample(*args, **kwargs)  # type: ignore[no-any-return]
+        except BaseException:
+            self._sampler = before  # the base class would keep one of this call alone
+            raise
 
     @exclusive
     @functools.wraps(llama_cpp.Llama.embed)
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs.get("input")
-        for text in [given] if isinstance(given, str) else given or [""]:
+        given = _BASE_EMBED.bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        texts = given["input"]
+        if not isinstance(texts, str):
+            texts = given["input"] = list(texts)  # of an iterator, too
+        for text in [texts] if isinstance(texts, str) else texts or [""]:
+            if not isinstance(text, str):
+                raise SettingError(f"what is to be embedded is a text, or a list of texts, not {text!r:.100}")
             if not text or not self.tokenize(text.encode("utf-8")):  # llama_cpp writes beyond its batch for it
                 raise SettingError("a text to embed is empty, or there is none")
         try:
-            return super().embed(*args, **kwargs)
+            return super().embed(**given)
         except BaseException:  # the base class has emptied the KV cache, and says so at its end alone
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
             self.reset()

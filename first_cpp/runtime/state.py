@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import llama_cpp
@@ -41,6 +43,25 @@ class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
         self.router_id = router_id
 
 
+@contextlib.contextmanager
+def _with_kept_logits(llm: Any) -> Iterator[None]:
+    """Inside, `scores` has no more than a row where the logits of all positions are not kept: nothing is written to the others,
+    of which there are n_batch, 4 bytes per token of the vocabulary each."""
+    scores = llm.scores
+    if not llm._logits_all:
+        llm.scores = np.zeros((1, scores.shape[1]), np.single)
+    try:
+        yield
+    finally:
+        llm.scores = scores
+
+
+def take(llm: Any, save: Callable[[], llama_cpp.LlamaState]) -> llama_cpp.LlamaState:
+    """`save()`, without what is no part of the state."""
+    with _with_kept_logits(llm):
+        return save()
+
+
 def restore(llm: Any, load: Callable[[llama_cpp.LlamaState], None], state: llama_cpp.LlamaState) -> None:
     """`load(state)`, which may change a model only in part before it fails: the model is then reset, and StateError raised."""
     memory, tokens = llama_cpp.llama_get_memory(llm.ctx), llm.input_ids
@@ -49,7 +70,8 @@ def restore(llm: Any, load: Callable[[llama_cpp.LlamaState], None], state: llama
     try:
         if state.n_tokens > len(tokens):
             raise ValueError(f"it has {state.n_tokens} tokens, the context has room for {len(tokens)}")
-        load(state)
+        with _with_kept_logits(llm):
+            load(_for_model(llm, state))
         tokens[: state.n_tokens] = state.input_ids[: state.n_tokens]  # of a model with another n_ctx, too
         llm.input_ids = tokens
     except Exception as error:
@@ -57,3 +79,14 @@ def restore(llm: Any, load: Callable[[llama_cpp.LlamaState], None], state: llama
         llama_cpp.llama_memory_clear(memory, True)
         llm.reset()
         raise StateError(f"the state cannot be restored: {error}; the model was reset, and holds no token") from error
+
+
+def _for_model(llm: Any, state: llama_cpp.LlamaState) -> llama_cpp.LlamaState:
+    """The state with as many logits as the model keeps. Raises ValueError where it has fewer."""
+    if llm._logits_all:
+        if len(state.scores) < state.n_tokens:
+            raise ValueError("it has not the logits of all its tokens, which a model with logits_all=True keeps")
+        return state
+    fitting = copy.copy(state)
+    fitting.scores = state.scores[:1]
+    return fitting
