@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import EllipsisType
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ class AsyncLlama:
 
     def __init__(self, *args: Any, llama: Llama | None = None, catch_up: bool = False, **kwargs: Any) -> None:
         self.llama = Llama(*args, **kwargs) if llama is None else llama
-        self._turn = asyncio.Lock()
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
         self._awaited = 0
         self._idle = IdleThread(self.llama) if catch_up else None
 
@@ -87,6 +88,11 @@ class AsyncLlama:
         async for token in self._stream(lambda: self.llama.generate(tokens, skip=skip, **kwargs)):
             yield token
 
+    async def create_embedding(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Llama.create_embedding`. It cannot be cancelled midway."""
+        async with self._taken():
+            return await _to_the_end(functools.partial(self.llama.create_embedding, *args, **kwargs))
+
     async def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `Llama.embed`. It cannot be cancelled midway."""
         async with self._taken():
@@ -108,7 +114,8 @@ class AsyncLlama:
         """The model is free inside; afterwards, where nothing else is awaited, it catches up."""
         self._awaited += 1
         try:
-            async with self._turn:
+            # a lock is of one event loop, and programs run several, one after the other
+            async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
                 if self._idle is not None:
                     await _to_the_end(self._idle.pause)
                 yield

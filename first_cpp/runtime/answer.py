@@ -49,12 +49,11 @@ class Answer:
         "_resumed",
         "cancelled",
         "decode",
-        "last_token",
         "n_prompt",
-        "n_tokens",
         "running",
         "skipped",
         "thread",
+        "tokens",
         "ttft",
     )
 
@@ -65,8 +64,8 @@ class Answer:
         self.cancelled = False
         self.running = False
         self.thread = threading.get_ident()  # that began it
-        self.n_tokens = 0
-        self.last_token = -1
+        self.tokens: list[int] = []
+        """Those generated."""
         self.ttft = 0.0
         self.decode = 0.0
         self._resumed = time.perf_counter()
@@ -78,12 +77,16 @@ class Answer:
     def count(self, token: int) -> None:
         """A token is there: stop the clock."""
         elapsed = time.perf_counter() - self._resumed
-        if self.n_tokens == 0:
+        if not self.tokens:
             self.ttft = elapsed
         else:
             self.decode += elapsed
-        self.n_tokens += 1
-        self.last_token = token
+        self.tokens.append(token)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens were generated."""
+        return len(self.tokens)
 
     @property
     def drafting(self) -> bool:
@@ -92,8 +95,9 @@ class Answer:
 
     @property
     def timing(self) -> Timing:
-        tpot = self.decode / (self.n_tokens - 1) if self.n_tokens > 1 else 0.0
-        return Timing(self.n_tokens, self.ttft, tpot, self.last_token)
+        n_tokens = self.n_tokens
+        tpot = self.decode / (n_tokens - 1) if n_tokens > 1 else 0.0
+        return Timing(n_tokens, self.ttft, tpot, self.tokens[-1] if n_tokens else -1)
 
 
 class ContextEnd:

@@ -22,7 +22,7 @@ from .long_text import least_tokens
 from .one_thread import CLOSED, OneThread, exclusive
 from .streamed_text import StreamedText, before_stop
 from .structured import Structured, check_forced_tool, exact_schemas, plain_format
-from .token_text import TokenText
+from .token_text import TokenText, without_broken
 
 _BASE_CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 _BASE_SAMPLER = inspect.signature(llama_cpp.Llama._init_sampler)
@@ -50,10 +50,12 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     scores: npt.NDArray[np.single]
     tokenizer_: Any
     _model: Any
+    _sampler: Any
     _current: CurrentAnswer  # of the subclass
     _structured: Structured  # of the subclass, which knows what cancels an answer
     _spelling: Spelling | None = None
     _in_chat = False
+    _streams_text = False
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
@@ -161,6 +163,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         try:
             while True:
                 with self._exclusive:
+                    self._streams_text = streamed is not None and given.arguments["logprobs"] is None
                     try:
                         chunk = next(inner)
                     except StopIteration:
@@ -169,6 +172,8 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
                         if "exceed context window" in str(error) and not isinstance(error, ContextFull):
                             raise ContextFull(f"{error}; a larger n_ctx= has room") from error
                         raise
+                    finally:
+                        self._streams_text = False
                 if end.reached and chunk["choices"][0]["finish_reason"] == "stop":
                     chunk["choices"][0]["finish_reason"] = "length"
                 if streamed is not None:
@@ -194,20 +199,22 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _streamed_text(self, given: dict[str, Any]) -> StreamedText | None:
         """What completes the chunks of a stream, where the base class may lose some of its text."""
-        if self._text is None or not given["stream"] or (given["logprobs"] is None and not given["stop"]):
+        if self._text is None or not given["stream"]:
             return None
-        return StreamedText(self._answer_text, given["stop"])
+        return StreamedText(self._answer_texts(), given["stop"])
 
-    def _answer_text(self, n_tokens: int | None) -> str:
-        """The text of the first tokens of the answer, or of all that there are."""
-        answer, bos = self._current.last, self.token_bos()
-        if answer is None:
-            return ""
-        begin, end = answer.n_prompt, answer.n_prompt + answer.n_tokens
-        made = [
-            token for token in (*self.input_ids[begin : end - 1].tolist(), answer.last_token)[: end - begin] if token != bos
-        ]
-        return self.detokenize(made[:n_tokens]).decode("utf-8", errors="ignore")
+    def _answer_texts(self) -> Callable[[int | None], str]:
+        """Gives the text of the first tokens of the answer, or of all that there are."""
+        bos, made, n_seen = self.token_bos(), list[int](), 0
+
+        def text(n_tokens: int | None) -> str:
+            nonlocal n_seen
+            if (answer := self._current.last) is not None:
+                new, n_seen = answer.tokens[n_seen:], answer.n_tokens
+                made.extend(token for token in new if token != bos)
+            return self.detokenize(made if n_tokens is None else made[:n_tokens]).decode("utf-8", errors="ignore")
+
+        return text
 
     @exclusive
     @functools.wraps(llama_cpp.Llama.create_chat_completion)
@@ -293,4 +300,6 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         """The text of `tokens`, as in the base class."""
         if self._text is None:
             return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
-        return self._text.text(tokens, special)
+        text = self._text.text(tokens, special)
+        # the base class sends nothing more after a byte that is no text, and tries all that it holds back with every token
+        return without_broken(text) if self._streams_text and prev_tokens is not None else text

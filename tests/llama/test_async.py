@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 
+import llama_cpp
 import pytest
 from helpers import greedy, tokens
 from routers_files import routed_model
@@ -206,3 +207,20 @@ def test_it_catches_up_while_nothing_is_awaited(llm):
 
     expected = llm("Once", **ASK)["choices"]
     assert asyncio.run(main()) == expected
+
+
+def test_one_model_in_one_event_loop_after_another(llm):
+    """With calls that wait for each other in both: asyncio's locks are of the loop in which they were waited for."""
+    model = AsyncLlama(llama=llm)
+
+    async def main():
+        answers = await asyncio.gather(*(model.create_completion("Once", **ASK) for _ in range(3)))
+        return [answer["choices"] for answer in answers]
+
+    assert asyncio.run(main()) == asyncio.run(main())
+
+
+def test_embeddings_are_awaited(tiny, load):
+    llm = load(tiny, embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN)
+    model = AsyncLlama(llama=llm)
+    assert asyncio.run(model.create_embedding(["Once", "twice"])) == llm.create_embedding(["Once", "twice"])

@@ -38,6 +38,12 @@ def text_of(chunks, key="text"):
     return "".join((c["choices"][0][key] if key == "text" else c["choices"][0]["delta"].get("content") or "") for c in chunks)
 
 
+def in_ascii(chunks):
+    """The base's streams stop at bytes that make no character, which random weights produce, and drop others."""
+    chunks = list(chunks)
+    return text_of(chunks).encode("ascii", "ignore"), chunks[-1]["choices"]
+
+
 # -- without routing every feature gives what the base gives ----------------------------------------------------------
 
 FORMATS = ["llama-2", "alpaca", "vicuna", "chatml", "zephyr", "mistral-instruct", "gemma", "openchat", "saiga", "qwen"]
@@ -57,7 +63,7 @@ FEATURES = {
         PROMPT, stopping_criteria=llama_cpp.StoppingCriteriaList([lambda ids, scores: len(ids) > 40]), **GREEDY
     ),
     "grammar": lambda llm: llm(PROMPT, grammar=llama_cpp.LlamaGrammar.from_string('root ::= [a-z ]{5,9} "!"'), **GREEDY),
-    "stream": lambda llm: [chunk["choices"] for chunk in llm(PROMPT, stream=True, **GREEDY)],
+    "stream": lambda llm: in_ascii(llm(PROMPT, stream=True, **GREEDY)),
     "chat stream": lambda llm: [c["choices"] for c in llm.create_chat_completion(MESSAGES, stream=True, **GREEDY)],
     "openai v1": lambda llm: llm.create_chat_completion_openai_v1(MESSAGES, **GREEDY).choices[0].message.content,
     "chat": lambda llm: llm.create_chat_completion(MESSAGES, **GREEDY),
