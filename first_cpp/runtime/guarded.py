@@ -112,6 +112,17 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     def metadata(self, metadata: dict[str, str]) -> None:
         self._metadata = without_broken_templates(metadata) if self._repair_templates else metadata
 
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end an answer: EOS, and what else the vocabulary marks so, as the end of a turn.
+
+        >>> from first_cpp import Llama
+        >>> Llama("model.gguf", verbose=False).end_tokens
+        (2,)
+        """
+        vocab = llama_cpp.llama_model_get_vocab(self.model)
+        return tuple(token for token in range(self.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, token))
+
     def _fit_to_context(self) -> None:
         """llama.cpp rounds n_ctx up; tokens beyond the number asked for are recorded too, so that they can be read again."""
         missing = self._n_ctx - len(self.input_ids)

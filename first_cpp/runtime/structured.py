@@ -142,7 +142,6 @@ class Structured:
         """cancelled: whether the answer going on has been cancelled."""
         self._cancelled = cancelled
         self._tokenizer: LLTokenizer | None = None
-        self._ends: list[int] | None = None
         self._process = GrammarProcess(model_path)
         self._mask: JsonMask | GrammarMask | None = None
 
@@ -162,14 +161,11 @@ class Structured:
         return Sampler(make(**settings), llm.n_vocab(), self._mask, errors)
 
     def _make_mask(self, llm: llama_cpp.Llama, text: str) -> JsonMask | GrammarMask:
-        if self._ends is None:
-            vocab = llama_cpp.llama_model_get_vocab(llm.model)
-            self._ends = [i for i in range(llm.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, i)]
         if not isinstance(text, SchemaText):
-            return GrammarMask(self._process, text, frozenset(self._ends), self._cancelled)
+            return GrammarMask(self._process, text, frozenset(llm.end_tokens), self._cancelled)
         if self._tokenizer is None:
             pieces = [llm.detokenize([token]) for token in range(llm.n_vocab())]
-            self._tokenizer = make_tokenizer(pieces, self._ends)
+            self._tokenizer = make_tokenizer(pieces, list(llm.end_tokens))
         return JsonMask(self._tokenizer, text.schema)
 
     def close(self) -> None:

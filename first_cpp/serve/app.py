@@ -119,7 +119,9 @@ def _add_models(app: FastAPI, worker: Worker) -> None:
 
     @app.get("/v1/models/{name:path}", response_model=None)
     async def one_model(name: str) -> JSONResponse:
-        return JSONResponse(about(models.name_of(name)))
+        if not name:  # /v1/models/
+            return await every_model()
+        return JSONResponse(about(models.name_of(name if name in models.names else name.rstrip("/"))))
 
 
 def _add_vocabulary(app: FastAPI, worker: Worker) -> None:

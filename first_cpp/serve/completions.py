@@ -79,6 +79,28 @@ def _stream(chunks: Iterator[dict[str, Any]], prompt: Prompt, kwargs: dict[str, 
         yield {**chunk, "choices": [choice]}
 
 
+class MinTokens:
+    """A logits processor that lets an answer end only once it has so many tokens, by any of the tokens that end answers:
+    llama_cpp's knows of EOS alone.
+
+    >>> llm = Llama("model.gguf", verbose=False)
+    >>> answer = llm("Once", max_tokens=3, logits_processor=[MinTokens(llm, 3)], logit_bias={2: 1e4})
+    >>> answer["usage"]["completion_tokens"]
+    3
+    """
+
+    def __init__(self, llm: Llama, least: int) -> None:
+        self._ends, self._least = list(llm.end_tokens), least
+        self._n_prompt: int | None = None
+
+    def __call__(self, tokens: npt.NDArray[np.intc], logits: npt.NDArray[np.single]) -> npt.NDArray[np.single]:
+        if self._n_prompt is None:
+            self._n_prompt = len(tokens)
+        if len(tokens) - self._n_prompt < self._least:
+            logits[self._ends] = -np.inf
+        return logits
+
+
 def answer_tokens(llm: Llama, n_prompt: int) -> list[int]:
     """The tokens of the answer that just ended, without one that ends answers."""
     made = [int(token) for token in llm.input_ids[n_prompt : llm.n_tokens]]

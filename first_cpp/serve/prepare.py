@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 from llama_cpp.server.app import prepare_request_resources
 
@@ -18,7 +19,7 @@ from ..runtime.long_text import least_tokens
 from ..runtime.structured import check_forced_tool, exact_schemas, plain_format
 from ..skip import Skip
 from .api_errors import ApiError, too_long
-from .completions import Prompt, answer_completion, answer_tokens, embeddings, n_shown, with_usage
+from .completions import MinTokens, Prompt, answer_completion, answer_tokens, embeddings, n_shown, with_usage
 from .earlier_calls import as_template_takes
 from .reasoning import Thinking, stream_with_reasoning, with_reasoning
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -208,6 +209,8 @@ def _arguments(served: ServedModel, body: ChatRequest | CompletionRequest) -> di
     if kwargs.get("seed") is None:
         kwargs["seed"] = random.SystemRandom().randrange(2**31)  # llama_cpp's own default is the same for every request
     _refusing("logit_bias", prepare_request_resources, body, served, body.model, kwargs)
+    if body.min_tokens > 0:
+        kwargs["logits_processor"] = LogitsProcessorList([MinTokens(llm, body.min_tokens)])
     for token, bias in (kwargs.get("logit_bias") or {}).items():
         if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < llm.n_vocab()):
             raise ApiError(400, f"{token!r} is not a token of this model: 0 to {llm.n_vocab() - 1}", param="logit_bias")

@@ -17,6 +17,7 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from routers_files import routed_model
 from server import NO_END, error_of, serving
 
+from first_cpp.serve.completions import MinTokens
 from first_cpp.serve.requests import (
     FIELDS_OF_CALLERS,
     ONLY_DEFAULTS,
@@ -466,3 +467,34 @@ def test_a_browser_may_send_the_headers_of_the_javascript_client(embedding_serve
     assert allowed.status_code == 200
     assert set(headers.split(",")) <= set(allowed.headers["access-control-allow-headers"].lower().replace(" ", "").split(","))
     assert httpx.options(url, headers={**preflight, "Origin": "https://evil.org"}).status_code == 400
+
+
+def test_min_tokens_beside_a_bias(server):
+    """llama_cpp.server drops both where both are given."""
+    body = {"prompt": "Once", "temperature": 0, "max_tokens": 9, "logit_bias": {"2": 1e5, "100": 1e4}}
+    assert server.http.post(TEXT, json=body).json()["usage"]["completion_tokens"] == 0
+    answer = server.http.post(TEXT, json={**body, "min_tokens": 5}).json()
+    assert (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) == ("aaaaa", 5)
+
+
+def test_min_tokens_knows_every_token_that_ends_an_answer(tiny, load):
+    """llama_cpp.server's knows of EOS alone."""
+    llm = load(tiny, kv_overrides={"tokenizer.ggml.eot_token_id": 99})
+    assert llm.end_tokens == (2, 99)
+    ask = {"max_tokens": 9, "temperature": 0, "logit_bias": {99: 1e5}}
+    assert llm([1, 50], **ask)["usage"]["completion_tokens"] == 0
+    assert llm([1, 50], logits_processor=[MinTokens(llm, 5)], **ask)["usage"]["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/metrics", "/"])
+def test_head_is_get_without_a_body(server, path):
+    """As busybox's wget --spider and other health checks ask."""
+    response = server.http.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == server.http.get(path).headers["content-type"]
+
+
+def test_models_with_a_slash_at_the_end(server):
+    assert server.http.get("/v1/models/").json() == server.http.get("/v1/models").json()
+    assert server.http.get("/v1/models/tiny/").json()["id"] == "tiny"
+    assert server.http.get("/v1/models/tin/").status_code == 404
