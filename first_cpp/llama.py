@@ -23,7 +23,7 @@ from .gguf.model_file import ModelFile
 from .gguf.router_format import load_routers, read_routers
 from .gguf.routers import Routers, check_base
 from .runtime.answer import CurrentAnswer
-from .runtime.arguments import Arguments, check_base_arguments, wants_gpu
+from .runtime.arguments import Arguments, check_base_arguments, check_cache_heads, wants_gpu
 from .runtime.at_exit import end_at_exit
 from .runtime.context import ReadContext
 from .runtime.conversations import Conversations
@@ -101,6 +101,7 @@ class Llama(PerCallLlama):
         how = (skip, routers, release_kv, prefill, route_tokens, kv, strict, measure)
         own = self._arguments = Arguments(*how, fidelity, fidelity_state, cache_bytes, tolerance)
         file = ModelFile.open(model_path)
+        check_cache_heads(kwargs, file.head_sizes)
         self._spelling = file.spelling()
         self._routers = self._find_routers(file)
         held = hold(own, self._routers, file.path)

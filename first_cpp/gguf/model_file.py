@@ -164,6 +164,15 @@ class ModelFile:
             for tensor in file.tensors():
                 yield path, tensor
 
+    @property
+    def head_sizes(self) -> tuple[int, int]:
+        """Numbers that a key, and that a value, has in a head.
+
+        >>> ModelFile.open("model.gguf").head_sizes
+        (32, 32)
+        """
+        return Hyperparameters(self.first, self.architecture, self.path).head_sizes()
+
     def spelling(self) -> Spelling | None:
         """What the vocabulary can spell, None where that is every text. Raises ModelFileError for one with which llama.cpp
         would end the process, or none.

@@ -154,6 +154,11 @@ class Hyperparameters:
             if architecture in _ROTATED and (rotated % 2 or not 0 < rotated <= key):
                 raise self._error("rope.dimension_count", rotated, f"an even number from 2 to {key}")
 
+    def head_sizes(self) -> tuple[int, int]:
+        """Numbers that a key, and that a value, has in a head."""
+        width = self._width()
+        return self._most("attention.key_length") or width, self._most("attention.value_length") or width
+
     def _check_latent(self, head: int) -> None:
         """Heads of `head` values that share a latent of a lower rank (multi-head latent attention)."""
         rank, rotated = self._most("attention.kv_lora_rank"), self._most("rope.dimension_count")

@@ -32,6 +32,8 @@ _SIZES = {  # the least and the most that llama.cpp survives; n_ctx=0 is the mod
 _CACHE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl", 30: "bf16"}
 """ggml.h's numbers of the types that llama.cpp's --cache-type-k has; others end the process."""
 _UNQUANTISED = (0, 1, 30)
+_BLOCK = 32
+"""Numbers that are quantised together, in all of the others."""
 _BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 
 
@@ -115,6 +117,22 @@ def check_cache_types(given: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}={value!r:.100} is no type of a KV cache: {types}")
         if name == "type_v" and operator.index(value) not in _UNQUANTISED and not given.get("flash_attn"):
             raise SettingError(f"type_v={value} ({_CACHE_TYPES[operator.index(value)]}) needs flash_attn=True")
+
+
+def check_cache_heads(given: Mapping[str, Any], head_sizes: tuple[int, int]) -> None:
+    """Raise SettingError for types of the KV cache whose blocks do not fit into heads of keys and values of these sizes.
+
+    >>> check_cache_heads({"type_k": 8}, (80, 80))
+    Traceback (most recent call last):
+    first_cpp.errors.SettingError: type_k=8 (q8_0) needs heads of a multiple of 32; this model has 80: f32, f16 or bf16
+    """
+    for name, size in zip(("type_k", "type_v"), head_sizes, strict=True):
+        value = given.get(name)
+        if value is not None and value not in _UNQUANTISED and size % _BLOCK:
+            allowed = " or ".join(", ".join(_CACHE_TYPES[number] for number in _UNQUANTISED).rsplit(", ", 1))
+            raise SettingError(
+                f"{name}={value} ({_CACHE_TYPES[value]}) needs heads of a multiple of {_BLOCK}; this model has {size}: {allowed}"
+            )
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import llama_cpp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from helpers import greedy, logits, survives, tokens
 from routers_files import routed_model
 
 from first_cpp import Llama, SettingError, StateError
+from first_cpp.gguf.synthetic import SHAPES, write_random
 
 PROMPT = [1, 50, 60, 70]
 
@@ -188,6 +191,16 @@ def test_cache_types_that_llama_cpp_does_not_survive(tiny, settings):
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("settings", [{"type_k": 8}, {"type_k": 2, "flash_attn": True}, {"type_v": 8, "flash_attn": True}])
+def test_cache_types_whose_blocks_do_not_fit_into_heads(models, load, settings):
+    """Stock llama_cpp dies of the first, and says that it failed to create a context with the others."""
+    path = models / "heads-of-24.gguf"
+    write_random(path, dataclasses.replace(SHAPES["tiny"], n_embd=96, head_dim=24))
+    with pytest.raises(SettingError, match="needs heads of a multiple of 32; this model has 24"):
+        load(path, **settings)
+    assert len(greedy(load(path, type_k=30, flash_attn=True), PROMPT, 3)) == 3
 
 
 @pytest.mark.parametrize("kind", [iter, tuple, np.array])

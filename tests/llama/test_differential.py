@@ -122,14 +122,14 @@ def stream_chat(rng, _):
 
 def leave(rng, _):
     """A stream that is left early."""
-    prompt, ask, n = text(rng), completion(rng), rng.randint(1, 3)
+    prompt, n = text(rng), rng.randint(1, 3)
+    ask = {**sampling(rng), "max_tokens": 12, "logits_processor": llama_cpp.LogitsProcessorList([in_ascii])}
 
     def do(side):
-        chunks = side.llm.create_completion(prompt, stream=True, **{**ask, "temperature": 0, "stop": None})
-        for _ in range(n):
-            next(chunks, None)
+        chunks = side.llm.create_completion(prompt, stream=True, **ask)
+        found = [chunk["choices"] for chunk, _ in zip(chunks, range(n), strict=False)]
         chunks.close()
-        side.llm.reset()  # how far it came depends on what was held back
+        return found
 
     return do
 
