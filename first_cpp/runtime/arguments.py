@@ -129,10 +129,8 @@ def check_cache_heads(given: Mapping[str, Any], head_sizes: tuple[int, int]) -> 
     for name, size in zip(("type_k", "type_v"), head_sizes, strict=True):
         value = given.get(name)
         if value is not None and value not in _UNQUANTISED and size % _BLOCK:
-            allowed = " or ".join(", ".join(_CACHE_TYPES[number] for number in _UNQUANTISED).rsplit(", ", 1))
-            raise SettingError(
-                f"{name}={value} ({_CACHE_TYPES[value]}) needs heads of a multiple of {_BLOCK}; this model has {size}: {allowed}"
-            )
+            needs = f"{name}={value} ({_CACHE_TYPES[value]}) needs heads of a multiple of {_BLOCK}"
+            raise SettingError(f"{needs}; this model has {size}: f32, f16 or bf16")
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:
