@@ -280,14 +280,14 @@ class Llama(PerCallLlama):
     def save_state(self) -> LlamaState:
         """The base class's state, with what is known of its positions."""
         self._read.settle()
-        return self._read.save(take(self, super().save_state))
+        return self._read.save(take(self, self._logits_all, super().save_state))
 
     @exclusive
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         """Restore a state; one of stock llama_cpp counts as dense. Raises StateError, having reset the model."""
         self._current.end()
         self._forget_answer()
-        restore(self, super().load_state, state)
+        restore(self, self._logits_all, super().load_state, state)
         self._read.load(state)
 
     def __getstate__(self) -> dict[str, Any]:

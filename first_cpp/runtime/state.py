@@ -44,11 +44,11 @@ class LlamaState(llama_cpp.LlamaState):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _with_kept_logits(llm: Any) -> Iterator[None]:
+def _with_kept_logits(llm: Any, logits_all: bool) -> Iterator[None]:
     """Inside, `scores` has no more than a row where the logits of all positions are not kept: nothing is written to the others,
     of which there are n_batch, 4 bytes per token of the vocabulary each."""
     scores = llm.scores
-    if not llm._logits_all:
+    if not logits_all:
         llm.scores = np.zeros((1, scores.shape[1]), np.single)
     try:
         yield
@@ -56,13 +56,13 @@ def _with_kept_logits(llm: Any) -> Iterator[None]:
         llm.scores = scores
 
 
-def take(llm: Any, save: Callable[[], llama_cpp.LlamaState]) -> llama_cpp.LlamaState:
+def take(llm: Any, logits_all: bool, save: Callable[[], llama_cpp.LlamaState]) -> llama_cpp.LlamaState:
     """`save()`, without what is no part of the state."""
-    with _with_kept_logits(llm):
+    with _with_kept_logits(llm, logits_all):
         return save()
 
 
-def restore(llm: Any, load: Callable[[llama_cpp.LlamaState], None], state: llama_cpp.LlamaState) -> None:
+def restore(llm: Any, logits_all: bool, load: Callable[[llama_cpp.LlamaState], None], state: llama_cpp.LlamaState) -> None:
     """`load(state)`, which may change a model only in part before it fails: the model is then reset, and StateError raised."""
     memory, tokens = llama_cpp.llama_get_memory(llm.ctx), llm.input_ids
     if not isinstance(state, llama_cpp.LlamaState):
@@ -70,8 +70,8 @@ def restore(llm: Any, load: Callable[[llama_cpp.LlamaState], None], state: llama
     try:
         if state.n_tokens > len(tokens):
             raise ValueError(f"it has {state.n_tokens} tokens, the context has room for {len(tokens)}")
-        with _with_kept_logits(llm):
-            load(_for_model(llm, state))
+        with _with_kept_logits(llm, logits_all):
+            load(_with_logits(state, logits_all))
         tokens[: state.n_tokens] = state.input_ids[: state.n_tokens]  # of a model with another n_ctx, too
         llm.input_ids = tokens
     except Exception as error:
@@ -81,9 +81,9 @@ def restore(llm: Any, load: Callable[[llama_cpp.LlamaState], None], state: llama
         raise StateError(f"the state cannot be restored: {error}; the model was reset, and holds no token") from error
 
 
-def _for_model(llm: Any, state: llama_cpp.LlamaState) -> llama_cpp.LlamaState:
+def _with_logits(state: llama_cpp.LlamaState, logits_all: bool) -> llama_cpp.LlamaState:
     """The state with as many logits as the model keeps. Raises ValueError where it has fewer."""
-    if llm._logits_all:
+    if logits_all:
         if len(state.scores) < state.n_tokens:
             raise ValueError("it has not the logits of all its tokens, which a model with logits_all=True keeps")
         return state
