@@ -84,7 +84,7 @@ def restore(llm: Any, logits_all: bool, load: Callable[[llama_cpp.LlamaState], N
 def _with_logits(state: llama_cpp.LlamaState, logits_all: bool) -> llama_cpp.LlamaState:
     """The state with as many logits as the model keeps. Raises ValueError where it has fewer."""
     if logits_all:
-        if len(state.scores) < state.n_tokens:
+        if len(state.scores) < state.n_tokens or (state.n_tokens and not state.scores[0].any()):
             raise ValueError("it has not the logits of all its tokens, which a model with logits_all=True keeps")
         return state
     fitting = copy.copy(state)

@@ -164,9 +164,11 @@ def test_a_state_of_another_n_batch(load, tiny):
 
 def test_a_state_without_logits_and_a_model_that_keeps_them(load, tiny):
     llm, keeping = load(tiny), load(tiny, logits_all=True)
-    llm.eval(PROMPT)
-    with pytest.raises(StateError, match="logits_all"):
-        keeping.load_state(llm.save_state())
+    for prompt in (PROMPT[:1], PROMPT):
+        llm.reset()
+        llm.eval(prompt)
+        with pytest.raises(StateError, match="logits_all"):
+            keeping.load_state(llm.save_state())
     keeping.eval(PROMPT)
     row, state = logits(keeping)[0], keeping.save_state()
     keeping.reset()
