@@ -34,6 +34,8 @@ _CACHE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 
 _UNQUANTISED = (0, 1, 30)
 _BLOCK = 32
 """Numbers that are quantised together, in all of the others."""
+_CHOICES = {"pooling_type": (-1, 4), "attention_type": (-1, 1), "rope_scaling_type": (-1, 3)}
+"""llama.h's enumerations, the first and the last of each; -1 is the model's own."""
 _BASE_INIT = inspect.signature(llama_cpp.Llama.__init__)
 
 
@@ -134,8 +136,8 @@ def check_cache_heads(given: Mapping[str, Any], head_sizes: tuple[int, int]) -> 
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:
-    """Raise SettingError for sizes and thread counts that are no whole numbers, or that llama.cpp does not survive."""
-    for name, (least, most) in _SIZES.items():
+    """Raise SettingError for sizes, thread counts and choices that are no whole numbers, or that llama.cpp does not survive."""
+    for name, (least, most) in {**_SIZES, **_CHOICES}.items():
         value = given.get(name)
         if value is None:
             continue

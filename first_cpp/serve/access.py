@@ -48,7 +48,7 @@ class AccessControl:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # nothing but HTTP is served
-        if scope["method"] == "HEAD":  # as health checks ask; uvicorn sends no body to it
+        if scope.get("method") == "HEAD":  # as health checks ask; uvicorn sends no body to it
             scope = {**scope, "method": "GET"}
         status = 499  # the client went away before there was a status
 

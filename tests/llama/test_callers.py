@@ -195,6 +195,14 @@ def test_cache_types_that_llama_cpp_does_not_survive(tiny, settings):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["pooling_type", "attention_type", "rope_scaling_type"])
+@pytest.mark.parametrize("value", [99, -2, "mean"])
+def test_choices_that_llama_cpp_does_not_have(tiny, load, name, value):
+    """Stock llama_cpp dies of an unknown pooling, and takes other numbers for something else."""
+    with pytest.raises(SettingError, match=f"{name}={value!r} is not a whole number from -1 to"):
+        load(tiny, **{name: value})
+
+
 @pytest.mark.parametrize("settings", [{"type_k": 8}, {"type_k": 2, "flash_attn": True}, {"type_v": 8, "flash_attn": True}])
 def test_cache_types_whose_blocks_do_not_fit_into_heads(models, load, settings):
     """Stock llama_cpp dies of the first, and says that it failed to create a context with the others."""
