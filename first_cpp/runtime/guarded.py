@@ -56,6 +56,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
     _spelling: Spelling | None = None
     _in_chat = False
     _streams_text = False
+    _n_tokens_seen = -1
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._exclusive = OneThread()
@@ -169,7 +170,7 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         if isinstance(prompt := given.arguments["prompt"], str):
             self._check_length(prompt.encode("utf-8"))
         end = given.arguments["stopping_criteria"] = ContextEnd(self._seeing_logits(given.arguments["stopping_criteria"]))
-        streamed = self._streamed_text(given.arguments)
+        streamed, self._n_tokens_seen = self._streamed_text(given.arguments), -1
         inner = super()._create_completion(*given.args[1:], **given.kwargs)
         try:
             while True:
@@ -312,5 +313,10 @@ class GuardedLlama(llama_cpp.Llama):  # type: ignore[misc]
         if self._text is None:
             return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
         text = self._text.text(tokens, special)
-        # the base class sends nothing more after a byte that is no text, and tries all that it holds back with every token
-        return without_broken(text) if self._streams_text and prev_tokens is not None else text
+        if not self._streams_text or prev_tokens is None or (answer := self._current.last) is None:
+            return text
+        if answer.n_tokens != self._n_tokens_seen:  # first it looks at the end of the whole answer, as without a stream
+            self._n_tokens_seen = answer.n_tokens
+            return text
+        # it sends nothing more after a byte that is no text, and tries all that it holds back with every token
+        return without_broken(text)
