@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import MissingFileError, ModelFileError
 from ..gguf.lora import AS_IS, PERMUTED
 from ..gguf.model_file import ModelFile
+from .same_output import TEXT, check_same_output
 
 if TYPE_CHECKING:
     from .router_bank import RouterBank
@@ -21,7 +22,8 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
     Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split
-    or has scaled rotary embeddings: it reads one file, and no scaling, and would train another model than the one that runs.
+    has scaled rotary embeddings, or has other outputs in llama.cpp: transformers reads one file, no scaling, and not all
+    settings and tensors, and would train another model than the one that runs. Also for a folder that lacks weights.
 
     >>> load_model("none.gguf")
     Traceback (most recent call last):
@@ -37,9 +39,17 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     folder, file = (path, {}) if os.path.isdir(path) else (os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **file)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **file
+        )
+    except Exception as error:  # what it raises of files that it cannot read is of many kinds
         raise ModelFileError(f"transformers cannot read {path}: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelFileError(
+            f"{path} lacks {len(missing)} of the model's weights, which transformers makes up: {', '.join(missing[:3])}"
+        )
+    if file:
+        check_same_output(path, model, tokenizer(TEXT)["input_ids"])
     return model, tokenizer
 
 
