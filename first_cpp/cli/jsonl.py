@@ -20,11 +20,15 @@ def lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(file, 1):
                 where = f"{path}:{number}"
                 try:
-                    record = json.loads(line.decode("utf-8"))
+                    record = json.loads(
+                        line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    )  # Windows begins files with a mark
                 except UnicodeDecodeError as error:
                     raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
                 except json.JSONDecodeError as error:
                     raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets of thousands of levels
+                    raise DataError(f"{where}: not JSON that can be read ({error})") from None
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: expected an object with prompt and response, found {type(record).__name__}")
                 yield where, record

@@ -107,7 +107,7 @@ class RunProgress:
         if self._shown:
             from rich.console import Console
 
-            (self._bar.console if self._bar is not None else Console(stderr=True)).print(line)
+            (self._bar.console if self._bar is not None else Console(stderr=True)).print(line, markup=False)
 
     @property
     def total(self) -> float:
@@ -146,7 +146,12 @@ class RunProgress:
             def render(column, task: Task) -> Text:
                 return Text("" if task.finished else f"{in_words(self.remaining())} left")
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Remaining())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            Remaining(),
+        )
         console = Console(stderr=True, quiet=not self._shown)
         self._bar = self._stack.enter_context(Progress(*columns, console=console, disable=self._quiet))
         self._bar.add_task("", total=self.total)

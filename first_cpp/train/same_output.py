@@ -33,9 +33,9 @@ def check_same_output(path: str, model: Any, tokens: Sequence[int]) -> None:
         ours = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
     if not (difference := relative_difference(ours, llama_cpp_logits(path, tokens))) <= MOST:
         raise ModelFileError(
-            f"PyTorch computes other outputs of {path} than llama.cpp does (they differ by {difference:.0%}, at most {MOST:.0%} is "
-            "rounding): transformers loses some of its settings or tensors, and would train another model than the one that runs. "
-            "Train from the model's Hugging Face folder, and convert with this file"
+            f"PyTorch computes other outputs of {path} than llama.cpp (they differ by {difference:.0%}, at most {MOST:.0%} "
+            "is rounding): transformers loses some of its settings or tensors, and would train another model than the "
+            "one that runs. Train from the model's Hugging Face folder, and convert with this file"
         )
 
 

@@ -39,6 +39,8 @@ from first_cpp.train.same_output import llama_cpp_logits
         (b'{"prompt": "a a a a a a a a a a a", "response": "b"}', "2: the prompt has 11 tokens, at most 10"),
         (b'{"prompt": "a", "response": "b b b b b b"}', "2: the response has 6 tokens, at most 5"),
         (b"", "2: not JSON"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "2: not JSON that can be read"),
+        (b'{"prompt": ' + b"[" * 100_000, "2: not JSON that can be read"),
         (b'{"prompt": "a \\ud800", "response": "b"}', "2: prompt has half of a surrogate pair"),
     ],
 )
@@ -47,6 +49,12 @@ def test_bad_data_names_file_and_line(tmp_path, line, said):
     path.write_bytes(b'{"prompt": "a", "response": "b"}\n' + line + b"\n")
     with pytest.raises(DataError, match=rf"data\.jsonl:{said}"):
         read_examples([str(path)], Words(), 10, 6)
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a b", "response": "c"}\r\n{"prompt": "d", "response": "e f"}\r\n')
+    assert [len(one.prompt) for one in read_examples([str(path)], Words(), 10, 6)] == [2, 1]
 
 
 def test_missing_and_empty_data(tmp_path):
@@ -142,7 +150,7 @@ def test_a_gguf_of_which_transformers_loses_something_is_not_trained(tmp_path, t
     """Here norms of q and k, and biases; llama_cpp is the oracle."""
     path = tmp_path / "stablelm.gguf"
     write_tiny(path, "stablelm")
-    with pytest.raises(ModelFileError, match=r"other outputs of .*stablelm\.gguf than llama\.cpp does \(they differ by \d\d%"):
+    with pytest.raises(ModelFileError, match=r"other outputs of .*stablelm\.gguf than llama\.cpp \(they differ by \d\d%"):
         load_model(str(path))
     assert load_model(tiny)[0].config.num_hidden_layers == 6
     with pytest.raises(ModelFileError, match=r"llama\.cpp cannot load none"):
