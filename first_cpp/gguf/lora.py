@@ -104,7 +104,7 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
                     "biases cannot be folded into a GGUF"
                 )
             continue
-        name = names.get_name(found[1])
+        name = names.get_name(text_name(found[1]))
         other = key.replace(".lora_A.", ".lora_B.")
         if name is None or other not in tensors:
             raise LoraError(f"{folder}: {key} has {'no lora_B' if name else 'no place in a ' + architecture + ' GGUF'}")
@@ -117,6 +117,15 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
     if not pairs:
         raise LoraError(f"{folder}: no LoRA weights")
     return pairs
+
+
+def text_name(module: str) -> str:
+    """The name that a module of a model that sees has in the model of its text alone, whose GGUF is the language model.
+
+    >>> text_name("model.language_model.layers.0.mlp.up_proj"), text_name("language_model.lm_head")
+    ('model.layers.0.mlp.up_proj', 'lm_head')
+    """
+    return re.sub(r"^(model\.)?language_model\.(model\.)?", r"\1\2", module)
 
 
 def check_architecture(architecture: str) -> None:

@@ -86,12 +86,13 @@ def check_rotary(path: str) -> None:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's list of decoder layers, with or without LoRA on it.
+    """The model's list of decoder layers, with or without LoRA on it: of a model that sees, too, those that read text.
 
     Raises ModelFileError if there is no list as long as the config says.
     """
     n_layer = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    for module in model.modules():
+    reads_text = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    for module in (*reads_text.modules(), *model.modules()):
         if isinstance(module, nn.ModuleList) and len(module) == n_layer:
             return module
     raise ModelFileError(f"{type(model).__name__} has no list of {n_layer} decoder layers")
@@ -103,6 +104,16 @@ def linear_names(layers: nn.ModuleList) -> list[str]:
     return sorted(names)
 
 
+def lora_targets(model: nn.Module, layers: nn.ModuleList) -> list[str]:
+    """The linear layers inside the decoder layers as peft is told of them: by their last names, or by whole ones where layers
+    elsewhere, as of what sees, are called alike."""
+    last, inside = linear_names(layers), {id(module) for module in layers.modules()}
+    of_name = {name: module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in last}
+    if all(id(module) in inside for module in of_name.values()):
+        return last
+    return [name for name, module in of_name.items() if id(module) in inside and isinstance(module, nn.Linear)]
+
+
 def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> Any:
     """The model frozen, with a new LoRA of `rank` on all linear layers inside its decoder layers (a peft model).
 
@@ -111,9 +122,8 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=linear_names(layers), task_type="CAUSAL_LM"
-    )
+    targets = lora_targets(model, layers)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=targets, task_type="CAUSAL_LM")
     lora = get_peft_model(model, config)
     for module in lora.modules():
         if isinstance(module, BaseTunerLayer):
