@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..gguf.printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -99,7 +101,7 @@ class RunProgress:
 
     def word(self, words: str) -> None:
         """What stands beside the bar."""
-        self._words = words
+        self._words = printable(words)
         self._draw()
 
     def say(self, line: str) -> None:
@@ -107,7 +109,7 @@ class RunProgress:
         if self._shown:
             from rich.console import Console
 
-            (self._bar.console if self._bar is not None else Console(stderr=True)).print(line, markup=False)
+            (self._bar.console if self._bar is not None else Console(stderr=True)).print(printable(line), markup=False)
 
     @property
     def total(self) -> float:

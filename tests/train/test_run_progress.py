@@ -39,8 +39,8 @@ def test_a_task_s_name_is_no_markup(capsys, quiet):
     """Names of tasks are the user's; rich ends with an error for a mark that closes nothing."""
     with RunProgress(PLAN, quiet) as progress:
         progress.word("ordering the layers for [/b]")
-        progress.say("task [red] and [/i] takes its own order")
-    assert "task [red] and [/i] takes its own order" in capsys.readouterr().err
+        progress.say("task [red] and [/i] \33[2J takes its own order")
+    assert "task [red] and [/i] \\x1b[2J takes its own order" in capsys.readouterr().err
 
 
 def test_an_estimates_parts_add_up():

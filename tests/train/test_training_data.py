@@ -42,6 +42,8 @@ from first_cpp.train.same_output import llama_cpp_logits
         (b'{"prompt": ' + b"9" * 5000 + b"}", "2: not JSON that can be read"),
         (b'{"prompt": ' + b"[" * 100_000, "2: not JSON that can be read"),
         (b'{"prompt": "a \\ud800", "response": "b"}', "2: prompt has half of a surrogate pair"),
+        (b'{"prompt": "a", "response": "b", "task": "\\ud800"}', "2: task has half of a surrogate pair"),
+        (b'{"prompt": "a", "response": "b", "task": ["qa"]}', r"2: task is \['qa'\], expected text"),
     ],
 )
 def test_bad_data_names_file_and_line(tmp_path, line, said):

@@ -105,6 +105,11 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     assert said in str(error.value)
 
 
+def test_a_task_that_is_null_is_none(tmp_path):
+    path = written(tmp_path / "data.jsonl", [{"prompt": "p", "response": "a", "task": task} for task in (None, "", "t", 7)])
+    assert [one["task"] for one in read_records([path])] == ["", "", "t", "7"]
+
+
 def test_tasks_are_scored_by_how_long_their_answers_are():
     long = [{"task": "story", "prompt": "p", "response": "word " * 40}]
     chinese = [{"task": "故事", "prompt": "p", "response": "很久很久以前有一座山、山里有一座庙。"}]  # no blanks between words
