@@ -226,7 +226,8 @@ def _tensors(path: str) -> dict[str, Array]:
     with open(path, "rb") as file:
         data = file.read()
     try:
-        return {name: _values(tensor) for name, tensor in deserialize(data)}
+        found: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]  # safetensors' own lacks types
+        return {name: _values(tensor) for name, tensor in found}
     except (SafetensorError, KeyError, ValueError) as error:
         raise LoraError(f"{path} is not a readable safetensors file: {error}") from None
 
@@ -236,7 +237,6 @@ def _values(tensor: dict[str, Any]) -> Array:
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
     if (kind := tensor["dtype"]) not in kinds:
         raise ValueError(f"a tensor is of type {kind}, expected {', '.join(kinds)}")
-    values = np.frombuffer(tensor["data"], kinds[kind]).reshape(tensor["shape"])
-    if kind == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    stored: npt.NDArray[Any] = np.frombuffer(tensor["data"], kinds[kind]).reshape(tensor["shape"])
+    values: Array = (stored.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else stored.astype(np.float32)
+    return values

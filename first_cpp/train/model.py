@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,31 @@ def check_whole(path: str) -> None:
 
 
 def check_foldable(path: str) -> None:
-    """Raise ModelFileError for a GGUF of an architecture that `convert` folds no LoRA into: known before hours of training."""
-    if (architecture := ModelFile.open(path).architecture) not in PERMUTED | AS_IS:
+    """Raise ModelFileError for a GGUF or folder of an architecture that `convert` folds no LoRA into: known before hours of
+    training."""
+    if os.path.isfile(path):
+        architecture, known = ModelFile.open(path).architecture, PERMUTED | AS_IS
+    else:
+        architecture, known = _kind_of_folder(path), PERMUTED | AS_IS | IN_FOLDERS
+    if architecture and architecture not in known:
         raise ModelFileError(
             f"no LoRA can be folded into {architecture} models; --rank 0 trains routers alone. Models that one can be folded "
-            f"into: {', '.join(sorted(PERMUTED | AS_IS))}"
+            f"into: {', '.join(sorted(known))}"
         )
+
+
+IN_FOLDERS = {"mistral", "mixtral", "gemma3_text"}
+"""Kinds of models that transformers calls otherwise than llama.cpp (llama, llama, gemma3)."""
+
+
+def _kind_of_folder(path: str) -> str | None:
+    """The kind of the model in a Hugging Face folder; None where its configuration does not say."""
+    try:
+        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+            kind = json.load(file)["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):  # transformers says what is wrong
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def check_rotary(path: str) -> None:
@@ -173,6 +193,23 @@ def _load_lora(run: str, lora: Any) -> None:
         raise ModelFileError(
             f"--init {run} is of another model: its adapter lacks {missing[:2]}, has {found.unexpected_keys[:2]}"
         )
+    _check_scale(run, lora)
+
+
+def _check_scale(run: str, lora: Any) -> None:
+    """Raise ModelFileError for an adapter whose weights count otherwise than this run's: alone they would be another LoRA."""
+    path, mine = os.path.join(run, "adapter", "adapter_config.json"), lora.peft_config["default"]
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        values = {key: config.get(key) for key in ("lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")}
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError) as error:
+        raise ModelFileError(f"--init {run}: {path} is no configuration of an adapter: {error}") from error
+    for key, value in values.items():
+        if (value or None) != ((expected := getattr(mine, key)) or None):
+            raise ModelFileError(f"--init {run}: its adapter has {key}={value!r:.80}, this run's {expected!r}: another LoRA")
 
 
 def _load_routers(run: str, bank: RouterBank) -> None:

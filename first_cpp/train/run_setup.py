@@ -60,7 +60,7 @@ def set_up(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     Of prompts that are to be answered first, it has some, to measure on. stack: closes what a run that ends early leaves open.
     """
     torch.manual_seed(args.seed)
-    if args.rank and os.path.isfile(args.model):
+    if args.rank:
         check_foldable(args.model)
     model, tokenizer = load_model(args.model)
     layers = decoder_layers(model)

@@ -22,7 +22,7 @@ from first_cpp.cli.main import main
 from first_cpp.errors import MissingFileError, ModelFileError
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train.examples import DataError, Example, batches, draw, encode_prompt, micro_batches, read_examples
-from first_cpp.train.model import check_rotary, load_model
+from first_cpp.train.model import check_foldable, check_rotary, load_model
 from first_cpp.train.same_output import llama_cpp_logits
 
 
@@ -157,6 +157,17 @@ def test_a_gguf_of_which_transformers_loses_something_is_not_trained(tmp_path, t
     assert load_model(tiny)[0].config.num_hidden_layers == 6
     with pytest.raises(ModelFileError, match=r"llama\.cpp cannot load none"):
         llama_cpp_logits("none", [1, 2])
+
+
+@pytest.mark.parametrize(("kind", "foldable"), [("mistral", True), ("qwen3", True), ("falcon", False), (7, True), (None, True)])
+def test_folders_that_a_lora_can_be_folded_into(tmp_path, kind, foldable):
+    """Of a configuration that says nothing transformers knows what is wrong."""
+    (tmp_path / "config.json").write_text("{" if kind is None else json.dumps({"model_type": kind}))
+    if foldable:
+        check_foldable(str(tmp_path))
+        return
+    with pytest.raises(ModelFileError, match="no LoRA can be folded into falcon models; --rank 0"):
+        check_foldable(str(tmp_path))
 
 
 @pytest.fixture
