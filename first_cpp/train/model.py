@@ -66,6 +66,7 @@ def check_whole(path: str) -> None:
 def check_foldable(path: str) -> None:
     """Raise ModelFileError for a GGUF or folder of an architecture that `convert` folds no LoRA into: known before hours of
     training."""
+    architecture: str | None
     if os.path.isfile(path):
         architecture, known = ModelFile.open(path).architecture, PERMUTED | AS_IS
     else:
