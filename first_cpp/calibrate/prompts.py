@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..cli.jsonl import DataError, field, lines
+from ..cli.jsonl import DataError, field, lines, task_of
 from ..errors import MissingFileError
 from ..gguf.model_file import normal_path
 
@@ -40,7 +40,7 @@ def read_prompts(path: str | None = None) -> list[Prompt]:
 
 
 def _from_jsonl(path: str) -> list[Prompt]:
-    return [Prompt(field(record, "prompt", where), str(record.get("task", ""))) for where, record in lines(path)]
+    return [Prompt(field(record, "prompt", where), task_of(record, where)) for where, record in lines(path)]
 
 
 def _from_text(path: str) -> list[Prompt]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..cli.jsonl import DataError, field, lines
+from ..cli.jsonl import DataError, field, lines, task_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_questions(paths: Sequence[str], limit: int | None = None) -> list[Quest
             if limit is not None and number >= limit:
                 break
             prompt = field(record, "prompt", where)
-            questions.append(Question(str(record.get("task", "")), prompt, _references(record, where), where))
+            questions.append(Question(task_of(record, where), prompt, _references(record, where), where))
     if not questions:
         raise DataError(f"no lines in {', '.join(paths)}")
     return questions

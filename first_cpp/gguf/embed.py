@@ -13,7 +13,7 @@ import numpy as np
 from .._ext import GgufFile
 from ..errors import ModelFileError, RouterError
 from .file_progress import Advance, file_progress
-from .lora import LoraPair, read_run_lora
+from .lora import read_run_lora
 from .model_file import ModelFile, normal_path
 from .new_file import check_output, new_file
 from .router_format import WRITER, add_routers, read_safetensors, router_keys, routers_file
@@ -106,10 +106,15 @@ def write_lora_sidecar(
     run, base, out = normal_path(run), ModelFile.open(model), normal_path(out)
     pairs = read_run_lora(run, base)
     routers = routers_for(run, base, skip)
-    data = [(f"{pair.name}.{part}", matrix) for pair in pairs for part, matrix in (("lora_a", pair.a), ("lora_b", pair.b))]
+    alpha = pairs[0].scale * pairs[0].a.shape[0]  # one for all, which llama.cpp divides by each rank
+    data = [
+        (f"{pair.name}.{part}", matrix)
+        for pair in pairs
+        for part, matrix in (("lora_a", pair.a), ("lora_b", pair.b * np.float32(pair.scale * pair.a.shape[0] / alpha)))
+    ]
     check_output(out, [*base.paths, *_input(run)], force, sum(matrix.nbytes for _, matrix in data))
     file = side_file(routers)
-    _add_lora(file, pairs, data)
+    _add_lora(file, alpha, data)
     with new_file(out) as target:
         target.write(file.metadata())
         for _, matrix in data:
@@ -159,9 +164,9 @@ def _recommending(routers: Routers, skip: float | None) -> Routers:
     return dataclasses.replace(routers, cost=dataclasses.replace(cost, tolerance=tolerance))
 
 
-def _add_lora(file: GgufFile, pairs: Sequence[LoraPair], data: Sequence[tuple[str, np.ndarray]]) -> None:
+def _add_lora(file: GgufFile, alpha: float, data: Sequence[tuple[str, np.ndarray]]) -> None:
     file.set_str("adapter.type", "lora")
-    file.set_f32("adapter.lora.alpha", pairs[0].scale * pairs[0].a.shape[0])  # llama.cpp divides by the rank
+    file.set_f32("adapter.lora.alpha", alpha)
     for name, matrix in data:
         file.add_tensor_f16(name, matrix.shape[1], matrix.shape[0])
 

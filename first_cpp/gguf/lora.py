@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,21 @@ PERMUTED = {"llama", "granite", "granitemoe", "smollm3", "minicpm", "arcee"}
 # Here both rotate halves, or store q and k alike.
 AS_IS = {"qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "starcoder2", "stablelm", "seed_oss", "exaone4"}
 MAX_HEADS = 65536
+PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "modules_to_save": None,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "use_bdlora": None,
+    **dict.fromkeys(("use_dora", "use_qalora", "fan_in_fan_out", "lora_bias"), False),
+}
+"""What adapter_config.json says of a plain LoRA, whose whole effect is W + scale * b @ a."""
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of a LoRA that change the weights of the base, to which the adapter then belongs."""
 
 
 class LoraError(FirstCppError, ValueError):
@@ -40,10 +56,21 @@ class LoraPair:
 
 
 def read_run_lora(run: str, model: ModelFile) -> list[LoraPair]:
-    """The pairs in the adapter folder of a training run, for this model. Raises as `read_lora` does."""
+    """The pairs in the adapter folder of a training run, for this model. Raises as `read_lora` and `check_pairs` do."""
     n_head = _heads(model.first, model.key("attention.head_count"), 0)
     n_head_kv = _heads(model.first, model.key("attention.head_count_kv"), n_head)
-    return read_lora(os.path.join(run, "adapter"), model.architecture, model.n_layer, n_head, n_head_kv)
+    pairs = read_lora(os.path.join(run, "adapter"), model.architecture, model.n_layer, n_head, n_head_kv)
+    check_pairs(pairs, {tensor.name: tensor.shape for _, tensor in model.tensors()}, model.path)
+    return pairs
+
+
+def check_pairs(pairs: Iterable[LoraPair], shapes: Mapping[str, Sequence[int]], model: str) -> None:
+    """Raise LoraError for a pair whose tensor is not among `shapes`, or has another one. model: which errors name."""
+    for pair in pairs:
+        shape, found = [pair.a.shape[1], pair.b.shape[0]], shapes.get(pair.name)
+        if found is None or list(found) != shape:
+            has = "no such tensor" if found is None else list(found)
+            raise LoraError(f"the LoRA changes {pair.name} of shape {shape}, {model} has {has}")
 
 
 def _heads(file: GgufFile, key: str, default: int) -> int:
@@ -64,8 +91,6 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
 
     config = _config(folder)
     check_architecture(architecture)
-    rank, alpha = _number(config, "r", folder), _number(config, "lora_alpha", folder)
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     keys = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(keys[architecture], n_layer)
     tensors = _tensors(os.path.join(folder, "adapter_model.safetensors"))
@@ -74,17 +99,33 @@ def read_lora(folder: str, architecture: str, n_layer: int, n_head: int, n_head_
         found = re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", key)
         if found is None:
             if not key.endswith(".lora_B.weight"):
-                raise LoraError(f"{folder}: tensor {key} is not a LoRA weight")
+                raise LoraError(
+                    f"{folder}: tensor {key} is not a LoRA weight of a linear layer: what was trained of embeddings, norms or "
+                    "biases cannot be folded into a GGUF"
+                )
             continue
-        name = names.get_name(found[1])
+        name = names.get_name(text_name(found[1]))
         other = key.replace(".lora_A.", ".lora_B.")
         if name is None or other not in tensors:
             raise LoraError(f"{folder}: {key} has {'no lora_B' if name else 'no place in a ' + architecture + ' GGUF'}")
-        heads = {"q": n_head, "k": n_head_kv}.get(name[-1]) if architecture in PERMUTED and ".attn_" in name else None
-        pairs.append(_pair(name, tensors[key], tensors[other], scale, heads, f"{folder}: {key}"))
+        where, heads = f"{folder}: {key}", None
+        if architecture in PERMUTED and ".attn_" in name:
+            heads = {"q": n_head, "k": n_head_kv}.get(name[-1])
+        _check_matrices(tensors[key], tensors[other], where)
+        scale = _scale(config, found[1], len(tensors[key]), where)
+        pairs.append(_pair(name, tensors[key], tensors[other], scale, heads, where))
     if not pairs:
         raise LoraError(f"{folder}: no LoRA weights")
     return pairs
+
+
+def text_name(module: str) -> str:
+    """The name that a module of a model that sees has in the model of its text alone, whose GGUF is the language model.
+
+    >>> text_name("model.language_model.layers.0.mlp.up_proj"), text_name("language_model.lm_head")
+    ('model.layers.0.mlp.up_proj', 'lm_head')
+    """
+    return re.sub(r"^(model\.)?language_model\.(model\.)?", r"\1\2", module)
 
 
 def check_architecture(architecture: str) -> None:
@@ -95,10 +136,15 @@ def check_architecture(architecture: str) -> None:
         )
 
 
-def _pair(name: str, a: Array, b: Array, scale: float, heads: int | None, where: str) -> LoraPair:
-    """heads: of the tensor, where its rows are stored in another order than transformers'."""
+def _check_matrices(a: Array, b: Array, where: str) -> None:
     if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[0] == b.shape[1]:
         raise LoraError(f"{where} of shape {list(a.shape)} and its lora_B of {list(b.shape)} are no pair")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise LoraError(f"{where} or its lora_B has values that are not finite: its training went wrong")
+
+
+def _pair(name: str, a: Array, b: Array, scale: float, heads: int | None, where: str) -> LoraPair:
+    """heads: of the tensor, where its rows are stored in another order than transformers'."""
     b = np.ascontiguousarray(b, np.float32)
     if heads is not None:
         if b.shape[0] % (2 * heads):
@@ -130,29 +176,67 @@ def _config(folder: str) -> dict[str, Any]:
             raise LoraError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise LoraError(f"{path} is not a JSON object")
-    for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False)):
-        if config.get(key, plain) not in (plain, []):
-            raise LoraError(f"{path}: {key}={config[key]!r} cannot be folded into a GGUF")
+    for key, plain in PLAIN.items():
+        if config.get(key, plain) not in (plain, [], None):
+            raise LoraError(f"{path}: {key}={config[key]!r:.80} cannot be folded into a GGUF")
+    if str(start := config.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
+        raise LoraError(
+            f"{path}: init_lora_weights={start!r} changed the base as training began, and the adapter needs that base: save it "
+            "for the original one, in peft by save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
     for key in ("rank_pattern", "alpha_pattern"):
-        if config.get(key):
-            raise LoraError(f"{path}: {key} is set; one rank and alpha for all layers is expected")
+        if not isinstance(config.get(key) or {}, dict):
+            raise LoraError(f"{path}: {key} is {config[key]!r:.80}, expected an object")
     return config
 
 
-def _number(config: dict[str, Any], key: str, folder: str) -> float:
+def _scale(config: dict[str, Any], module: str, n_rank: int, where: str) -> float:
+    """The factor of a module's b @ a. n_rank: the rank of its weights."""
+    rank = _number(config, "rank_pattern", "r", module, where)
+    if rank != n_rank:
+        raise LoraError(f"{where} has rank {n_rank}, adapter_config.json says {rank:g} (r, rank_pattern)")
+    alpha = _number(config, "alpha_pattern", "lora_alpha", module, where)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _number(config: dict[str, Any], patterns: str, key: str, module: str, where: str) -> float:
+    """The rank or alpha of a module: of the first pattern that its name ends with, as peft matches, else that of all."""
     value = config.get(key)
+    for pattern, of_pattern in (config.get(patterns) or {}).items():
+        if _matches(pattern, module, f"{where}: {patterns}"):
+            key, value = patterns, of_pattern
+            break
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-        raise LoraError(f"{folder}: {key} in adapter_config.json is {value!r:.80}, expected a number above 0")
+        raise LoraError(f"{where}: {key} in adapter_config.json is {value!r:.80}, expected a number above 0")
     return float(value)
 
 
+def _matches(pattern: str, module: str, where: str) -> bool:
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except re.error as error:
+        raise LoraError(f"{where} has {pattern!r:.80}, which is no regular expression: {error}") from None
+
+
 def _tensors(path: str) -> dict[str, Array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, deserialize
 
     if not os.path.exists(path):
         raise MissingFileError(f"no peft adapter: {path} is missing")
+    with open(path, "rb") as file:
+        data = file.read()
     try:
-        return {name: np.asarray(tensor, np.float32) for name, tensor in load_file(path).items()}
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        found: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]  # safetensors' own lacks types
+        return {name: _values(tensor) for name, tensor in found}
+    except (SafetensorError, KeyError, ValueError) as error:
         raise LoraError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _values(tensor: dict[str, Any]) -> Array:
+    """A tensor of a safetensors file; NumPy has no bf16, which is the upper half of a float32."""
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    if (kind := tensor["dtype"]) not in kinds:
+        raise ValueError(f"a tensor is of type {kind}, expected {', '.join(kinds)}")
+    stored: npt.NDArray[Any] = np.frombuffer(tensor["data"], kinds[kind]).reshape(tensor["shape"])
+    values: Array = (stored.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else stored.astype(np.float32)
+    return values

@@ -10,7 +10,7 @@ import numpy as np
 
 from .embed import embed, routers_for
 from .file_progress import Advance, file_progress
-from .lora import LoraError, LoraPair, read_run_lora
+from .lora import LoraError, LoraPair, check_pairs, read_run_lora
 from .model_file import ModelFile, normal_path, open_gguf
 from .new_file import check_output, new_file
 from .quantise import check_type, quantise
@@ -74,11 +74,7 @@ def write_merged(model: str, pairs: list[LoraPair], out: str, advance: Advance =
     source = open_gguf(model)
     before = {tensor.name: tensor for tensor in source.tensors()}
     folded = {pair.name: pair for pair in pairs}
-    for name, pair in folded.items():
-        shape = [pair.a.shape[1], pair.b.shape[0]]
-        if name not in before or list(before[name].shape) != shape:
-            found = list(before[name].shape) if name in before else "no such tensor"
-            raise LoraError(f"the LoRA changes {name} of shape {shape}, {model} has {found}")
+    check_pairs(pairs, {name: tensor.shape for name, tensor in before.items()}, model)
     old_start = source.data_offset
     for name in folded:
         source.set_tensor_f32(name)

@@ -28,10 +28,9 @@ def load_checkpoint(folder: str, settings: dict[str, Any], depends_on: dict[str,
 
     Raises TrainingError if there is none, or if it is of a run with other settings, or that depends on something else.
     """
-    path = os.path.join(folder, NAME)
-    if not os.path.exists(path):
-        raise TrainingError(f"--resume: no checkpoint in {folder}")
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if not has_checkpoint(folder):
+        raise TrainingError(f"--resume: no checkpoint in {folder}; without --resume the run begins anew")
+    state = _read(folder, device)
     was, mine = {**state["settings"], **depends_on, **state["of"]}, {**settings, **depends_on}  # older ones say less
     if was != mine:
         changed = [key for key, value in mine.items() if was.get(key) != value]
@@ -39,10 +38,27 @@ def load_checkpoint(folder: str, settings: dict[str, Any], depends_on: dict[str,
     return state
 
 
+def has_checkpoint(folder: str) -> bool:
+    """Whether a run has left one there."""
+    return os.path.exists(os.path.join(folder, NAME))
+
+
 def steps_done(folder: str) -> int:
-    """The step of the folder's checkpoint; 0 without one."""
+    """The step of the folder's checkpoint; 0 without one. Raises TrainingError for one that cannot be read."""
+    return int(_read(folder, "cpu")["step"]) if has_checkpoint(folder) else 0
+
+
+def _read(folder: str, device: Any) -> dict[str, Any]:
     path = os.path.join(folder, NAME)
-    return int(torch.load(path, map_location="cpu", weights_only=True)["step"]) if os.path.exists(path) else 0
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        missing = {"step", "settings", "of", "parameters"} - state.keys()
+    except Exception as error:  # of many kinds, for a file that is empty, cut off or no checkpoint
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise TrainingError(f"--resume: {path} is not a readable checkpoint ({why})") from error
+    if missing:
+        raise TrainingError(f"--resume: {path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+    return state
 
 
 @torch.no_grad()

@@ -83,13 +83,16 @@ def _planned_run(args: argparse.Namespace, run: Run) -> Losses:
 
 
 def _run(args: argparse.Namespace, run: Run, progress: RunProgress) -> Losses:
+    from .checkpoint import has_checkpoint
+
     trainer = run.trainer
     try:
         return trainer.run(run.valid, args.validate, args.quiet, args.stop_after, progress)
     except KeyboardInterrupt:
         if trainer.processes.is_main:
             where = f"stopped at step {trainer.step} of {trainer.n_steps}"
-            print(f"{where}; the same command with --resume goes on from the last checkpoint in {args.out}", file=sys.stderr)
+            how = f"with --resume goes on from the last checkpoint in {args.out}" if has_checkpoint(args.out) else "begins anew"
+            print(f"{where}; the same command {how}", file=sys.stderr)
         raise
 
 

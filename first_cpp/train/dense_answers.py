@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.jsonl import DataError, field, lines
+from ..cli.jsonl import DataError, field, lines, task_of
 from ..errors import OptionError
 from ..gguf.model_file import ModelFile, weights_fingerprint
 from ..runtime.chat_prompt import chat_prompt, user_turn
@@ -104,9 +104,7 @@ def read_prompts(paths: Sequence[str]) -> list[AskedPrompt]:
     Raises DataError naming file and line, MissingFileError for a file that is not there.
     """
     found = [
-        AskedPrompt(field(record, "prompt", where), str(record.get("task", "")))
-        for path in paths
-        for where, record in lines(path)
+        AskedPrompt(field(record, "prompt", where), task_of(record, where)) for path in paths for where, record in lines(path)
     ]
     if not found:
         raise DataError(f"no prompts in {', '.join(paths)}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ..cli.jsonl import DataError, field, lines
+from ..cli.jsonl import DataError, field, lines, task_of
 from ..runtime.predicted_cost import Prediction
 from .dense_outputs import Outputs
 
@@ -49,7 +49,7 @@ def read_examples(paths: Sequence[str], tokenizer: Any, max_prompt: int, max_res
             for name, tokens, limit in (("prompt", prompt, max_prompt), ("response", response, max_response - 1)):
                 if len(tokens) > limit:
                     raise DataError(f"{where}: the {name} has {len(tokens)} tokens, at most {limit} are allowed (--max-{name})")
-            examples.append(Example(str(record.get("task", "")), prompt, [*response, tokenizer.eos_token_id]))
+            examples.append(Example(task_of(record, where), prompt, [*response, tokenizer.eos_token_id]))
     if not examples:
         raise DataError(f"no examples in {', '.join(paths)}")
     return examples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import MissingFileError, ModelFileError
 from ..gguf.lora import AS_IS, PERMUTED
 from ..gguf.model_file import ModelFile
+from .same_output import TEXT, check_same_output
 
 if TYPE_CHECKING:
     from .router_bank import RouterBank
@@ -21,7 +23,8 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
     Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split
-    or has scaled rotary embeddings: it reads one file, and no scaling, and would train another model than the one that runs.
+    has scaled rotary embeddings, or has other outputs in llama.cpp: transformers reads one file, no scaling, and not all
+    settings and tensors, and would train another model than the one that runs. Also for a folder that lacks weights.
 
     >>> load_model("none.gguf")
     Traceback (most recent call last):
@@ -37,9 +40,17 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
     folder, file = (path, {}) if os.path.isdir(path) else (os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **file)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **file
+        )
+    except Exception as error:  # what it raises of files that it cannot read is of many kinds
         raise ModelFileError(f"transformers cannot read {path}: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelFileError(
+            f"{path} lacks {len(missing)} of the model's weights, which transformers makes up: {', '.join(missing[:3])}"
+        )
+    if file:
+        check_same_output(path, model, tokenizer(TEXT)["input_ids"])
     return model, tokenizer
 
 
@@ -53,12 +64,32 @@ def check_whole(path: str) -> None:
 
 
 def check_foldable(path: str) -> None:
-    """Raise ModelFileError for a GGUF of an architecture that `convert` folds no LoRA into: known before hours of training."""
-    if (architecture := ModelFile.open(path).architecture) not in PERMUTED | AS_IS:
+    """Raise ModelFileError for a GGUF or folder of an architecture that `convert` folds no LoRA into: known before hours of
+    training."""
+    architecture: str | None
+    if os.path.isfile(path):
+        architecture, known = ModelFile.open(path).architecture, PERMUTED | AS_IS
+    else:
+        architecture, known = _kind_of_folder(path), PERMUTED | AS_IS | IN_FOLDERS
+    if architecture and architecture not in known:
         raise ModelFileError(
             f"no LoRA can be folded into {architecture} models; --rank 0 trains routers alone. Models that one can be folded "
-            f"into: {', '.join(sorted(PERMUTED | AS_IS))}"
+            f"into: {', '.join(sorted(known))}"
         )
+
+
+IN_FOLDERS = {"mistral", "mixtral", "gemma3_text"}
+"""Kinds of models that transformers calls otherwise than llama.cpp (llama, llama, gemma3)."""
+
+
+def _kind_of_folder(path: str) -> str | None:
+    """The kind of the model in a Hugging Face folder; None where its configuration does not say."""
+    try:
+        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+            kind = json.load(file)["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):  # transformers says what is wrong
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def check_rotary(path: str) -> None:
@@ -76,12 +107,13 @@ def check_rotary(path: str) -> None:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's list of decoder layers, with or without LoRA on it.
+    """The model's list of decoder layers, with or without LoRA on it: of a model that sees, too, those that read text.
 
     Raises ModelFileError if there is no list as long as the config says.
     """
     n_layer = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    for module in model.modules():
+    reads_text = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    for module in (*reads_text.modules(), *model.modules()):
         if isinstance(module, nn.ModuleList) and len(module) == n_layer:
             return module
     raise ModelFileError(f"{type(model).__name__} has no list of {n_layer} decoder layers")
@@ -93,6 +125,16 @@ def linear_names(layers: nn.ModuleList) -> list[str]:
     return sorted(names)
 
 
+def lora_targets(model: nn.Module, layers: nn.ModuleList) -> list[str]:
+    """The linear layers inside the decoder layers as peft is told of them: by their last names, or by whole ones where layers
+    elsewhere, as of what sees, are called alike."""
+    last, inside = linear_names(layers), {id(module) for module in layers.modules()}
+    of_name = {name: module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in last}
+    if all(id(module) in inside for module in of_name.values()):
+        return last
+    return [name for name, module in of_name.items() if id(module) in inside and isinstance(module, nn.Linear)]
+
+
 def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> Any:
     """The model frozen, with a new LoRA of `rank` on all linear layers inside its decoder layers (a peft model).
 
@@ -101,9 +143,8 @@ def add_lora(model: nn.Module, layers: nn.ModuleList, rank: int, alpha: int) -> 
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=linear_names(layers), task_type="CAUSAL_LM"
-    )
+    targets = lora_targets(model, layers)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=targets, task_type="CAUSAL_LM")
     lora = get_peft_model(model, config)
     for module in lora.modules():
         if isinstance(module, BaseTunerLayer):
@@ -153,6 +194,23 @@ def _load_lora(run: str, lora: Any) -> None:
         raise ModelFileError(
             f"--init {run} is of another model: its adapter lacks {missing[:2]}, has {found.unexpected_keys[:2]}"
         )
+    _check_scale(run, lora)
+
+
+def _check_scale(run: str, lora: Any) -> None:
+    """Raise ModelFileError for an adapter whose weights count otherwise than this run's: alone they would be another LoRA."""
+    path, mine = os.path.join(run, "adapter", "adapter_config.json"), lora.peft_config["default"]
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        values = {key: config.get(key) for key in ("lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")}
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError) as error:
+        raise ModelFileError(f"--init {run}: {path} is no configuration of an adapter: {error}") from error
+    for key, value in values.items():
+        if (value or None) != ((expected := getattr(mine, key)) or None):
+            raise ModelFileError(f"--init {run}: its adapter has {key}={value!r:.80}, this run's {expected!r}: another LoRA")
 
 
 def _load_routers(run: str, bank: RouterBank) -> None:

@@ -6,8 +6,10 @@ import argparse
 import os
 from collections.abc import Iterator
 
+from ..cli.folder_lock import check_unlocked
 from ..errors import OptionError
 from ..gguf.new_file import check_folder
+from .launch import is_rank
 from .settings import RECORDED, order_to_find
 
 FILES = (
@@ -22,13 +24,23 @@ FILES = (
     "prompts.jsonl",
 )
 """Of a run's folder."""
+BEGINNINGS = {"log.csv": b"step,", "valid.jsonl": b'{"step"', "answers.jsonl": b'{"key"', "prompts.jsonl": b'{"key"'}
+"""How those begin that a run goes on with, or removes where it was killed before its first checkpoint."""
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise OptionError, naming the options and the remedy, for the first contradiction there is, OutputError for --out."""
     check_folder(args.out, FILES)
+    if not is_rank():  # the main one of several holds it already
+        check_unlocked(args.out)
     for contradiction in _contradictions(args):
         raise OptionError(contradiction)
+
+
+def check_not_taken(args: argparse.Namespace) -> None:
+    """Raise OptionError where --out holds a run that is not to go on."""
+    if not args.resume and any(os.path.exists(os.path.join(args.out, name)) for name in ("train.json", "checkpoint.pt")):
+        raise OptionError(f"--out {args.out} holds a run already; choose another folder, or go on with --resume")
 
 
 def _contradictions(args: argparse.Namespace) -> Iterator[str]:
@@ -39,9 +51,29 @@ def _contradictions(args: argparse.Namespace) -> Iterator[str]:
         yield "--teacher is matched by KL: --recipe must be exact and --distill above 0"
     if args.recipe == "two-step" and (args.rank == 0 or args.layers != "routers" or args.sets):
         yield "--recipe two-step trains routers, then LoRA: --rank must be 1 or more and --layers routers"
-    taken = any(os.path.exists(os.path.join(args.out, name)) for name in ("train.json", "checkpoint.pt"))
-    if taken and not args.resume:
-        yield f"--out {args.out} holds a run already; choose another folder, or go on with --resume"
+    check_not_taken(args)
+    yield from _of_folder(args)
+
+
+def _of_folder(args: argparse.Namespace) -> Iterator[str]:
+    """What is in --out and no run's: its files would be removed, cut or written over."""
+    inputs = [*args.data, *args.prompts, *args.valid, *args.search_data, *filter(None, [args.sets, args.model])]
+    for name in FILES:
+        path = os.path.join(args.out, name)
+        for given in inputs:
+            if os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
+                yield f"--out {args.out}: a run writes a {name} there, in place of your {given}; choose another folder"
+        if name in BEGINNINGS and not _begins(path, BEGINNINGS[name]):
+            yield f"--out {args.out} has a {name} that no run wrote, and this one would replace it; choose another folder"
+
+
+def _begins(path: str, with_: bytes) -> bool:
+    """Whether a file begins so, as far as it goes; also where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return with_.startswith(file.read(len(with_)))
+    except FileNotFoundError:
+        return True
 
 
 def _of_data(args: argparse.Namespace) -> Iterator[str]:

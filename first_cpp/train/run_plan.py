@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from ..cli.duration import in_words
 from ..cli.next_commands import next_commands
 from ..gguf.model_file import ModelFile
+from ..gguf.printable import printable
 from ..gguf.quantise import NEED_MATRIX, stored_type
 from .checkpoint import steps_done
 from .examples import padding_cost
@@ -100,7 +101,7 @@ def _of_tasks(run: Run) -> str:
     tasks = Counter(example.task for example in run.trainer.examples)
     if run.asked is not None or len(tasks) < 2:
         return ""
-    words = ", ".join(f"{task or 'without a task'} {n}" for task, n in sorted(tasks.items()))
+    words = ", ".join(f"{printable(task, 40) or 'without a task'} {n}" for task, n in sorted(tasks.items()))
     return f" ({words})"
 
 

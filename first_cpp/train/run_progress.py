@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..gguf.printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -99,7 +101,7 @@ class RunProgress:
 
     def word(self, words: str) -> None:
         """What stands beside the bar."""
-        self._words = words
+        self._words = printable(words)
         self._draw()
 
     def say(self, line: str) -> None:
@@ -107,7 +109,7 @@ class RunProgress:
         if self._shown:
             from rich.console import Console
 
-            (self._bar.console if self._bar is not None else Console(stderr=True)).print(line)
+            (self._bar.console if self._bar is not None else Console(stderr=True)).print(printable(line), markup=False)
 
     @property
     def total(self) -> float:
@@ -146,7 +148,12 @@ class RunProgress:
             def render(column, task: Task) -> Text:
                 return Text("" if task.finished else f"{in_words(self.remaining())} left")
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Remaining())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            Remaining(),
+        )
         console = Console(stderr=True, quiet=not self._shown)
         self._bar = self._stack.enter_context(Progress(*columns, console=console, disable=self._quiet))
         self._bar.add_task("", total=self.total)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..cli.folder_lock import locked_folder
 from ..errors import OptionError
 from ..gguf.bundled import find_adapter
 from ..gguf.model_file import ModelFile
@@ -19,6 +20,7 @@ from ..skip import check_layers, layers_for_share
 from .asked_data import AskedData, Data
 from .examples import Example, draw, read_examples
 from .model import add_lora, check_foldable, decoder_layers, load_model, native_precision, start_from
+from .option_checks import check_not_taken
 from .processes import Processes
 from .prompt_costs import predicted
 from .routed_model import RoutedModel
@@ -58,7 +60,7 @@ def set_up(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     Of prompts that are to be answered first, it has some, to measure on. stack: closes what a run that ends early leaves open.
     """
     torch.manual_seed(args.seed)
-    if args.rank and os.path.isfile(args.model):
+    if args.rank:
         check_foldable(args.model)
     model, tokenizer = load_model(args.model)
     layers = decoder_layers(model)
@@ -66,20 +68,36 @@ def set_up(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     base = None if os.path.isdir(args.model) or not args.sets else ModelFile.open(args.model).base
     n_embd = model.config.get_text_config().hidden_size
     budget = SetBudget(read_sets(args.sets, base, len(layers), n_embd)) if args.sets else None
-    asked = stack.enter_context(contextlib.closing(AskedData(args))) if args.prompts else None
     processes = Processes()
+    asked = stack.enter_context(contextlib.closing(AskedData(args))) if args.prompts else None
+    if asked is not None:  # the answers are kept in --out
+        hold_folder(args, processes, stack)
     data = processes.from_main(lambda: read_data(args, tokenizer) if asked is None else asked.sample())
     routed = make_routed(args, model, layers)
     routed.scores_prompts = budget is None
     settings = settings_of(args)
     teacher = load_teacher(args, settings)
-    os.makedirs(args.out, exist_ok=True)
+    if asked is None:
+        hold_folder(args, processes, stack)
     if budget is not None:
         settings = dataclasses.replace(settings, max_share=min(settings.max_share, budget.most))
     trainer = Trainer(routed, routed.model, data.train, settings, args.out, order, data.search)
     trainer.checkpoint_seconds = 60 * args.checkpoint
     trainer.objective.teacher = teacher and teacher.to(trainer.processes.device)
     return Run(trainer, data.valid, budget, asked)
+
+
+def hold_folder(args: argparse.Namespace, processes: Processes, stack: contextlib.ExitStack) -> None:
+    """Make --out, and hold it to the end of the run, which no other may write to meanwhile.
+
+    Raises OutputError where another holds it, OptionError where one has left a run there since the options were checked.
+    """
+
+    def held() -> None:
+        stack.enter_context(locked_folder(args.out))
+        check_not_taken(args)
+
+    processes.from_main(held)
 
 
 def load_teacher(args: argparse.Namespace, settings: Settings) -> Teacher | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, collate
-from .checkpoint import digest, load_checkpoint, save_checkpoint, weights_digest
+from .checkpoint import digest, has_checkpoint, load_checkpoint, save_checkpoint, weights_digest
 from .examples import Example, batches, micro_batches
 from .interrupts import held_interrupts
 from .model import hold_in_bf16
@@ -70,6 +70,7 @@ class Trainer:
         self.search_examples = search_examples or examples
         self._count()
         self.objective = Objective(routed, settings, self.n_steps, order)
+        self._given_order = list(order)
         self.lora_weights = [p for p in lora.parameters() if p.requires_grad]
         self._make_optimizer()
         self._base = weights_digest(lora)
@@ -130,7 +131,9 @@ class Trainer:
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint that `resume` goes on from exactly."""
+        """Write a checkpoint that `resume` goes on from exactly. Raises TrainingError where weights are not finite."""
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            raise TrainingError(f"weights are not finite after step {self.step}; {self._kept}, a lower --lr may help")
         if not self.processes.is_main:
             return
         state = {
@@ -174,6 +177,7 @@ class Trainer:
             "examples": digest(self.examples),
             "examples to order layers on": digest(self.search_examples),
             "temperature": repr(self.routed.temperature),
+            "layers that --layers names": repr(self._given_order),
             "sets": "" if self.objective.budget is None else repr(self.objective.budget.probes.sets),
             "rank or model": repr([tuple(weight.shape) for weight in self.parameters]),
             "weights of the model": self._base,
@@ -297,9 +301,14 @@ class Trainer:
         for weight in self.lora_weights:
             weight.requires_grad_(lora)
 
+    @property
+    def _kept(self) -> str:
+        there = has_checkpoint(self.out)
+        return f"the last checkpoint in {self.out} is kept" if there else f"there is no checkpoint yet in {self.out}"
+
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {self.step + 1}; the last checkpoint in {self.out} is kept")
+            raise TrainingError(f"the loss is {loss} at step {self.step + 1}; {self._kept}, a lower --lr may help")
 
     def _update(self) -> None:
         """One optimizer step with the gradients of all processes."""

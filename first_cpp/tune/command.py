@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ..cli.duration import in_words
 from ..cli.execute import add_debug
 from ..cli.extras import need_extra
+from ..cli.folder_lock import locked_folder
 from ..cli.model_name import HELP, add_offline, find_model
 from ..cli.options import number, whole_number
 from ..errors import ModelFileError, OptionError
@@ -73,16 +74,16 @@ def command(args: argparse.Namespace) -> None:
     model = ModelFile.open(find_model(args.model, args.offline))
     kind = _check_model(model, args.quantize)
     settings = Settings(kind, args.rank, args.lr, args.minutes, args.epochs or epochs_for(len(parts.train)), args.seed)
-    os.makedirs(args.out, exist_ok=True)
-    check_same_job(args.out, model, parts, settings)
-    parts.write(args.out)
-    lengths = longest(model, parts)
-    job = Job(model, args.out, parts, settings, lengths, args.threads or physical_cores(), args.quiet)
-    stages = job.stages()
-    if not args.quiet:
-        print(_plan(args.data, job, stages), file=sys.stderr)
-    run_stages(stages, args.out, _silent if args.quiet else _say)
-    print(summary(job))
+    with locked_folder(args.out):
+        check_same_job(args.out, model, parts, settings)
+        parts.write(args.out)
+        lengths = longest(model, parts)
+        job = Job(model, args.out, parts, settings, lengths, args.threads or physical_cores(), args.quiet)
+        stages = job.stages()
+        if not args.quiet:
+            print(_plan(args.data, job, stages), file=sys.stderr)
+        run_stages(stages, args.out, _silent if args.quiet else _say)
+        print(summary(job))
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..cli import jsonl
 from ..cli.jsonl import DataError, field, lines
 from ..cli.scripts import words_apart
 from ..gguf.new_file import new_file
@@ -56,7 +57,7 @@ class Split:
 
 
 def task_of(record: Record) -> str:
-    """The task of a record, empty where it names none."""
+    """The task of a record that was read, empty where it names none."""
     return str(record.get("task", ""))
 
 
@@ -70,6 +71,8 @@ def read_records(paths: Sequence[str]) -> list[Record]:
         for where, record in lines(path):
             field(record, "prompt", where)
             field(record, "response", where)
+            if "task" in record:
+                record["task"] = jsonl.task_of(record, where)
             references = record.get("references", [""])
             if not isinstance(references, list) or not references or not all(isinstance(one, str) for one in references):
                 raise DataError(f"{where}: references is {references!r:.80}, expected a list of texts")

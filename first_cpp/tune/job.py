@@ -52,7 +52,8 @@ def epochs_for(n_train: int) -> float:
 
 
 def check_same_job(folder: str, model: ModelFile, parts: Split, settings: Settings) -> None:
-    """Note in `folder` what its files are made of. Raises OptionError where another tuning's are there, naming what differs."""
+    """Note in `folder` what its files are made of. Raises OptionError where another tuning's are there, naming what differs, or
+    files of the same names that no tuning wrote."""
     mine = {
         "model": weights_fingerprint(model.path),
         "examples": digest([*parts.train, *parts.valid, *parts.test]),
@@ -64,8 +65,18 @@ def check_same_job(folder: str, model: ModelFile, parts: Split, settings: Settin
             before = json.load(file)
         if different := [key for key in mine if before.get(key) != mine[key]]:
             raise OptionError(f"--out {folder} holds a tuning with other {', '.join(different)}; choose another folder")
+    elif found := [name for name in (*FILES, "run", "report", tuned_name(model)) if os.path.exists(os.path.join(folder, name))]:
+        raise OptionError(
+            f"--out {folder} has {', '.join(found)} and no tune.json: no tuning wrote that, and this one would take it for its "
+            "own or replace it; choose another folder"
+        )
     with new_file(path, "w") as file:
         json.dump(mine, file)
+
+
+def tuned_name(model: ModelFile) -> str:
+    """The file name of the model that comes out."""
+    return f"{os.path.basename(model.path).removesuffix('.gguf')}-tuned.gguf"
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Job:
     @property
     def tuned(self) -> str:
         """The model that comes out."""
-        return self.path(f"{os.path.basename(self.model.path).removesuffix('.gguf')}-tuned.gguf")
+        return self.path(tuned_name(self.model))
 
     @property
     def merged(self) -> str:

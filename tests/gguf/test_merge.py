@@ -170,7 +170,52 @@ def test_routers_that_do_not_fit_are_refused_before_anything_is_folded(run, tmp_
     )
 
 
-@pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 8}}], ids=str)
+def test_an_adapter_of_several_ranks_and_alphas(tmp_path, load):
+    """peft is the oracle: merged, and in a side file, for which llama.cpp knows one alpha for all."""
+    from peft import LoraConfig, get_peft_model
+
+    hf = reference.make_model(SHAPES["tiny"], seed=6)
+    base = str(tmp_path / "base.gguf")
+    reference.write_gguf(base, hf, SHAPES["tiny"])
+    torch.manual_seed(1)
+    patterns = {
+        "rank_pattern": {"q_proj": 8, r"layers\.2\.mlp\.down_proj": 2},
+        "alpha_pattern": {"v_proj": 32, "mlp.up_proj": 1},
+    }
+    modules = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    lora = get_peft_model(hf, LoraConfig(r=4, lora_alpha=8, target_modules=modules, use_rslora=True, **patterns))
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    lora.eval().save_pretrained(tmp_path / "run" / "adapter")
+    random_routers(str(tmp_path / "run" / "routers.safetensors"))
+    with torch.no_grad():
+        expected = lora(torch.tensor([PROMPT])).logits[0, -1].numpy()
+    command = ["--routers", str(tmp_path / "run"), "--model", base, "--quiet", "--out"]
+    merged, side = str(tmp_path / "merged.gguf"), str(tmp_path / "side.gguf")
+    assert main([*command, merged, "--merge"]) == 0
+    np.testing.assert_allclose(last_logits(load(merged, **F32_KV)), expected, rtol=0, atol=1e-3)
+    assert main([*command, side, "--sidecar"]) == 0
+    np.testing.assert_allclose(last_logits(load(base, routers=side, **F32_KV)), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("how", ["--merge", "--sidecar"])
+def test_a_lora_for_tensors_that_the_model_lacks(run, tmp_path, capsys, how):
+    """Of lm_head, where the model's output is its embedding; a side file of it could not be loaded."""
+    folder, base, _ = run
+
+    def change(t):
+        t.update({"base_model.model.lm_head.lora_A.weight": np.zeros((4, 128), np.float32)})
+        t.update({"base_model.model.lm_head.lora_B.weight": np.zeros((300, 4), np.float32)})
+
+    out = tmp_path / "out.gguf"
+    said = refused(capsys, "--routers", changed_adapter(folder, tmp_path, change), "--model", base, how, "--out", out)
+    assert "the LoRA changes output.weight of shape [128, 300]" in said
+    assert "has [128, 320]" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"init_lora_weights": "pissa"}], ids=str)
 def test_loras_that_cannot_be_folded_in(run, tmp_path, capsys, change):
     import shutil
 

@@ -32,13 +32,13 @@ def examples(n, seed=0):
     ]
 
 
-def trainer(tmp_path, name, search_examples=(), model_seed=2, **settings):
+def trainer(tmp_path, name, search_examples=(), model_seed=2, order=(), **settings):
     """Of routers alone: the model is frozen."""
     hf = reference.make_model(SHAPES["tiny"], seed=model_seed).requires_grad_(False)
     out = tmp_path / name
     out.mkdir(exist_ok=True)
     values = {"batch_size": 4, "epochs": 1.0, **settings}
-    made = Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out), search_examples=search_examples)
+    made = Trainer(make_routed(hf), hf, examples(40), Settings(**values), str(out), order, search_examples)
     made.is_due = lambda: made.step % 3 == 0  # a checkpoint every third step, however fast they are
     return made
 

@@ -12,6 +12,7 @@ import torch
 from training import examples, lora_trainer, trainer
 
 from first_cpp.train import trainer as training_loop
+from first_cpp.train.checkpoint import steps_done
 from first_cpp.train.interrupts import held_interrupts
 from first_cpp.train.layer_orders import start_orders
 from first_cpp.train.objective import Objective
@@ -78,6 +79,8 @@ def test_resume_of_another_run_is_refused(tmp_path):
         trainer(tmp_path, "a", epochs=0.5, seed=1).resume()
     with pytest.raises(TrainingError, match="no checkpoint"):
         trainer(tmp_path, "b").resume()
+    with pytest.raises(TrainingError, match=r"other settings: layers that --layers names$"):
+        trainer(tmp_path, "a", epochs=0.5, order=(3, 1, 0, 2, 4, 5)).resume()
     other = trainer(tmp_path, "a", epochs=0.5)
     other.routed.temperature = 0.2
     with pytest.raises(TrainingError, match=r"other settings: temperature$"):
@@ -147,6 +150,39 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="loss is nan at step 6"):
         run.run([], quiet=True)
     assert torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("step", [2, 9])  # a checkpoint is due after the third step; the tenth is the last
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch, step):
+    """A gradient may overflow where the loss does not: no later loss would say so after the last step."""
+    run = trainer(tmp_path, "run")
+    assert run.n_steps == 10
+    update = Trainer._update
+
+    def overflows(self):
+        update(self)
+        if self.step == step:
+            self.parameters[0].data[0, 0] = math.inf
+
+    monkeypatch.setattr(Trainer, "_update", overflows)
+    kept = "there is no checkpoint yet in" if step == 2 else "the last checkpoint in"
+    with pytest.raises(TrainingError, match=f"weights are not finite after step {step + 1}; {kept}"):
+        run.run([], quiet=True)
+    path = tmp_path / "run" / "checkpoint.pt"
+    assert (torch.load(path, weights_only=True)["step"] if path.exists() else 0) == (0 if step == 2 else 9)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut off", None])
+def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path, content):
+    path = tmp_path / "run" / "checkpoint.pt"
+    run = trainer(tmp_path, "run")
+    if content is None:
+        torch.save({"weights": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(content)
+    for read in (run.resume, lambda: steps_done(str(path.parent))):
+        with pytest.raises(TrainingError, match=r"checkpoint.pt is (not a readable|no) checkpoint"):
+            read()
 
 
 def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(whole, tmp_path, monkeypatch):

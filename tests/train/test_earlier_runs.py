@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from helpers import tokens
@@ -32,6 +34,21 @@ def test_a_run_starts_from_an_earlier_one(tmp_path):
     assert torch.equal(banks[0].weight, banks[1].weight)
     with pytest.raises(ModelFileError, match="another model or LoRA rank"):
         start_from([str(tmp_path)], tiny_lora(rank=4), banks[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"lora_alpha": 1}, "lora_alpha=1, this run's 4"), ({"use_rslora": True}, "use_rslora=True"),
+     ({"alpha_pattern": {"q_proj": 9}}, "alpha_pattern="), (None, "no configuration")],
+)  # fmt: skip
+def test_an_adapter_that_counts_otherwise_is_no_start(tmp_path, change, said):
+    """Its weights alone, under this run's scale, would be another LoRA."""
+    tiny_lora().save_pretrained(tmp_path / "adapter")
+    start_from([str(tmp_path)], tiny_lora(), None)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text("[" if change is None else json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelFileError, match=said):
+        start_from([str(tmp_path)], tiny_lora(), None)
 
 
 def test_a_run_starts_from_the_mean_of_earlier_ones(tmp_path):

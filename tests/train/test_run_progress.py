@@ -34,6 +34,15 @@ class FakeClock:
         return self.now
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_task_s_name_is_no_markup(capsys, quiet):
+    """Names of tasks are the user's; rich ends with an error for a mark that closes nothing."""
+    with RunProgress(PLAN, quiet) as progress:
+        progress.word("ordering the layers for [/b]")
+        progress.say("task [red] and [/i] \33[2J takes its own order")
+    assert "task [red] and [/i] \\x1b[2J takes its own order" in capsys.readouterr().err
+
+
 def test_an_estimates_parts_add_up():
     """Each kind of work alone, and all of them together."""
     works = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from first_cpp.gguf.lora import read_lora
 from first_cpp.train.batch import collate
 from first_cpp.train.examples import Example
-from first_cpp.train.model import decoder_layers, linear_names
+from first_cpp.train.model import add_lora, decoder_layers, linear_names
 from first_cpp.train.routed_model import RoutedModel
 from first_cpp.train.router_bank import RouterBank
 
@@ -51,3 +52,26 @@ def test_architectures(name):
     assert (prefilled.cache is not None) is cached
     prefilled.cache = None
     torch.testing.assert_close(routed.answer_logits(prefilled, gate), masked)
+
+
+def test_of_a_model_that_sees_the_layers_that_read_text_are_trained(tmp_path):
+    """As of Gemma 3 from 4B on: its vision has layers of the same number and names, for which a GGUF has no place."""
+    import transformers
+
+    text = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28,
+              "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    layers = decoder_layers(model)
+    assert type(layers[0]).__name__ == "Gemma3DecoderLayer"
+    lora = add_lora(model, layers, 2, 4)
+    assert decoder_layers(lora) is layers
+    routed = RoutedModel(lora, layers, RouterBank(4, 64, 1e-5))
+    batch = collate([Example("", [5, 6, 7, 8, 9], [10, 11, 12])])
+    routed.answer_logits(routed.prefill(batch), torch.tensor([[1.0, 0.0, 1.0, 1.0]])).sum().backward()
+    lora.save_pretrained(tmp_path)
+    found = {pair.name for pair in read_lora(str(tmp_path), "gemma3", 4, 4, 2)}
+    kinds = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    assert found == {f"blk.{layer}.{kind}.weight" for layer in range(4) for kind in kinds}

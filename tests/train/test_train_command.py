@@ -10,6 +10,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -21,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from training import Words, examples, lora_trainer, trainer
 
 from convert.__main__ import setup_arg_parser as convert_parser
+from first_cpp.cli.folder_lock import check_unlocked
 from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
-from first_cpp.train import command, run_plan
+from first_cpp.train import command, option_checks, run_plan
+from first_cpp.train.asked_data import Data
 from first_cpp.train.result import save_result
 from first_cpp.train.run_setup import settings_of
 from first_cpp.train.settings import Settings
@@ -289,6 +293,78 @@ def test_values_out_of_range_are_refused(capsys, change):
 def test_options_that_contradict_are_refused_before_anything_is_loaded(tmp_path, capsys, change):
     assert main(["train", "--model", "none.gguf", "--data", "none", "--out", str(tmp_path), *change]) == 2
     assert change[0] in capsys.readouterr().err
+
+
+USERS = '{"prompt": "a b c", "response": "b c"}\n' * 4
+
+
+@pytest.mark.usefixtures("tiny_hf")
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("valid.jsonl", ["--data", "d.jsonl", "--valid", "u/valid.jsonl"], "in place of your u/valid.jsonl"),
+        ("valid.jsonl", ["--data", "d.jsonl"], "has a valid.jsonl that no run wrote"),
+        ("log.csv", ["--data", "d.jsonl"], "has a log.csv that no run wrote"),
+        ("prompts.jsonl", ["--prompts", "./u/prompts.jsonl"], "in place of your ./u/prompts.jsonl"),
+        ("answers.jsonl", ["--data", "u/answers.jsonl"], "in place of your u/answers.jsonl"),
+        ("answers.gguf", ["--data", "d.jsonl", "--model", "u/answers.gguf"], "in place of your u/answers.gguf"),
+    ],
+)
+def test_files_of_the_user_s_in_the_folder_of_a_run_stay(tmp_path, capsys, monkeypatch, name, words, said):
+    """A run would remove its valid.jsonl, of losses, and cut its prompts.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / name).write_text(USERS)
+    (tmp_path / "d.jsonl").write_text(USERS)
+    assert main(["train", "--model", "m.gguf", "--rank", "0", "--quiet", *words, "--out", "u"]) == 2
+    assert said in capsys.readouterr().err
+    assert {one.name: one.read_text() for one in (tmp_path / "u").iterdir()} == {name: USERS}
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path, capsys, monkeypatch):
+    """Before its first checkpoint, too; a run that was killed holds nothing."""
+    data, out = tmp_path / "data.jsonl", str(tmp_path / "run")
+    data.write_text(USERS)
+    words = ["train", "--model", "./m", "--data", str(data), "--out", out, "--rank", "0", "--layers", "even", "--quiet"]
+    holds = "import time\nfrom first_cpp.cli.folder_lock import *\n"
+    holds += f"with locked_folder({out!r}): print(1, flush=True), time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        (tmp_path / "run" / "log.csv").write_text("step,loss\n1,2\n")
+        for more in ([], ["--resume"]):
+            assert main([*words, *more]) == 2
+            assert "another command is writing to" in capsys.readouterr().err
+        monkeypatch.setattr(option_checks, "check_unlocked", lambda _out: None)  # begun at the same moment
+        assert main(words) == 2
+        assert "another command is writing to" in capsys.readouterr().err
+        assert (tmp_path / "run" / "log.csv").read_text() == "step,loss\n1,2\n"
+        other.kill()
+        other.wait()
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "first_cpp.train.run_setup.load_model", lambda _path: (reference.make_model(SHAPES["tiny"], seed=2), Words())
+    )
+    assert main(words) == 0
+    assert "step,loss,share" in (tmp_path / "run" / "log.csv").read_text()
+    check_unlocked(out)
+
+
+@pytest.mark.usefixtures("tiny_hf")
+def test_a_run_that_ended_meanwhile_is_not_written_over(tmp_path, capsys, monkeypatch):
+    data, out = tmp_path / "data.jsonl", tmp_path / "run"
+    data.write_text(USERS)
+
+    def reads(args, _tokenizer):
+        out.mkdir()
+        (out / "train.json").write_text("{}")  # as the other one ends
+        return Data(examples(2), [], [])
+
+    monkeypatch.setattr("first_cpp.train.run_setup.read_data", reads)
+    assert main(["train", "--model", "./m", "--data", str(data), "--out", str(out), "--rank", "0", "--quiet"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert [one.name for one in out.iterdir()] == ["train.json"]
 
 
 OTHER_VALUES = {

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 
 import llama_cpp
 import pytest
@@ -14,6 +15,7 @@ from helpers import twins
 from routers_files import routed_model
 from training import Words
 
+from first_cpp.cli.folder_lock import locked_folder
 from first_cpp.cli.jsonl import DataError
 from first_cpp.cli.main import main, setup_arg_parser
 from first_cpp.errors import OptionError
@@ -103,6 +105,11 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     assert said in str(error.value)
 
 
+def test_a_task_that_is_null_is_none(tmp_path):
+    path = written(tmp_path / "data.jsonl", [{"prompt": "p", "response": "a", "task": task} for task in (None, "", "t", 7)])
+    assert [one["task"] for one in read_records([path])] == ["", "", "t", "7"]
+
+
 def test_tasks_are_scored_by_how_long_their_answers_are():
     long = [{"task": "story", "prompt": "p", "response": "word " * 40}]
     chinese = [{"task": "故事", "prompt": "p", "response": "很久很久以前有一座山、山里有一座庙。"}]  # no blanks between words
@@ -143,6 +150,32 @@ def test_a_folder_of_another_tuning_is_refused(tmp_path, tiny):
     check_same_job(str(tmp_path / "twins"), one, parts, settings)
     with pytest.raises(OptionError, match="with other model"):
         check_same_job(str(tmp_path / "twins"), merged_anew, parts, settings)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "sets.gguf", "run", "m-tuned.gguf"])
+def test_files_that_no_tuning_wrote_are_not_replaced(tmp_path, tiny, capsys, monkeypatch, name):
+    """Data that lies there by the names of the parts, or another command's run that would be taken for a stage's."""
+    monkeypatch.setattr(command, "run_stages", lambda *_: pytest.fail("a stage began"))
+    shutil.copy(tiny, tmp_path / "m.gguf")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    data = written(mine / ("train.jsonl" if name == "train.jsonl" else "data.jsonl"), records(40))
+    if name == "run":
+        (mine / "run").mkdir()
+    elif name != "train.jsonl":
+        (mine / name).write_text("mine")
+    before = {one.name: one.read_bytes() for one in mine.iterdir() if one.is_file()}
+    assert main(["tune", data, "-m", str(tmp_path / "m.gguf"), "--out", str(mine)]) == 2
+    assert f"has {name} and no tune.json" in capsys.readouterr().err
+    assert {one.name: one.read_bytes() for one in mine.iterdir() if one.is_file()} == before
+
+
+def test_a_folder_that_another_tuning_writes_to_is_refused(tmp_path, tiny, capsys):
+    data = written(tmp_path / "data.jsonl", records(40))
+    with locked_folder(str(tmp_path / "out")):
+        assert main(["tune", data, "-m", tiny, "--out", str(tmp_path / "out")]) == 2
+    assert "another command is writing to" in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_the_file_type_of_a_model(tmp_path, tiny, tiny_q8):
