@@ -193,7 +193,7 @@ def _notes(record: Record) -> list[str]:
     """What some numbers of the tables do not mean."""
     reference = next(one for one in record["rows"] if one["row"] == record["reference"])
     zero = [task for task, scores in reference["scores"].items() if not next(iter(scores.values()))]
-    others = [one["row"] for one in record["rows"] if not one["same_vocabulary"]]
+    others = [one["row"] for one in record["rows"] if not one.get("same_vocabulary", True)]
     notes = []
     if zero:
         notes.append(f"`{record['reference']}` scores 0 on {', '.join(zero)}, which counts as 0 of reference for every row.\n")

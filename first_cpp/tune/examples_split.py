@@ -137,17 +137,18 @@ def _groups_by_task(records: Sequence[Record]) -> dict[str, list[list[Record]]]:
 
 
 def metrics(found: Split) -> list[str]:
-    """How each task is scored, as `first-cpp eval --metric` takes it: by words that agree where answers are short.
+    """How each task of the test examples is scored, as `first-cpp eval --metric` takes it: by words that agree where answers,
+    those trained on too, are short.
 
-    >>> metrics(Split([{"task": "colour", "prompt": "p", "response": "red"}], [], []))
+    >>> metrics(Split([], [], [{"task": "colour", "prompt": "p", "response": "red"}]))
     ['colour=answer']
     """
-    kinds = []
+    kinds, tested = [], {task_of(record) for record in found.test}
     words: dict[str, list[int]] = defaultdict(list)
     for record in (*found.train, *found.valid, *found.test):
         words[task_of(record)].append(len(words_apart(record["response"]).split()))
     for task, n_words in sorted(words.items()):
-        if task not in KNOWN_TASKS:
+        if task in tested and task not in KNOWN_TASKS:
             n_words.sort()
             kinds.append(f"{task}={'answer' if n_words[len(n_words) // 2] <= SHORT_WORDS else 'summary'}")
     return kinds

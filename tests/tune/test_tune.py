@@ -113,8 +113,8 @@ def test_a_task_that_is_null_is_none(tmp_path):
 def test_tasks_are_scored_by_how_long_their_answers_are():
     long = [{"task": "story", "prompt": "p", "response": "word " * 40}]
     chinese = [{"task": "故事", "prompt": "p", "response": "很久很久以前有一座山、山里有一座庙。"}]  # no blanks between words
-    found = metrics(Split([*records(3, "qa"), *records(3, ""), *long, *chinese], [], []))
-    assert found == ["=answer", "story=summary", "故事=summary"]
+    found = metrics(Split(records(3, "rare"), [], [*records(3, "qa"), *records(3, ""), *long, *chinese]))
+    assert found == ["=answer", "story=summary", "故事=summary"]  # what no test example is of is not scored
 
 
 # -- what is refused before anything long ----------------------------------------------------------------------------------
@@ -241,7 +241,8 @@ def test_a_report_that_was_stopped_goes_on_with_other_threads(tiny_job, tiny, tm
         os.makedirs(folder)
     tiny_job.parts.write(tiny_job.out)
     with open(tiny_job.path("test.jsonl"), "w") as file:
-        file.writelines(json.dumps(one) + "\n" for one in tiny_job.parts.test[:1])
+        few = {one["task"]: one for one in tiny_job.parts.test}.values()
+        file.writelines(json.dumps(one) + "\n" for one in few)
     stopped = dataclasses.replace(tiny_job, quiet=True)
     answered = asking._answer
     monkeypatch.setattr(asking, "_answer", lambda llm, question, _n: answered(llm, question, 2))
