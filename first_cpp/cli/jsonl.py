@@ -20,9 +20,8 @@ def lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(file, 1):
                 where = f"{path}:{number}"
                 try:
-                    record = json.loads(
-                        line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    )  # Windows begins files with a mark
+                    encoding = "utf-8-sig" if number == 1 else "utf-8"  # Windows begins files with a mark
+                    record = json.loads(line.decode(encoding))
                 except UnicodeDecodeError as error:
                     raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
                 except json.JSONDecodeError as error:

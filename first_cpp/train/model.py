@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A causal language model and its tokenizer from a Hugging Face folder or a GGUF file.
 
-    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split
+    Raises MissingFileError, or ModelFileError for an architecture that transformers cannot read, and for a GGUF that is split,
     has scaled rotary embeddings, or has other outputs in llama.cpp: transformers reads one file, no scaling, and not all
     settings and tensors, and would train another model than the one that runs. Also for a folder that lacks weights.
 
