@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import pathlib
 import subprocess
 import sys
@@ -21,7 +22,9 @@ WIDE_KV = Shape(n_layer=6, n_embd=512, n_head=8, n_head_kv=8, n_ff=256, n_vocab=
 N_CTX = 8192
 PER_LAYER = N_CTX * 2 * 512 * 2
 
-pytestmark = pytest.mark.skipif(not pathlib.Path("/proc/self/smaps").exists(), reason="reads /proc/self/smaps")
+PAGES = pathlib.Path("/proc/self/pagemap")
+
+pytestmark = pytest.mark.skipif(not PAGES.exists(), reason="reads /proc/self/pagemap")
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +35,14 @@ def wide(models):
 
 
 def resident(llm: Llama) -> int:
-    """Bytes of the KV tensors that are in memory, by /proc/self/smaps of the mappings that hold them."""
-    spans = [(t.address, t.address + t.n_bytes) for t in llm.kv_cache]
-    total, inside = 0, False
-    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
-        head = line.split(" ", 1)[0]
-        if "-" in head and not head.endswith(":"):
-            begin, end = (int(part, 16) for part in head.split("-"))
-            inside = any(begin < stop and start < end for start, stop in spans)
-        elif inside and head == "Rss:":
-            total += int(line.split()[1]) * 1024
+    """Bytes of the KV tensors that are in memory, page by page; the mapping that holds them may hold others' memory too."""
+    total = 0
+    with PAGES.open("rb", buffering=0) as file:
+        for tensor in llm.kv_cache:
+            first, end = tensor.address // mmap.PAGESIZE, -(-(tensor.address + tensor.n_bytes) // mmap.PAGESIZE)
+            file.seek(8 * first)
+            entries = np.frombuffer(file.read(8 * (end - first)), np.uint64)
+            total += int((entries >> np.uint64(63)).sum()) * mmap.PAGESIZE  # the bit "present"
     return total
 
 
