@@ -47,7 +47,7 @@ def same(together: dict, alone: dict) -> None:
         assert one == untimed
 
 
-@pytest.mark.parametrize("streams", [2, 16])
+@pytest.mark.parametrize("streams", [3, pytest.param(16, marks=pytest.mark.slow)])
 def test_answers_are_those_of_each_prompt_alone(budget, routed, tiny, data, tmp_path, monkeypatch, streams):
     """Rows of three files, with the layers that the prompts choose, fixed ones and none; the dense one is not the first."""
     rows = [*ROWS, "--base", tiny, "--row", f"routed={routed}@0.34", "--row", f"set={routed}@1,4"]

@@ -233,6 +233,7 @@ def test_duplicates_and_broken_prompts_are_dropped(tmp_path, writing):
 
 
 @pytest.mark.smollm2
+@pytest.mark.slow
 def test_a_model_writes_users_turns(smollm2, tmp_path):
     with contextlib.closing(DenseModel(smollm2, str(tmp_path), 2)) as dense, dense.opened(256) as engine:
         found = dict((key, (text, ended)) for key, text, ended in asking.written(engine, ["0a", "0b", "0c", "0d"]))

@@ -147,6 +147,7 @@ def test_two_step_trains_routers_then_lora(tmp_path):
     assert share_below_half(run.scores()) == pytest.approx(5 / 6)
 
 
+@pytest.mark.slow
 def test_learns_to_skip_the_harmless_layers(tmp_path):
     """Two of six layers do nothing at all: routers that start from zero find them."""
     hf = reference.make_model(SHAPES["tiny"], seed=2)
