@@ -88,18 +88,18 @@ class Several:
     def answer_all(self) -> None:
         """Questions in blocks, for each of which every model file is loaded once."""
         missing = self.answers.missing(self.rows, len(self.questions))
-        todo = [(number, here) for number, here in enumerate(missing) if here]
-        todo.sort(key=lambda one: len(self.questions[one[0]].prompt))  # a long prompt gives all streams of its block more room
-        for block in self._blocks(todo):
+        unanswered = [(number, here) for number, here in enumerate(missing) if here]
+        unanswered.sort(key=lambda one: len(self.questions[one[0]].prompt))  # a long one gives its whole block more room
+        for block in self._blocks(unanswered):
             self._compared.clear()
             for model in dict.fromkeys(map(_model, self.rows)):
                 self._answer_block(model, block)
 
-    def _blocks(self, todo: Sequence[tuple[int, list[Row]]]) -> Iterator[dict[int, list[Row]]]:
+    def _blocks(self, unanswered: Sequence[tuple[int, list[Row]]]) -> Iterator[dict[int, list[Row]]]:
         """Questions with what is missing of each: so many that memory holds the dense distributions of those measured."""
         n_bytes = Targets.n_bytes(self.max_tokens + 1, open_gguf(self.dense.file).count("tokenizer.ggml.tokens"))
         block, held = dict[int, list[Row]](), 0
-        for number, rows in todo:
+        for number, rows in unanswered:
             needed = n_bytes if number in self.measured else 0
             if len(block) == AT_ONCE or (held and held + needed > MOST_KEPT):
                 yield block

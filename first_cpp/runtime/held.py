@@ -82,7 +82,7 @@ class HeldFidelity:
         """The state for people."""
         mean = "no answer was measured" if self.mean is None else f"mean {self.mean:.3f} of {self.answers} answer"
         several = "s" if self.answers > 1 else ""
-        dense = ": dense for now, skipping cost more than the target allows" if self.dense else ""
+        dense = ": dense until the mean is back at the target" if self.dense else ""
         return f"fidelity {self.target:g} is held: {mean}{several}, dial {self.dial:.2f}{dense}"
 
     def _load(self, path: str) -> None:

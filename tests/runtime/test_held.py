@@ -72,7 +72,7 @@ def test_a_target_too_high_goes_dense_and_says_so():
     held = HeldFidelity(1.0)
     mean, levels = simulate(held, [0.02] * 300)
     assert levels[-100:] == [0] * 100
-    assert "dense for now" in held.line()
+    assert "dense until the mean is back" in held.line()
     held = HeldFidelity(0.999)
     mean, levels = simulate(held, [0.3] * 300)
     assert mean >= 0.999 - bound(300)

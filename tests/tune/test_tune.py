@@ -290,10 +290,10 @@ def test_a_full_disk_is_no_reason_to_leave_the_calibration_out(tiny_job, monkeyp
 
 
 def test_the_plan_fits_80_columns_and_promises_only_what_is_known(tiny_job):
-    todo = tiny_job.stages()
-    text = command._plan(["data.jsonl"], dataclasses.replace(tiny_job, out="tuned"), todo)
+    ahead = tiny_job.stages()
+    text = command._plan(["data.jsonl"], dataclasses.replace(tiny_job, out="tuned"), ahead)
     assert max(map(len, text.splitlines())) <= 80, text
-    for one in todo:
+    for one in ahead:
         assert f". {one.name}" in text
     assert "80 examples of 2 tasks" in text
     words = " ".join(text.split())
@@ -303,13 +303,13 @@ def test_the_plan_fits_80_columns_and_promises_only_what_is_known(tiny_job):
     )
     os.makedirs(tiny_job.path("run"))
     with open(tiny_job.path("run/train.json"), "w"):
-        words = " ".join(command._plan(["data.jsonl"], tiny_job, todo).split())
+        words = " ".join(command._plan(["data.jsonl"], tiny_job, ahead).split())
     assert "more with a large model; eval: measured and said" in words
     open(tiny_job.tuned, "w").close()
     os.makedirs(tiny_job.path("report"))
     for name in ("sets.gguf", "report/report.json"):
         open(tiny_job.path(name), "w").close()
-    assert "time:" not in command._plan(["data.jsonl"], tiny_job, todo)
+    assert "time:" not in command._plan(["data.jsonl"], tiny_job, ahead)
 
 
 def test_the_longest_prompt_and_response_may_be_in_any_part(tiny):
