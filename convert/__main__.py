@@ -19,7 +19,7 @@ from first_cpp.gguf.merge import merge
 from first_cpp.gguf.model_file import ModelFile, normal_path
 from first_cpp.gguf.new_file import check_output
 from first_cpp.gguf.quantise import check_type, stored_type
-from first_cpp.gguf.router_format import load_routers, write_safetensors
+from first_cpp.gguf.router_format import carries_routers, load_routers, write_safetensors
 from first_cpp.runtime.block_influence import DEFAULT_SKIP, MAX_TOKENS, TextError, influence_routers
 from first_cpp.skip import parse_skip
 
@@ -113,7 +113,8 @@ def said(args: argparse.Namespace) -> Iterator[str]:
     if args.block_influence:
         yield f"{size}, input-blind routers by block influence"
         stem = os.path.basename(args.model).removesuffix(".gguf")
-        options = ["--routers", args.out, "--model", args.model, "--out", f"{stem}-first.gguf"]
+        replace = ["--replace"] * carries_routers(args.model)
+        options = ["--routers", args.out, "--model", args.model, *replace, "--out", f"{stem}-first.gguf"]
         yield next_commands(["python", "-m", "convert", *options])
         return
     routers = load_routers(out)

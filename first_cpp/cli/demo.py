@@ -12,7 +12,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TextIO
 
 import llama_cpp
 
@@ -35,6 +34,7 @@ from .model_name import HELP, add_offline, find_model_to_use, is_demo
 from .next_commands import next_commands
 from .options import whole_number
 from .output import columns
+from .wrapped_text import WrappedText
 
 STEPS = 64
 """Decoding steps of each model, in turns, that a speed-up is the median of."""
@@ -169,7 +169,7 @@ def _width() -> int:
 
 def _stream(llm: llama_cpp.Llama, prompt: list[int], max_tokens: int) -> list[int]:
     """Print an answer as it is made, words wrapped; returns its tokens."""
-    out = WrappedText(sys.stdout, indent="   ", width=_width())
+    out = WrappedText(sys.stdout, _width(), indent="   ", blank_lines=False)
     tokens: list[int] = []
     shown = ""
     for token, _ in answer_tokens(llm, prompt, max_tokens):
@@ -189,52 +189,6 @@ def _heading(llm: llama_cpp.Llama) -> str:
         return f"-- {FULL} {picture((), n_layer)} {n_layer} layers"
     skipped, n_layer = llm.routing.skipped, llm.routing.n_layer
     return f"-- {SKIPPING}   {picture(skipped, n_layer)} {n_layer - len(skipped)} layers"
-
-
-class WrappedText:
-    """Writes text as it comes, words whole, lines no longer than `width`.
-
-    >>> import io
-    >>> out = WrappedText(io.StringIO(), indent="  ", width=12)
-    >>> for part in ("one tw", "o three", " four"):
-    ...     out.write(part)
-    >>> out.end()
-    """
-
-    def __init__(self, stream: TextIO, indent: str, width: int) -> None:
-        self._stream, self._indent, self._width = stream, indent, width
-        self._column = 0
-        self._word = ""
-
-    def write(self, text: str) -> None:
-        """Add text; its last word is held back until it is known to be whole."""
-        for sign in text:
-            if sign in " \n":
-                self._put_word()
-                if sign == "\n" and self._column:
-                    self._stream.write("\n")
-                    self._column = 0
-            else:
-                self._word += sign
-        self._stream.flush()
-
-    def end(self) -> None:
-        """Write what is held back, and end the line."""
-        self._put_word()
-        self._stream.write("\n" * (self._column > 0))
-        self._column = 0
-        self._stream.flush()
-
-    def _put_word(self) -> None:
-        if not self._word:
-            return
-        if self._column and self._column + 1 + len(self._word) > self._width:
-            self._stream.write("\n")
-            self._column = 0
-        before = " " if self._column else self._indent
-        self._stream.write(before + self._word)
-        self._column += len(before) + len(self._word)
-        self._word = ""
 
 
 # -- the summary ---------------------------------------------------------------------------------------------------

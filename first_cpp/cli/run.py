@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ContextFull, OptionError
+from ..gguf.printable import without_controls
 from ..llama import Llama
 from ..runtime.fidelity import Fidelity
 from ..runtime.streaming import in_thread
@@ -18,6 +19,7 @@ from .execute import add_debug
 from .model_options import add_model_arguments, add_sampling_arguments, model_options, sampling_of
 from .options import prose
 from .output import columns
+from .wrapped_text import WrappedText
 
 EPILOG = """examples:
   first-cpp run "Who built the first lighthouse?"
@@ -90,16 +92,40 @@ def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any] | None:
 def _answer(llm: Llama, prompt: str, args: argparse.Namespace) -> tuple[str, str | None]:
     """Print the answer as it comes, unless it is to be JSON. Returns its text and why it ended."""
     text, reason = "", None
+    show = AnswerPrinter() if not args.json else None
     try:
         for part, ended in in_thread(llm, lambda: text_parts(llm, prompt, args)):
             text, reason = text + part, ended
-            if not args.json:
-                print(part, end="", flush=True)
+            if show is not None:
+                show.add(part)
     except KeyboardInterrupt:
         reason = "interrupted"
-    if not args.json:
-        print()
+    if show is not None:
+        show.end()
     return text, reason
+
+
+class AnswerPrinter:
+    """Prints an answer as it comes: into a file or a pipe as it is, on a terminal with whole words and without what a terminal
+    takes for commands."""
+
+    def __init__(self) -> None:
+        width = columns(sys.stdout)
+        self._wrapped = WrappedText(sys.stdout, width) if width else None
+
+    def add(self, part: str) -> None:
+        """More of the answer."""
+        if self._wrapped is not None:
+            self._wrapped.write(without_controls(part))
+        else:
+            print(part, end="", flush=True)
+
+    def end(self) -> None:
+        """The answer is whole."""
+        if self._wrapped is not None:
+            self._wrapped.end()
+        else:
+            print()
 
 
 def read_prompt(given: str | None) -> str:

@@ -129,6 +129,11 @@ def router_keys(file: GgufFile) -> list[str]:
     return [key for key in file.keys() if key.startswith("first.")]
 
 
+def carries_routers(path: str) -> bool:
+    """Whether there is a model file that has routers in its metadata."""
+    return os.path.isfile(path) and bool(router_keys(open_gguf(path)))
+
+
 # -- safetensors ---------------------------------------------------------------------------------------------------
 
 

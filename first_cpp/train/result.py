@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections import defaultdict
 from typing import Any
@@ -28,7 +29,7 @@ def run_record(args: argparse.Namespace, trainer: Trainer, losses: Losses) -> di
     return {
         "method": method_of(args),
         "data": f"{', '.join(map(os.path.basename, args.data or args.prompts))} ({len(trainer.examples)} examples)",
-        "command": " ".join(["first-cpp", *sys.argv[1:]]),
+        "command": shlex.join(["first-cpp", *sys.argv[1:]]),
         "seconds": round(trainer.seconds),
         "steps": trainer.step,
         "updates": trainer.step * trainer.objective.n_passes,

@@ -14,6 +14,7 @@ from ..cli.next_commands import next_commands
 from ..gguf.model_file import ModelFile
 from ..gguf.printable import printable
 from ..gguf.quantise import NEED_MATRIX, stored_type
+from ..gguf.router_format import carries_routers
 from .checkpoint import steps_done
 from .examples import padding_cost
 from .layer_orders import MOST_EXAMPLES, N_FITTED, sample_by_task
@@ -133,11 +134,17 @@ def following(args: argparse.Namespace, lora: bool) -> Iterator[list[str]]:
     model = args.model if args.model.endswith(".gguf") else "model.gguf"
     first = f"{os.path.basename(model).removesuffix('.gguf')}-first.gguf"
     merged = "merged.gguf" if args.sets else first
-    how = (["--merge"] + (["--quantize", kind] if (kind := _merged_type(args)) else [])) if lora else []
+    how = _merging(args) if lora else ["--replace"] * carries_routers(model)
     yield ["python", "-m", "convert", "--routers", args.out, "--model", model, *how, "--out", merged]
     if args.sets:  # predictors and tolerance are to be those of the trained weights
         yield ["first-cpp", "calibrate", "-m", merged, "--sets", args.sets, "--replace", "--out", first]
     yield ["first-cpp", "eval", "--model", first, "--base", model, "--data", "test.jsonl", "--out", "report"]
+
+
+def _merging(args: argparse.Namespace) -> list[str]:
+    """Options of convert that fold the LoRA into the weights."""
+    kind = _merged_type(args)
+    return ["--merge", *(["--quantize", kind] if kind else [])]
 
 
 def _merged_type(args: argparse.Namespace) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import re
 
@@ -11,7 +10,7 @@ import pytest
 from routers_files import budget_routers, routed_model
 
 from first_cpp.cli import demo
-from first_cpp.cli.demo import FULL, SKIPPING, Result, WrappedText, summary
+from first_cpp.cli.demo import FULL, SKIPPING, Result, summary
 from first_cpp.cli.main import main
 from first_cpp.gguf.embed import embed
 from first_cpp.runtime.interleaved import busy_by
@@ -43,21 +42,6 @@ def test_steps_that_a_few_interruptions_slow_count_as_calm():
     assert busy_by({"a": [0.01] * 60 + [0.5] * 4}) == 0
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_words_wrap_as_they_come(size):
-    """However the text is cut, lines are as textwrap's."""
-    import textwrap
-
-    text = "The quick brown fox jumps over the lazy dog, and a-very-long-word-that-fits comes after it. " * 3
-    out = io.StringIO()
-    wrapped = WrappedText(out, indent="   ", width=40)
-    for start in range(0, len(text), size):
-        wrapped.write(text[start : start + size])
-    wrapped.end()
-    expected = textwrap.fill(text, 40, initial_indent="   ", subsequent_indent="   ", break_on_hyphens=False)
-    assert out.getvalue() == expected + "\n"
-
-
 def test_a_narrow_terminal_breaks_no_word(tiny, capsys, monkeypatch):
     monkeypatch.setattr(demo, "columns", lambda _stream: 40)
     assert main(["demo", "-m", tiny, "--skip", "0.34", "-n", "4", "-t", "1"]) == 0
@@ -65,14 +49,6 @@ def test_a_narrow_terminal_breaks_no_word(tiny, capsys, monkeypatch):
     asked = [one.split("\n-- full")[0].splitlines()[1:] for one in prompts]
     assert max(len(line) for lines in asked for line in lines) <= 40
     assert [" ".join(lines).split() for lines in asked] == [text.split() for text in demo.EVERYDAY.values()]
-
-
-def test_paragraphs_stay():
-    out = io.StringIO()
-    wrapped = WrappedText(out, indent="  ", width=40)
-    wrapped.write("one\n\ntwo\nthree")
-    wrapped.end()
-    assert out.getvalue() == "  one\n  two\n  three\n"
 
 
 def test_a_model_without_routers_gets_input_blind_ones(tiny, capsys):

@@ -16,6 +16,7 @@ from routers_files import routed_model
 
 from first_cpp import SkipError
 from first_cpp.cli.model_options import watched
+from first_cpp.gguf.printable import without_controls
 
 COMMAND = [sys.executable, "-m", "first_cpp", "run"]
 
@@ -200,18 +201,34 @@ def test_fidelity_by_an_explicit_call(tiny, models):
     assert "nothing was skipped" in dense
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
-@pytest.mark.parametrize("columns", [60, 200])
-def test_the_line_under_an_answer_fits_the_terminal(routed, columns):
+def on_a_terminal(columns, arguments, stream):
+    """What `first-cpp run` shows on a terminal that is its stdout or stderr."""
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    arguments = ["-m", routed, "--skip", "0.34", "--raw", "-n", "12", "--temp", "0", "Once upon"]
-    done = subprocess.run([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=theirs, check=False)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+    done = subprocess.run([*COMMAND, *arguments], check=False, **streams)
     os.close(theirs)
     assert done.returncode == 0
     shown = os.read(ours, 65536).decode()
     os.close(ours)
-    (line,) = [line for line in shown.splitlines() if "tokens/s" in line]
+    return shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+@pytest.mark.parametrize("columns", [60, 200])
+def test_the_line_under_an_answer_fits_the_terminal(routed, columns):
+    arguments = ["-m", routed, "--skip", "0.34", "--raw", "-n", "12", "--temp", "0", "Once upon"]
+    (line,) = [line for line in on_a_terminal(columns, arguments, "stderr").splitlines() if "tokens/s" in line]
     assert len(line) <= columns
     assert ("over dense" in line) is (columns == 200)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_an_answer_breaks_no_word_at_the_edge_of_the_terminal(routed):
+    arguments = ["-m", routed, "--skip", "0.34", "--raw", "-n", "40", "--temp", "0", "Once upon"]
+    piped = run(*arguments).stdout
+    shown = on_a_terminal(30, arguments, "stdout")
+    assert "\x1b" not in shown
+    assert "".join(shown.split()) == "".join(without_controls(piped).split())
+    assert all(len(line) <= 30 or " " not in line for line in shown.splitlines())

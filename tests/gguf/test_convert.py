@@ -345,6 +345,18 @@ def test_influence_leaves_out_the_least_influential_layers(tiny, tmp_path, load)
     assert llm.routing.skipped == tuple(sorted(np.argsort(found.bias)[:2].tolist()))
 
 
+def test_what_comes_next_replaces_routers_that_are_there(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = routed_model(tiny, tmp_path, seed=3)
+    (tmp_path / "t.txt").write_text("some text to measure on\n")
+    words = ["--block-influence", "--text", "t.txt"]
+    assert main([*words, "--model", model, "--out", "r.safetensors"]) == 0
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert main([*following[following.index("--routers") :], "--force"]) == 0
+    assert main([*words, "--model", tiny, "--out", "s.safetensors"]) == 0
+    assert "--replace" not in capsys.readouterr().out
+
+
 def test_empty_text_is_refused(tiny, tmp_path, capsys):
     text = tmp_path / "t.txt"
     text.write_text("\n \n")

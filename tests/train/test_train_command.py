@@ -18,6 +18,7 @@ import pytest
 import reference
 import torch
 from helpers import greedy, tokens
+from routers_files import routed_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training import Words, examples, lora_trainer, trainer
@@ -29,7 +30,7 @@ from first_cpp.gguf.embed import write_sidecar
 from first_cpp.gguf.synthetic import SHAPES
 from first_cpp.train import command, option_checks, run_plan
 from first_cpp.train.asked_data import Data
-from first_cpp.train.result import save_result
+from first_cpp.train.result import run_record, save_result
 from first_cpp.train.run_setup import settings_of
 from first_cpp.train.settings import Settings
 from first_cpp.train.training_options import add_arguments
@@ -222,6 +223,22 @@ def test_the_next_commands_are_those_of_the_run(tiny_q8, tmp_path, more, lora, h
     assert ("adapter/" in first) == lora
     assert head == "next:"
     assert [shlex.split(line) for line in lines] == wanted
+
+
+def test_routers_of_a_file_that_has_some_are_to_be_replaced(tiny, tmp_path):
+    """Without the option convert refuses; a merge puts the new ones there anyhow."""
+    model = routed_model(tiny, tmp_path, seed=3)
+    args = setup_arg_parser().parse_args(["train", "--model", model, "--data", "d", "--out", "run", "--rank", "0"])
+    first, *_ = run_plan.following(args, lora=False)
+    assert "--replace" in first
+    first, *_ = run_plan.following(args, lora=True)
+    assert "--replace" not in first
+
+
+def test_the_command_on_record_can_be_typed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["first-cpp", "train", "--out", "my run"])
+    args = setup_arg_parser().parse_args(["train", "--model", "m.gguf", "--data", "d", "--out", "my run"])
+    assert shlex.split(run_record(args, trainer(tmp_path, "run"), {})["command"]) == sys.argv
 
 
 @pytest.mark.slow
