@@ -21,7 +21,9 @@ from .answer_costs import NOTHING, AnswerCosts
 from .first_pass import Answered, answer_all
 
 SAVE_EVERY = 20.0
-"""Seconds between two saved states."""
+"""Seconds between two saved states, at least."""
+MOST_SAVING = 0.02
+"""The share of the time that saving may take: the state of a large model has hundreds of megabytes."""
 MOST_HELD = 4 << 30
 """Bytes of sessions that are kept: a prompt of a thousand tokens takes some 100 MB of KV in a model of 8B."""
 
@@ -52,7 +54,7 @@ class CostStore:
         """Spent by runs before this one."""
         self.stale = False
         self.n_prompts = n_prompts
-        self._saved = time.monotonic()
+        self._saved, self._pause = time.monotonic(), SAVE_EVERY
         self._started = self._saved if started is None else started
         if os.path.exists(path):
             try:
@@ -68,7 +70,7 @@ class CostStore:
     def add(self, key: Key, prompt: int, cost: Floats) -> None:
         """Keep a cost; saves from time to time."""
         self.put(key, prompt, cost)
-        if time.monotonic() - self._saved > SAVE_EVERY:
+        if time.monotonic() - self._saved > self._pause:
             self.save()
 
     def put(self, key: Key, prompt: int, cost: Floats) -> None:
@@ -91,6 +93,7 @@ class CostStore:
 
     def save(self) -> None:
         """Write everything to `path`."""
+        began = time.monotonic()
         numbers = sorted(self.answered)
         metadata = {
             "identity": self.identity,
@@ -107,6 +110,7 @@ class CostStore:
         with new_file(self.path) as file:
             file.write(save(tensors, metadata=metadata))
         self._saved = time.monotonic()
+        self._pause = max(SAVE_EVERY, (self._saved - began) / MOST_SAVING)
 
     def _load(self) -> None:
         with safe_open(self.path, "np") as file:

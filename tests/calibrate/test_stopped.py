@@ -183,3 +183,24 @@ def test_sessions_take_no_more_memory_than_they_may(engine, tmp_path, monkeypatc
         costs.append(procedure.measure.costs(frozenset({1, 4}), of, 5, base))
         assert len(procedure.measure._sessions) == n_kept
     assert np.array(costs[1]) == pytest.approx(np.array(costs[0]), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.1, cost_store.SAVE_EVERY), (4.0, 4.0 / cost_store.MOST_SAVING)])
+def test_a_state_that_takes_long_to_write_is_written_seldom(tmp_path, monkeypatch, seconds, pause):
+    """Of a model of 8B it has hundreds of megabytes."""
+    now, saves = [0.0], []
+    monkeypatch.setattr(cost_store.time, "monotonic", lambda: now[0])
+
+    def save(*_arguments, **_more):
+        saves.append(now[0])
+        now[0] += seconds
+        return b""
+
+    monkeypatch.setattr(cost_store, "save", save)
+    store = CostStore(str(tmp_path / "state"), {}, 1)
+    for i in range(2000):
+        store.add((8, frozenset([i])), 0, np.zeros(3, np.float32))
+        now[0] += 1.0
+    assert len(saves) > 5
+    assert min(b - a - seconds for a, b in zip(saves, saves[1:], strict=False)) > pause
+    assert max(b - a - seconds for a, b in zip(saves, saves[1:], strict=False)) < pause + 2
