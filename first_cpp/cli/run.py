@@ -92,22 +92,20 @@ def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any] | None:
 def _answer(llm: Llama, prompt: str, args: argparse.Namespace) -> tuple[str, str | None]:
     """Print the answer as it comes, unless it is to be JSON. Returns its text and why it ended."""
     text, reason = "", None
-    show = AnswerPrinter() if not args.json else None
-    try:
-        for part, ended in in_thread(llm, lambda: text_parts(llm, prompt, args)):
-            text, reason = text + part, ended
-            if show is not None:
-                show.add(part)
-    except KeyboardInterrupt:
-        reason = "interrupted"
-    if show is not None:
-        show.end()
+    with contextlib.nullcontext() if args.json else AnswerPrinter() as shown:
+        try:
+            for part, ended in in_thread(llm, lambda: text_parts(llm, prompt, args)):
+                text, reason = text + part, ended
+                if shown is not None:
+                    shown.add(part)
+        except KeyboardInterrupt:
+            reason = "interrupted"
     return text, reason
 
 
 class AnswerPrinter:
-    """Prints an answer as it comes: into a file or a pipe as it is, on a terminal with whole words and without what a terminal
-    takes for commands."""
+    """A context that prints an answer as it comes: into a file or a pipe as it is, on a terminal with whole words and without
+    what a terminal takes for commands."""
 
     def __init__(self) -> None:
         width = columns(sys.stdout)
@@ -120,11 +118,13 @@ class AnswerPrinter:
         else:
             print(part, end="", flush=True)
 
-    def end(self) -> None:
-        """The answer is whole."""
+    def __enter__(self) -> AnswerPrinter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._wrapped is not None:
-            self._wrapped.end()
-        else:
+            self._wrapped.end()  # whatever happened: a word is held back
+        elif kind is None:
             print()
 
 

@@ -16,6 +16,7 @@ from routers_files import routed_model
 
 from first_cpp import SkipError
 from first_cpp.cli.model_options import watched
+from first_cpp.cli.run import AnswerPrinter
 from first_cpp.gguf.printable import without_controls
 
 COMMAND = [sys.executable, "-m", "first_cpp", "run"]
@@ -232,3 +233,16 @@ def test_an_answer_breaks_no_word_at_the_edge_of_the_terminal(routed):
     assert "\x1b" not in shown
     assert "".join(shown.split()) == "".join(without_controls(piped).split())
     assert all(len(line) <= 30 or " " not in line for line in shown.splitlines())
+
+
+def test_an_error_amid_an_answer_loses_no_word(monkeypatch, capsys):
+    monkeypatch.setattr("first_cpp.cli.run.columns", lambda _stream: 40)
+
+    def answer():
+        with AnswerPrinter() as shown:
+            shown.add("one two")
+            raise ValueError("amid")
+
+    with pytest.raises(ValueError, match="amid"):
+        answer()
+    assert capsys.readouterr().out == "one two\n"
