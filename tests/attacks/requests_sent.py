@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 import test_costs
-import test_openai_protocol as protocol
+import test_openai_answers as answers
+import test_openai_protocol as fields
+from protocol import CHAT, TEXT, USER
 
-CHAT, TEXT = protocol.CHAT, protocol.TEXT
 JSON = {"Content-Type": "application/json"}
 
 
@@ -40,7 +41,7 @@ def _refused(name: str) -> Callable[[httpx.Response], bool]:
 
 
 def _chat(right: Callable[[httpx.Response], bool], **more: Any) -> Sent:
-    body = {"messages": protocol.USER, "max_tokens": 4, "temperature": 0, **more}
+    body = {"messages": USER, "max_tokens": 4, "temperature": 0, **more}
     return Sent(CHAT, json.dumps(body).encode(), right)
 
 
@@ -78,35 +79,35 @@ def _usage(response: httpx.Response) -> bool:
 
 
 PROTOCOL = {
-    f"chat: {field} is null": _chat(_answered, **{field: None}) for field in _cases(protocol.test_null_is_the_default_of_a_chat)
+    f"chat: {field} is null": _chat(_answered, **{field: None}) for field in _cases(fields.test_null_is_the_default_of_a_chat)
 }
 PROTOCOL |= {
     f"completion: {field} is null": _text(_answered, **{field: None})
-    for field in _cases(protocol.test_null_is_the_default_of_a_completion)
+    for field in _cases(fields.test_null_is_the_default_of_a_completion)
 }
 PROTOCOL |= {
     f"{field}={value!r}": _chat(_refused(field), **{field: value})
-    for field, value in _cases(protocol.test_what_cannot_be_honoured_is_refused_by_name)
+    for field, value in _cases(fields.test_what_cannot_be_honoured_is_refused_by_name)
 }
 PROTOCOL |= {
     f"{field}={value!r} changes nothing": _chat(_answered, **{field: value})
-    for field, value in _cases(protocol.test_what_changes_no_answer_is_taken)
+    for field, value in _cases(fields.test_what_changes_no_answer_is_taken)
 }
 PROTOCOL |= {
     f"messages={messages!r}": _chat(_refused("messages"), messages=messages)
-    for messages, _ in _cases(protocol.test_a_wrong_message_is_named)
+    for messages, _ in _cases(fields.test_a_wrong_message_is_named)
 }
 PROTOCOL |= {
-    f"prompt={prompt!r}": _text(_refused("prompt"), prompt=prompt) for prompt in _cases(protocol.test_prompts_that_are_refused)
+    f"prompt={prompt!r}": _text(_refused("prompt"), prompt=prompt) for prompt in _cases(answers.test_prompts_that_are_refused)
 }
 PROTOCOL |= {
     f"tools {names}, {json.dumps(choice)[:40]}": _chat(
-        _called, tools=[protocol.tool(name) for name in names], tool_choice=choice, max_tokens=200
+        _called, tools=[answers.tool(name) for name in names], tool_choice=choice, max_tokens=200
     )
-    for names, choice in _cases(protocol.test_a_forced_call_is_a_call)
+    for names, choice in _cases(answers.test_a_forced_call_is_a_call)
 }
 PROTOCOL |= {
-    "echo with logprobs": _text(_echoed, echo=True, logprobs=1, prompt=protocol.PROMPT_TOKENS),
+    "echo with logprobs": _text(_echoed, echo=True, logprobs=1, prompt=answers.PROMPT_TOKENS),
     "max_tokens 0": _text(_nothing_generated, max_tokens=0),
     "max_tokens 0 with echo": _text(_nothing_generated, max_tokens=0, echo=True),
     "usage of a stream": _chat(_usage, stream=True, stream_options={"include_usage": True}),

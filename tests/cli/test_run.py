@@ -240,9 +240,9 @@ def test_an_error_amid_an_answer_loses_no_word(monkeypatch, capsys):
 
     def answer():
         with AnswerPrinter() as shown:
-            shown.add("one two")
+            shown.add("one\x1b[2J two")
             raise ValueError("amid")
 
     with pytest.raises(ValueError, match="amid"):
         answer()
-    assert capsys.readouterr().out == "one two\n"
+    assert capsys.readouterr().out == "one[2J two\n"  # and nothing that clears the terminal
