@@ -266,13 +266,12 @@ def _plan(
     measured: frozenset[int],
 ) -> str:
     """What is about to happen, and how long it takes at most. measured: questions that are followed along the dense answer."""
-    from ..runtime.chat_prompt import chat_prompt
     from ..streams.engine import streams_for
-    from .estimate import Pace, longest_seconds
+    from .estimate import Pace, longest_seconds, prompt_lengths
 
     pace = Pace.of(llm, questions[0])
     missing = answers.missing(rows, len(questions))
-    lengths = [len(chat_prompt(llm, question.prompt)) for question in questions]
+    lengths = prompt_lengths(llm, questions)
     if args.streams > 1:
         pace = pace.together(streams_for(min(llm.n_ctx(), max(lengths) + args.max_tokens + 1), args.streams))
     seconds = longest_seconds(pace, missing, lengths, args.max_tokens, measured)

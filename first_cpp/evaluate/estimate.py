@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import ContextFull
 from ..llama import Llama
 from ..runtime.chat_prompt import chat_prompt
 from ..runtime.greedy import answer_timed
+from .asking import FAILURES
 from .questions import Question
 from .rows import Row, needs_scores
 
@@ -33,7 +33,7 @@ class Pace:
         try:
             prompt = chat_prompt(llm, question.prompt)
             answer = answer_timed(llm, prompt, _STEPS, ignore_end=True)
-        except ContextFull:
+        except FAILURES:  # the question will get an error for an answer
             prompt = llm.tokenize(b"How are you?")
             answer = answer_timed(llm, prompt, _STEPS, ignore_end=True)
         llm.reset()
@@ -45,6 +45,17 @@ class Pace:
         less than one of a prompt does. Prompts that choose different layers have nobody to go with."""
         quick = min(self.prompt, self.decoded)
         return replace(self, decoded=max(quick, self.decoded / streams), followed=quick)
+
+
+def prompt_lengths(llm: Llama, questions: Sequence[Question]) -> list[int]:
+    """The tokens of each question in the model's chat template; 0 where the template refuses it, which will be its answer."""
+    found = []
+    for question in questions:
+        try:
+            found.append(len(chat_prompt(llm, question.prompt)))
+        except FAILURES:
+            found.append(0)
+    return found
 
 
 def longest_seconds(

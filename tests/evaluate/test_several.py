@@ -12,6 +12,7 @@ from raw_gguf import with_metadata
 from routers_files import budget_routers, routed_model
 
 from first_cpp import Llama
+from first_cpp.cli.main import main
 from first_cpp.errors import RoutingError
 from first_cpp.evaluate import several
 from first_cpp.evaluate.answer_file import AnswerFile
@@ -236,3 +237,19 @@ def test_a_model_that_reads_long_contexts_otherwise(tmp_path, data):
     assert evaluate(str(model), data, tmp_path / "alone", *rows) == 0
     assert evaluate(str(model), data, tmp_path / "together", *rows, "--streams", "3") == 0
     same(answers(tmp_path / "together"), answers(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("streams", [[], ["--streams", "3"]])
+@pytest.mark.parametrize("word", ["clock", "ferry"], ids=["the first", "a later one"])
+def test_a_prompt_that_the_template_refuses_is_counted(routed, data, tmp_path, streams, word):
+    """Also in the plan, which reads every prompt; the others are answered."""
+    raises = "{{ raise_exception('no ' ~ one.content) }}"
+    turn = f"{{% if '{word}' in one.content %}}{raises}{{% endif %}}[{{{{ one.content }}}}]"
+    template = f"{{% for one in messages %}}{turn}{{% endfor %}}"
+    choosy = with_metadata(routed, tmp_path / "choosy.gguf", tokenizer__chat_template=template)
+    words = ["eval", "--model", str(choosy), "--data", data, "--out", str(tmp_path / "report"), "--skip", "0,0.34", "-n", "4"]
+    assert main([*words, "--draws", "50", "-t", "2", "-c", "512", *streams]) == 0
+    found = answers(tmp_path / "report")
+    assert len(found) == 2 * len(QUESTIONS)
+    refused = {number for (_, number), one in found.items() if "error" in one}
+    assert refused == {number for number, one in enumerate(QUESTIONS) if word in one["prompt"]}
