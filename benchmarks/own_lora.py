@@ -18,11 +18,18 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 from common import parser, save
 
 from first_cpp.calibrate.calibration import Calibration
 from first_cpp.cli.jsonl import lines
+from first_cpp.evaluate.answer_file import AnswerFile
+from first_cpp.evaluate.metrics import kinds_of_tasks
+from first_cpp.evaluate.questions import read_questions, tasks_of_prompts
+from first_cpp.evaluate.report import summarise
+from first_cpp.evaluate.rows import Row
 from first_cpp.gguf.quantise import quantise
 from first_cpp.runtime.machine import physical_cores
 
@@ -144,6 +151,22 @@ def compared(rows: Rows, files: dict[str, str]) -> Iterator[str]:
     yield from (f"{kind}={rows.as_it_came(kind)}" for kind in TYPES)
 
 
+def without(task: str, report: dict[str, Any], tests: str, answers: str) -> dict[str, Any]:
+    """What the same answers come to over all tasks but one: `ratio` and `share_skipped` by row, and `leads` of the budget."""
+    questions = read_questions([tests])
+    kept = [number for number, question in enumerate(questions) if question.task != task]
+    others = [questions[number] for number in kept]
+    found = AnswerFile(answers).found
+    few = SimpleNamespace(of=lambda row, _n: [found[row.name, number] for number in kept])
+    rows = [Row(one["row"], "", one["share"], None) for one in report["rows"]]
+    kinds = kinds_of_tasks([], list(dict.fromkeys(one.task for one in others)), tasks_of_prompts(others))
+    bootstrap = report["bootstrap"]
+    over = summarise(rows, others, few, kinds, report["reference"], bootstrap["draws"], bootstrap["seed"])  # type: ignore[arg-type]
+    leads = [{key: one[key] for key in ("row", "share", "over", "lead")} for one in over["leads"]]
+    of_rows = {key: {one["row"]: one[key] for one in over["rows"]} for key in ("ratio", "share_skipped")}
+    return {**of_rows, "leads": leads}
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", required=True, help="a GGUF as it came")
@@ -153,6 +176,7 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=8, help="for each calibration (default: %(default)s)")
     options.add_argument("--tests", type=int, default=30, help="test prompts of each kind (default: %(default)s)")
     options.add_argument("--streams", type=int, default=32, help="test answers decoded together (default: %(default)s)")
+    options.add_argument("--without", metavar="TASK", help="say also what the score is over all tasks but this one")
     options.add_argument("--threads", type=int, default=physical_cores())
     options.add_argument("--until", choices=("trained", "fitted", "judged"), default="judged")
     args = options.parse_args()
@@ -174,7 +198,10 @@ def main() -> None:
         "eval", "--model", args.model, "--skip", 0, *beside, "--reference", DENSE, *judged, "--out", rows.path("report")
     )
     with open(os.path.join(rows.path("report"), "report.json"), encoding="utf-8") as file:
-        save(args.out, json.load(file))
+        report = json.load(file)
+    if args.without:
+        report["without"] = {args.without: without(args.without, report, tests, os.path.join(rows.path("report"), ANSWERS))}
+    save(args.out, report)
 
 
 if __name__ == "__main__":

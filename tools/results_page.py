@@ -61,6 +61,7 @@ def own_lora() -> str:
         return NOT_YET.format("own_lora")
     found, rows = results("own_lora"), []
     report = found["rows"]
+    others = report["without"]["translation"]
     tasks = list(report["tasks"])
     for row in report["rows"]:
         scores = {task: next(iter(row["scores"][task].values())) for task in tasks}
@@ -71,19 +72,33 @@ def own_lora() -> str:
                 f"{row['share']:.2f}",
                 f"{row['share_skipped']:.2f}",
                 _ratio(row["ratio"]),
+                f"{others['share_skipped'][row['row']]:.2f}",
+                _ratio(others["ratio"][row["row"]]),
                 "" if row["kl"] is None else f"{row['kl']:.3f}",
                 f"{sum(prompts_alone) / len(prompts_alone) / 100:.3f}",
                 *(f"{scores[task]:.1f}" for task in tasks if "fidelity" not in row["scores"][task]),
             ]
         )
-    others = [
+    metrics = [
         f"{task} {next(iter(report['rows'][0]['scores'][task]))}"
         for task in tasks
         if "fidelity" not in report["rows"][0]["scores"][task]
     ]
-    columns = ["layers by", "share", "skipped", "score / dense + LoRA", "KL", "chat: fidelity", *others]
-    leads = [[f"{one['share']:g}", one["over"], _ratio(one["lead"])] for one in report["leads"] if one["row"] == "budget"]
-    beside = table(["share", "budget above", "score / dense + LoRA, difference"], leads)
+    ratios = ["score / dense + LoRA", "score, without translation"]
+    columns = ["layers by", "share", "skipped", ratios[0], "skipped, without translation", ratios[1], "KL", "chat: fidelity", *metrics]
+    lead = {(one["row"], one["share"], one["over"]): one["lead"] for one in others["leads"]}
+    leads = [
+        [f"{share:g}", over, _ratio(one["lead"]), _ratio(lead[row, share, over])]
+        for one in report["leads"]
+        for row, share, over in [(one["row"], one["share"], one["over"])]
+        if row == "budget"
+    ]
+    beside = table(["share", "budget above", *ratios], leads)
+    by_task = [
+        [task, *(_ratio(one["by_task"][task]) for one in report["leads"] if one["over"] == "single set")] for task in tasks
+    ]
+    shares = [f"at {one['share']:g}" for one in report["leads"] if one["over"] == "single set"]
+    beside += "\n\n" + table(["budget above the single set", *shares], by_task)
     prompts = ", ".join(f"{task} {n}" for task, n in report["tasks"].items())
     return f"{table(columns, rows)}\n\n{beside}\n\nTest prompts: {prompts}.\n\n    {found['command']}"
 

@@ -104,3 +104,27 @@ def test_what_is_made_is_not_made_again(monkeypatch, tmp_path, data, commands):
     (tmp_path / "rows" / "evenly-spaced.gguf").unlink()
     go(monkeypatch, tmp_path, data, "--until", "fitted")
     assert [words[1] if words[0] == "first_cpp" else words[0] for words in commands[made:]] == ["convert", "calibrate"]
+
+
+def test_the_score_over_all_tasks_but_one(tmp_path):
+    """As an evaluation of the others alone says it."""
+    tests, answers = tmp_path / "test.jsonl", tmp_path / "answers.jsonl"
+    records = [{"task": "tldr", "prompt": str(i), "response": "one two three"} for i in range(4)]
+    records.insert(1, {"task": "qa", "prompt": "q", "response": "five"})
+    tests.write_text("".join(json.dumps(one) + "\n" for one in records))
+    texts = {"dense": "one two three", "dense + LoRA": "one two three", "budget@0.25": "one", "single set@0.25": "four"}
+    common = {"tokens": 3, "ids": [1, 2, 3], "ended": True, "n_layer": 4, "skipped_layers": [1]}
+    found = [
+        {"row": row, "question": i, "task": one["task"], "text": text if one["task"] == "tldr" else "five", **common}
+        for row, text in texts.items()
+        for i, one in enumerate(records)
+    ]
+    answers.write_text("".join(json.dumps(one) + "\n" for one in found))
+    rows = [{"row": row, "share": 0.25 * row.endswith("0.25")} for row in texts]
+    report = {"rows": rows, "reference": "dense + LoRA", "bootstrap": {"draws": 20, "seed": 0}}
+    over = own_lora.without("qa", report, str(tests), str(answers))
+    assert over["ratio"]["dense"] == [1, 1, 1]
+    assert over["ratio"]["budget@0.25"] == pytest.approx([0.5] * 3)  # ROUGE-L: precision 1, recall a third
+    assert over["ratio"]["single set@0.25"] == [0, 0, 0]
+    assert over["share_skipped"]["budget@0.25"] == 0.25
+    assert over["leads"] == [{"row": "budget", "share": 0.25, "over": "single set", "lead": pytest.approx([0.5] * 3)}]
