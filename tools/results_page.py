@@ -85,7 +85,8 @@ def own_lora() -> str:
         if "fidelity" not in report["rows"][0]["scores"][task]
     ]
     ratios = ["score / dense + LoRA", "score, without translation"]
-    columns = ["layers by", "share", "skipped", ratios[0], "skipped, without translation", ratios[1], "KL", "chat: fidelity", *metrics]
+    figures = ["skipped", ratios[0], "skipped, without translation", ratios[1], "KL", "chat: fidelity"]
+    columns = ["layers by", "share", *figures, *metrics]
     lead = {(one["row"], one["share"], one["over"]): one["lead"] for one in others["leads"]}
     leads = [
         [f"{share:g}", over, _ratio(one["lead"]), _ratio(lead[row, share, over])]

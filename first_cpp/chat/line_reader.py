@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, Protocol
 
 from ..gguf.new_file import check_regular
@@ -74,10 +77,45 @@ class PromptReader:
         self._question: Any = PromptSession(history=InMemoryHistory())
 
     def line(self, prompt: str) -> str:
-        return str(self._session.prompt(prompt))
+        return _prompted(self._session, prompt)
 
     def ask(self, question: str) -> str:
-        return str(self._question.prompt(question))
+        return _prompted(self._question, question)
+
+
+def _prompted(session: Any, text: str) -> str:
+    """What is typed. Ctrl-C while the prompt is being set up waits until it is: amid that asyncio loses or garbles it."""
+    early = False
+
+    def remember(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal early
+        early = True
+
+    def begin() -> None:
+        if early:
+            session.app.exit(exception=KeyboardInterrupt())
+
+    with _handling_interrupts(remember):
+        typed = str(session.prompt(text, pre_run=begin))
+    if early:
+        raise KeyboardInterrupt
+    return typed
+
+
+@contextlib.contextmanager
+def _handling_interrupts(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C calls this, where it would raise KeyboardInterrupt."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _keys(completions: Completions) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import pathlib
 import re
+import signal
 import sys
 import time
+import warnings
 
 import pytest
 from rich.console import Console
@@ -21,6 +24,7 @@ from screen import Screen  # noqa: E402
 
 from first_cpp.chat import answer_view  # noqa: E402
 from first_cpp.chat.answer_view import AnswerView, markdown  # noqa: E402
+from first_cpp.chat.line_reader import PromptReader  # noqa: E402
 
 SCRIPTED = str(pathlib.Path(__file__).parents[1] / "support" / "scripted_chat.py")
 SLOW = pytest.mark.slow  # each begins a process and types as a person does
@@ -338,3 +342,33 @@ def test_a_dumb_terminal_gets_plain_text(chat):
     screen.send("Hello\r")
     screen.wait("tokens/s")
     assert "**bold** and `code`" in screen.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends itself a signal")
+@pytest.mark.parametrize("when", ["before the loop", "in the loop"])
+def test_ctrl_c_while_the_prompt_is_set_up_is_not_lost(monkeypatch, when):
+    """asyncio would raise it amid its own work, cancel the prompt, or say what it ignored."""
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    real = asyncio.events.new_event_loop
+
+    def interrupted():
+        if when == "before the loop":
+            signal.raise_signal(signal.SIGINT)
+        loop = real()
+        if when == "in the loop":
+            loop.call_soon(signal.raise_signal, signal.SIGINT)
+        return loop
+
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader = PromptReader(history=False, completions=lambda _line: [])
+        with monkeypatch.context() as patched:
+            patched.setattr("asyncio.runners.events.new_event_loop", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                reader.line("> ")
+        typed.send_text("hello\r")
+        assert reader.line("> ") == "hello"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
