@@ -239,8 +239,7 @@ def test_a_model_that_reads_long_contexts_otherwise(tmp_path, data):
     same(answers(tmp_path / "together"), answers(tmp_path / "alone"))
 
 
-@pytest.mark.parametrize("streams", [[], ["--streams", "3"]])
-@pytest.mark.parametrize("word", ["clock", "ferry"], ids=["the first", "a later one"])
+@pytest.mark.parametrize(("streams", "word"), [([], "clock"), (["--streams", "3"], "ferry")], ids=["the first", "a later one"])
 def test_a_prompt_that_the_template_refuses_is_counted(routed, data, tmp_path, streams, word):
     """Also in the plan, which reads every prompt; the others are answered."""
     raises = "{{ raise_exception('no ' ~ one.content) }}"

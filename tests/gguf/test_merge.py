@@ -242,6 +242,7 @@ def test_run_without_an_adapter(run, tmp_path, capsys):
     ("name", "facts"),
     [("smollm2-135m-instruct", ("CC BY-SA 4.0", "routed@0.25")), ("smollm2-135m-everyday", ("MIT", "budget@0.25"))],
 )
+@pytest.mark.slow
 def test_bundled_adapters_fit_the_demo_model(smollm2, tmp_path, load, name, facts):
     """Each merges by its name, is trained (prompts differ in their layers), small, and says where it comes from."""
     out = str(tmp_path / "first.gguf")

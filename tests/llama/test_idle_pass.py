@@ -170,6 +170,7 @@ def test_a_new_message_never_waits(routed, load, monkeypatch):
     assert answer == greedy(load(routed, skip=0.34, n_ctx=2048), conversation[:200], 6)
 
 
+@pytest.mark.slow
 def test_many_calls_amid_the_pass(routed, load, monkeypatch):
     """No call fails, and none is aborted in place of the pass."""
     monkeypatch.setattr(idle_pass, "PART", 4)

@@ -94,6 +94,7 @@ def test_a_cache_that_another_layer_reads_stays(models, load):
     np.testing.assert_array_equal(*rows)
 
 
+@pytest.mark.slow
 def test_many_answers_with_release_keep_memory_flat(wide):
     code = f"""
         import resource

@@ -19,13 +19,13 @@ def embedding_server(tiny, models):
         assert started.stop() == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page_server(tiny, models):
     with serving(routed_model(tiny, models, seed=41), "--chat-format", "chatml", "--max-skip", 0.5, "-c", 512) as started:
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     yield from chromium()
 
@@ -41,18 +41,18 @@ def page(browser, page_server):
     assert opened.errors() == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def protocol_model(tiny, models):
     return routed_model(tiny, models, seed=71)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def protocol_server(protocol_model):
     with serving(protocol_model, "--chat-format", "chatml", "--alias", "tiny", "--logits-all", "-c", 1024) as started:
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(protocol_server):
     return protocol_server.client()
 

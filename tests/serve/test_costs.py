@@ -173,6 +173,7 @@ def connect(server) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
+@pytest.mark.slow
 def test_500_idle_connections_with_few_descriptors(routed, monkeypatch):
     """With 256 open files: the oldest idle ones make room, and the log stays short."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -226,6 +227,7 @@ def _short_deadline() -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_used_is_kept(routed):
     """The deadline is for requests, not for answers: a stream lasts longer, and so does a connection between requests."""
     with serving(routed, "-c", 2048, "--chat-format", "chatml", code=_short_deadline()) as server:

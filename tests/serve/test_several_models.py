@@ -176,6 +176,7 @@ def resident(server: Server) -> int:
     return psutil.Process(server.process.pid).memory_info().rss
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_model(large):
     with serving(large[0], "-m", large[1], *OPTIONS) as server:
         for name in ("large-1", "large-2"):
