@@ -196,6 +196,7 @@ def test_a_saved_conversation_is_a_regular_file(routed, tmp_path):
     assert json.loads((tmp_path / "fine.json").read_text()) == {"messages": []}
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_plugin_differs_from_process_to_process(routed):
     pytest.importorskip("llm")
     code = f"""

@@ -125,7 +125,7 @@ def test_prompts_of_any_length_and_those_that_do_not_fit(routed, tmp_path, capsy
     assert "give a larger --ctx" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "jamba", "rwkv6"])
+@pytest.mark.parametrize("architecture", ["gemma3", "jamba", pytest.param("rwkv6", marks=pytest.mark.slow)])
 def test_states_of_every_kind(tmp_path, data, architecture):
     """A sliding window shorter than the prompts, and recurrent states: of each stream its own. In a graph of several streams no
     layer of RWKV can be skipped, so each answer is decoded by itself."""

@@ -64,6 +64,7 @@ def test_a_prompts_own_skip_is_its_alone_and_the_system_message_stays(routed, lo
     assert text == "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_the_command_finds_it(routed, tmp_path):
     environment = {**os.environ, "FIRST_CPP_MODEL": routed, "LLM_USER_PATH": str(tmp_path)}
     command = [

@@ -15,6 +15,7 @@ FUZZ = pathlib.Path(__file__).parents[1] / "fuzz"
 ROOT = FUZZ.parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convert", "policy"])
 def test_python_fuzzers(name):
     # a process of its own: what ggml's reader says goes to stderr, and a crash would be the fuzzer's alone

@@ -200,7 +200,7 @@ def test_key_is_asked_for(browser, tiny, models):
 
 
 @in_chromium
-@pytest.mark.parametrize(("width", "height"), [(320, 568), (390, 844), (1280, 800)])
+@pytest.mark.parametrize(("width", "height"), [(320, 568), pytest.param(390, 844, marks=pytest.mark.slow), (1280, 800)])
 def test_fits_every_screen(page, width, height):
     page.browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 800}

@@ -76,6 +76,7 @@ def test_an_unknown_name_is_a_404_that_names_those_there_are(server):
     assert server.http.get("/v1/models/gpt-4o").status_code == 404
 
 
+@pytest.mark.slow
 def test_an_answer_ends_before_its_model_is_swapped_and_those_who_wait_get_theirs(server, alone):
     """A long stream of a; meanwhile b, a and b are asked: each is right, and the stream is whole."""
     assert text_of(ask(server.url, "a", TEXTS["a"])) == alone["a"]

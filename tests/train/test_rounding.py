@@ -56,7 +56,7 @@ def lora_trainer(out, rank=4, **settings):
     return Trainer(make_routed(hf), lora, examples(40), Settings(**values), str(out))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1"])
+@pytest.mark.parametrize("kind", ["Q4_0", pytest.param("Q5_1", marks=pytest.mark.slow)])
 def test_what_is_trained_is_what_the_merged_file_holds(tmp_path, kind):
     run = lora_trainer(tmp_path / "run", quantize=kind, average=0.5)
     base = str(tmp_path / "base.gguf")
