@@ -7,11 +7,11 @@ import glob
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
+from ..cli.signals import handling
 from ..gguf.new_file import check_regular
 
 Completions = Callable[[str], list[str]]
@@ -95,27 +95,11 @@ def _prompted(session: Any, text: str) -> str:
         if early:
             session.app.exit(exception=KeyboardInterrupt())
 
-    with _handling_interrupts(remember):
+    with handling(signal.SIGINT, remember):
         typed = str(session.prompt(text, pre_run=begin))
     if early:
         raise KeyboardInterrupt
     return typed
-
-
-@contextlib.contextmanager
-def _handling_interrupts(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Ctrl-C calls this, where it would raise KeyboardInterrupt."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) != signal.default_int_handler
-    ):
-        yield
-        return
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _keys(completions: Completions) -> Any:

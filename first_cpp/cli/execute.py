@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 
 from ..errors import FirstCppError
 from ..gguf.printable import printable
 from ..runtime.llama_log import ggml_levels
 from .output import finish_output, prepare_streams
+from .signals import handling
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -27,19 +26,6 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-@contextlib.contextmanager
-def _handling_sigterm() -> Iterator[None]:
-    """Handle SIGTERM, unless somebody else does. SIGINT keeps Python's own handler, which asyncio knows."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
 
@@ -47,7 +33,7 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0, 1 failure, 2 input that cannot be used, 130 interrupted, 143 terminated."""
     try:
-        with _handling_sigterm(), ggml_levels():
+        with handling(signal.SIGTERM, _terminate), ggml_levels():
             prepare_streams()
             command(args)
             sys.stdout.flush()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TextIO
+
+from rich.cells import cell_len
 
 _TAB = 8
 
@@ -40,12 +41,12 @@ class WrappedText:
             elif sign in " \t":
                 self._put_word()
                 self._spaces += sign
-            elif _columns(sign) == 2:
+            elif cell_len(sign) == 2:
                 self._put_word()
                 self._word = sign
             else:
                 self._word += sign
-        if self._begun or _columns(self._word) >= self._width:
+        if self._begun or cell_len(self._word) >= self._width:
             self._put_word(whole=False)
         self.stream.flush()
 
@@ -66,25 +67,14 @@ class WrappedText:
         begun, self._begun = self._begun, not whole
         if not self._word:
             return
-        if self._column and not begun and self._column + self._n_spaces() + _columns(self._word) > self._width:
+        if self._column and not begun and self._column + self._n_spaces() + cell_len(self._word) > self._width:
             self.stream.write("\n")
             self._column, self._spaces = 0, ""
         before = self._spaces if self._column else self._indent + self._spaces
-        self._column += len(self._indent) * (not self._column) + self._n_spaces() + _columns(self._word)
+        self._column += len(self._indent) * (not self._column) + self._n_spaces() + cell_len(self._word)
         self.stream.write(before + self._word)
         self._spaces = self._word = ""
 
     def _n_spaces(self) -> int:
         column = self._column or len(self._indent)
         return len((column * "." + self._spaces).expandtabs(_TAB)) - column
-
-
-def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes."""
-    return sum(_width_of(sign) for sign in text)
-
-
-def _width_of(sign: str) -> int:
-    if unicodedata.category(sign) in ("Mn", "Me", "Cf"):  # drawn over the sign before, or not at all
-        return 0
-    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1

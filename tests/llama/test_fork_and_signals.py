@@ -7,10 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import survives, tokens
+from helpers import survives
 from routers_files import routed_model
-
-PROMPT = tokens(30, seed=3)
 
 
 @pytest.fixture(scope="module")
